@@ -1,0 +1,237 @@
+"""Why a job waits: the closed vocabulary of reasons, and the reasons of a class of jobs.
+
+What belongs here: codes with their group, meaning and unit, and the choice of what to tell per
+center.  What does not: deciding.  Every number comes from the tests of the policies and from the
+rows of the problem that decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.core.model import MICRO, CenterId
+
+if TYPE_CHECKING:
+    from broker.core.plan import Plan
+    from broker.core.problem import Problem
+
+
+class Group(StrEnum):
+    """What kind of "no" a reason is, and so who can do something about it."""
+
+    MISCONFIGURED = "misconfigured"  # the operator
+    NEVER_FITS = "never_fits"  # nobody: the request is wrong for this center
+    WAITING = "waiting"  # time
+    POLICY = "policy"  # whoever set the rule, the job's owner included
+
+
+class Unit(StrEnum):
+    """What `need` and `have` of a reason count."""
+
+    CENTERS = "centers"
+    POOLS = "pools"
+    CARDS = "cards"
+    CORES = "cores"
+    GIB = "GiB"
+    NODES = "nodes"
+    SLOTS = "slots"
+    SPECS = "specs"
+    IMAGES = "images"
+    SERVICES = "services"
+    SECONDS = "s"
+    GFLOPS = "GFLOPS"
+    RUNS = "runs"
+    DATASETS = "datasets"
+    QUOTA = "quota units"
+    RATE = "micro-CNY/h"
+    MONEY = "micro-CNY"
+
+
+class Code(IntEnum):
+    """Every reason there is.  The order is the order of the tests: the higher, the closer it came."""
+
+    ALLOWED = 0
+    NO_POOLS = 1
+    CENTER_NOT_LISTED = 2
+    CENTER_INACTIVE = 3
+    CENTER_DRAINING = 4
+    CENTER_UNPOLLED = 5
+    CENTER_DOWN = 6
+    CENTER_SUSPECT = 7
+    SERVICE_UNSUPPORTED = 8
+    IMAGE_UNAVAILABLE = 9
+    MAX_RUN_TIME = 10
+    GANG_UNSUPPORTED = 11
+    NO_PRODUCT = 12
+    ARCH_MISMATCH = 13
+    CARD_MEMORY_MISMATCH = 14
+    CARDS_PER_NODE = 15
+    CORES_PER_NODE = 16
+    MEMORY_PER_NODE = 17
+    SPEC_NOT_OFFERED = 18
+    POWER = 19
+    GANG_NODES = 20
+    PRICE_CEILING = 21
+    AVOIDED = 22
+    STAGING = 23
+    CAPACITY = 24
+    CAPACITY_OUTRANKED = 25
+    UNKNOWN_IDLE = 26
+    IN_FLIGHT = 27
+    QUOTA = 28
+    COST_ABOVE_WORTH = 29
+
+    @property
+    def word(self) -> str:
+        """The code as users see it."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """`message` is a template of `{need}` and `{have}`, numbers of `unit`, or of `{need_cny}` and so on."""
+
+    group: Group
+    unit: Unit
+    message: str
+
+
+_N, _W, _P, _M = Group.NEVER_FITS, Group.WAITING, Group.POLICY, Group.MISCONFIGURED
+
+MEANINGS: dict[Code, Meaning] = {
+    Code.NO_POOLS: Meaning(_M, Unit.POOLS, "the center shows no pool of nodes"),
+    Code.CENTER_NOT_LISTED: Meaning(_P, Unit.CENTERS, "the job names other centers"),
+    Code.CENTER_INACTIVE: Meaning(_M, Unit.CENTERS, "the center is switched off by its operator"),
+    Code.CENTER_DRAINING: Meaning(_W, Unit.CENTERS, "the center drains: it takes no new runs"),
+    Code.CENTER_UNPOLLED: Meaning(_W, Unit.CENTERS, "the center has not reported yet"),
+    Code.CENTER_DOWN: Meaning(_W, Unit.CENTERS, "the center is silent"),
+    Code.CENTER_SUSPECT: Meaning(_W, Unit.CENTERS, "the center missed its last report"),
+    Code.SERVICE_UNSUPPORTED: Meaning(_N, Unit.SERVICES, "the center runs no online services"),
+    Code.IMAGE_UNAVAILABLE: Meaning(_N, Unit.IMAGES, "the center cannot use the job's image"),
+    Code.MAX_RUN_TIME: Meaning(_N, Unit.SECONDS, "asks for {need} s, the center allows {have} s"),
+    Code.GANG_UNSUPPORTED: Meaning(_N, Unit.NODES, "asks for {need} nodes, the center starts one at a time"),
+    Code.NO_PRODUCT: Meaning(_N, Unit.CARDS, "no pool has nodes of the product asked for"),
+    Code.ARCH_MISMATCH: Meaning(_N, Unit.POOLS, "the nodes have another architecture"),
+    Code.CARD_MEMORY_MISMATCH: Meaning(_N, Unit.GIB, "asks for {need} GiB per card, cards have {have} GiB"),
+    Code.CARDS_PER_NODE: Meaning(_N, Unit.CARDS, "asks for {need} cards per node, nodes have {have}"),
+    Code.CORES_PER_NODE: Meaning(_N, Unit.CORES, "asks for {need} cores per node, nodes have {have}"),
+    Code.MEMORY_PER_NODE: Meaning(_N, Unit.GIB, "asks for {need} GiB per node, nodes have {have} GiB"),
+    Code.SPEC_NOT_OFFERED: Meaning(_N, Unit.SPECS, "the spec is none of the {have} that the pool offers"),
+    Code.POWER: Meaning(_N, Unit.GFLOPS, "asks for {need} GFLOPS per node, the strongest spec has {have}"),
+    Code.GANG_NODES: Meaning(_N, Unit.NODES, "asks for {need} nodes, the pool has {have}"),
+    Code.PRICE_CEILING: Meaning(_P, Unit.RATE, "the ceiling is {need_cny} CNY/h, the price {have_cny}"),
+    Code.AVOIDED: Meaning(_W, Unit.CENTERS, "the center refused this job a moment ago"),
+    Code.STAGING: Meaning(_W, Unit.DATASETS, "{need} data sets are wanted there, {have} are ready"),
+    Code.CAPACITY: Meaning(_W, Unit.SLOTS, "needs {need} slots of its size in one pool, {have} are free"),
+    Code.CAPACITY_OUTRANKED: Meaning(
+        _W,
+        Unit.SLOTS,
+        "needs {need} slots of its size; what is free goes to older or higher work, {have} stay",
+    ),
+    Code.UNKNOWN_IDLE: Meaning(
+        _W, Unit.RUNS, "the center does not tell what is idle and has as many waiting runs as it may"
+    ),
+    Code.IN_FLIGHT: Meaning(_W, Unit.RUNS, "the center has as many waiting runs as it may"),
+    Code.QUOTA: Meaning(_P, Unit.QUOTA, "takes {need} of a quota of which {have} are left"),
+    Code.COST_ABOVE_WORTH: Meaning(
+        _P, Unit.MONEY, "costs {need_cny} CNY there, waiting is weighed at {have_cny} CNY"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a job does not start at one center; `need` and `have` are numbers of `unit`."""
+
+    center: CenterId
+    code: Code
+    message: str
+    need: int
+    have: int
+    unit: Unit
+
+
+def reason(center: CenterId, code: Code, *, need: int, have: int) -> Reason:
+    """A reason with the message of its code."""
+    meaning = MEANINGS[code]
+    need_cny, have_cny = (f"{Decimal(micro) / MICRO:f}" for micro in (need, have))
+    message = meaning.message.format(need=need, have=have, need_cny=need_cny, have_cny=have_cny)
+    return Reason(center=center, code=code, message=message, need=need, have=have, unit=meaning.unit)
+
+
+def vocabulary() -> tuple[tuple[str, str, str, str], ...]:
+    """Rows of (code, group, unit, meaning) for the documentation, in the order of the tests."""
+    return tuple((c.word, m.group.value, m.unit.value, m.message) for c, m in sorted(MEANINGS.items()))
+
+
+# ---------------------------------------------------------------- the reasons of a class
+
+IntArray = npt.NDArray[np.int64]
+
+
+def explain(problem: Problem, plan: Plan, k: int) -> tuple[Reason, ...]:
+    """Why jobs of class `k` that the plan leaves wait: one reason per center, in order of centers.
+
+    Of a center's pools the one that came closest speaks: the last failing test wins, then the
+    smallest gap between `need` and `have`, then the first pool.
+    """
+    return explain_counts(problem, problem.counts(plan.placements), k)
+
+
+def explain_counts(problem: Problem, y: IntArray, k: int, left: IntArray | None = None) -> tuple[Reason, ...]:
+    """As `explain`, from jobs started per option; `left`: what the rows then have left, if at hand."""
+    left = problem.left(y) if left is None else left
+    pools = np.arange(len(problem.pools), dtype=np.int64)
+    verdict = problem.policies.allow(problem, k, pools)
+    codes, need, have = verdict.codes.copy(), verdict.need.copy(), verdict.have.copy()
+    for option in range(problem.first[k], problem.first[k + 1]):
+        at = problem.option_pool[option]
+        codes[at], need[at], have[at] = _binding(problem, left, k, option)
+    at_center = problem.pool.center
+    order = np.lexsort((pools, np.abs(need - have), -codes, at_center))
+    leads = np.ones(len(order), dtype=bool)
+    leads[1:] = at_center[order][1:] != at_center[order][:-1]
+    best = {int(at_center[i]): int(i) for i in order[leads]}
+    reasons = []
+    for c, facts in enumerate(problem.centers):
+        if c not in best:
+            # Pools carry the tests, so a center without any is told by what is known of it alone.
+            named = problem.classes[k].request.centers
+            listed = not named or facts.id in named
+            closed = Code(int(problem.center.closed[c])) or Code.NO_POOLS
+            reasons.append(reason(facts.id, closed if listed else Code.CENTER_NOT_LISTED, need=1, have=0))
+        else:
+            i = best[c]
+            reasons.append(reason(facts.id, Code(int(codes[i])), need=int(need[i]), have=int(have[i])))
+    return tuple(reasons)
+
+
+def _binding(problem: Problem, left: IntArray, k: int, option: int) -> tuple[int, int, int]:
+    """(code, need, have) of an allowed option that is not taken: the row that binds it."""
+    a, b = problem.entry_first[option], problem.entry_first[option + 1]
+    rows, coefs = problem.entry_row[a:b], problem.entry_coef[a:b]
+    full = left[rows] < coefs
+    codes = problem.row_code[rows]
+    nodes = problem.classes[k].request.nodes
+    slots = codes == Code.CAPACITY
+    if (full & slots).any():
+        # What was free at first, in slots of this option's own size: its slot row is the largest.
+        free = int(problem.row_bound[rows[slots][-1]])
+        if free < nodes:
+            return Code.CAPACITY, nodes, free
+        return Code.CAPACITY_OUTRANKED, nodes, int((left[rows[slots]] * nodes // coefs[slots]).min())
+    if full.any():
+        at = int(np.flatnonzero(full)[0])
+        code = int(codes[at])
+        if code == Code.IN_FLIGHT and problem.pool.unknown[problem.option_pool[option]]:
+            code = int(Code.UNKNOWN_IDLE)
+        return code, int(coefs[at]), int(left[rows[at]])
+    # Jobs start oldest first, so the youngest waits if any does.
+    worth = int(problem.worth[k][problem.waiting[k] > 0].min())
+    return Code.COST_ABOVE_WORTH, int(problem.cost[option]), worth

@@ -1,0 +1,473 @@
+"""Domain types, in the field's words.
+
+What belongs here: frozen facts that several parts of the broker speak about.  What does not: rules
+(machine, policies), arithmetic over resources (resources), rows of the database (broker.tables) and
+the wire format of the queue API (broker.api).
+
+Units.  Times are int64 milliseconds since the Unix epoch, UTC, and end in `_ms`; durations are
+seconds and end in `_s`.  Memory is GiB.  Money is micro-CNY (1 CNY = 1,000,000), a price is
+micro-CNY per hour; money is never a float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NewType
+
+JobId = NewType("JobId", str)
+RunId = NewType("RunId", str)
+CenterId = NewType("CenterId", str)
+PoolId = NewType("PoolId", str)
+SpecId = NewType("SpecId", str)
+TenantId = NewType("TenantId", str)
+AccountId = NewType("AccountId", str)
+RemoteId = NewType("RemoteId", str)
+"""Opaque text of an adapter that starts with its kind where a platform has several: ``slm:44``."""
+
+MICRO = 1_000_000
+"""Micro-CNY per CNY."""
+
+DEFAULT_ESTIMATE_S = 3600
+"""Planned run time of a job that states neither an estimate nor a limit."""
+
+
+class JobState(StrEnum):
+    """A job is what somebody asked for; it outlives its runs.  Ended states are written once."""
+
+    QUEUED = "QUEUED"  # the scheduler moves it out
+    ACTIVE = "ACTIVE"  # its one live run moves it out
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.ACTIVE)
+
+
+class RunState(StrEnum):
+    """A run is one attempt at one center; northbound it is a *task*."""
+
+    NEW = "NEW"  # no center yet; a plan moves it out
+    SUBMITTING = "SUBMITTING"  # the outbox holds it; dispatch moves it out
+    DOUBT = "DOUBT"  # the call's outcome is unknown; looking, then an operator, moves it out
+    PENDING = "PENDING"  # accepted by the center; observation moves it out
+    RUNNING = "RUNNING"  # observation moves it out
+    LOST = "LOST"  # the center does not know it or is silent; observation or `onLost` moves it out
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+    ABANDONED = "ABANDONED"  # given up while lost; a stop stays owed to the center
+
+    @property
+    def live(self) -> bool:
+        return self in LIVE_RUN_STATES
+
+    @property
+    def at_center(self) -> bool:
+        """True when the run may hold capacity of a center."""
+        return self.live and self is not RunState.NEW
+
+
+LIVE_RUN_STATES = frozenset(
+    {
+        RunState.NEW,
+        RunState.SUBMITTING,
+        RunState.DOUBT,
+        RunState.PENDING,
+        RunState.RUNNING,
+        RunState.LOST,
+    }
+)
+
+
+class PublicStatus(StrEnum):
+    """The six job states of T/AI 123.8, table 4."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+    UNKNOWN = "UNKNOWN"
+
+
+def public_status(state: JobState, run: RunState | None) -> PublicStatus:
+    """The standard's state of a job from its own state and that of its live run, if it has one."""
+    if state.ended:
+        return PublicStatus(state.value)
+    if run is RunState.RUNNING:
+        return PublicStatus.RUNNING
+    if run is RunState.LOST:
+        return PublicStatus.UNKNOWN
+    return PublicStatus.PENDING
+
+
+def public_run_status(run: RunState) -> PublicStatus:
+    """The standard's state of one task."""
+    if run is RunState.ABANDONED:
+        return PublicStatus.UNKNOWN
+    if run.live:
+        return public_status(JobState.ACTIVE, run)
+    return PublicStatus(run.value)
+
+
+class FailureKind(StrEnum):
+    """Why a run ended without success; decides what a retry costs (core/retry.py)."""
+
+    JOB = "job"  # its own exit code
+    COMMAND = "command"  # the command could not be started
+    NEVER_ARRIVED = "never_arrived"  # proven not to exist at the center
+    NO_CAPACITY = "no_capacity"  # refused: the center is full
+    REFUSED = "refused"  # refused: it never fits there
+    DENIED = "denied"  # refused: credentials or contract
+    EVICTED = "evicted"  # killed by the platform for another job
+    HOST = "host"  # a machine died under it
+    LOST = "lost"  # the center forgot it and the job says `onLost = fail`
+    DEADLINE = "deadline"  # ran longer than maxRunTime
+
+
+class StopReason(StrEnum):
+    """Why a live run is asked to end; valid in every live state."""
+
+    PREEMPT = "preempt"
+    RECALL = "recall"  # the operator drains the center and asks for its jobs back
+    DEADLINE = "deadline"
+    CANCEL = "cancel"
+
+
+STOP_STRENGTH: Mapping[StopReason, int] = {
+    StopReason.PREEMPT: 0,
+    StopReason.RECALL: 1,
+    StopReason.DEADLINE: 2,
+    StopReason.CANCEL: 3,
+}
+"""A stronger reason replaces a weaker one; a user's cancel overrides all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    reason: StopReason
+    since_ms: int
+
+
+class Kind(StrEnum):
+    TRAIN = "train"
+    ONLINE = "online"
+
+
+class Tier(IntEnum):
+    """Order classes of the queue, lowest first.  Names are those of `config.priority` and VIP."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    VIP = 3
+
+
+class OnLost(StrEnum):
+    WAIT = "wait"
+    RERUN = "rerun"
+    FAIL = "fail"
+
+
+class Role(StrEnum):
+    USER = "user"
+    TENANT_ADMIN = "tenant-admin"
+    OPERATOR = "operator"
+
+
+class CenterState(StrEnum):
+    """Slurm's life cycle of a federated cluster; the more restrictive of file and command wins."""
+
+    ACTIVE = "active"
+    DRAIN = "drain"  # runs go on, none is sent
+    INACTIVE = "inactive"  # neither polled nor sent to
+
+
+class Health(StrEnum):
+    """What the last polls of a center say."""
+
+    UNKNOWN = "unknown"  # never polled
+    FRESH = "fresh"
+    SUSPECT = "suspect"  # the last poll failed; capacity ages
+    DOWN = "down"  # silent for several polls; nothing is sent there
+
+
+class Accuracy(StrEnum):
+    """How a center knows its idle capacity."""
+
+    EXACT = "exact"
+    ESTIMATED = "estimated"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NodeShape:
+    """A node, or a slice of one.  `accelerator` is a canonical product name or "" for CPU only.
+
+    Memory is GiB per node; `accelerator_memory_gib` is per card.
+    """
+
+    arch: str
+    cores: int
+    memory_gib: int
+    accelerator: str = ""
+    accelerators: int = 0
+    accelerator_memory_gib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What one node of a job gets (the standard's resourceSpec).  The id is a function of the shape."""
+
+    id: SpecId
+    name: str
+    shape: NodeShape
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FreeNodes:
+    """`nodes` nodes of a pool of which so much is free each."""
+
+    cores: int
+    memory_gib: int
+    accelerators: int
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Micro-CNY per accelerator-hour, or per core-hour of a CPU pool, in an optional daily window.
+
+    `days` are weekdays with Monday 0; the window is [start_min, end_min) minutes of the local day
+    and may wrap midnight.
+    """
+
+    micro_per_hour: int
+    days: frozenset[int] = frozenset(range(7))
+    start_min: int = 0
+    end_min: int = 24 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Nodes of one shape in one native unit of a center, with a histogram of what is free.
+
+    `specs` are those the platform offers there; empty means the slices of the shape.
+    `free` is what the center reported at `as_of_ms`; see core/snapshot.py for what the broker may
+    still use of it.
+    """
+
+    id: PoolId
+    center: CenterId
+    native: str
+    shape: NodeShape
+    nodes: int
+    free: tuple[FreeNodes, ...]
+    as_of_ms: int
+    accuracy: Accuracy
+    specs: tuple[Spec, ...] = ()
+    prices: tuple[Price, ...] = ()
+    expected_wait_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A product of the catalogue (config/accelerators.toml)."""
+
+    name: str
+    memory_gib: tuple[int, ...]
+    fp16_gflops: int
+    factor_permille: int
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def vendor(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def kind(self) -> str:
+        """GPU, NPU, MLU, DCU or GCU: the standard's processor type."""
+        return self.name.split("/")[1]
+
+    @property
+    def effective_gflops(self) -> int:
+        """Datasheet dense FP16 GFLOPS times the measured factor, per card."""
+        return self.fp16_gflops * self.factor_permille // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a job asks for, after validation.  Names follow the `config` object of the queue API."""
+
+    kind: Kind = Kind.TRAIN
+    centers: tuple[CenterId, ...] = ()
+    spec: Spec | None = None  # None: chosen by `min_gflops` when the job is placed
+    min_gflops: int = 0  # effective FP16 GFLOPS per node
+    nodes: int = 1
+    image_id: str = ""
+    image_url: str = ""
+    command: str = ""
+    tier: Tier = Tier.NORMAL
+    preempt_policy: int = 1
+    vip_nodes: tuple[str, ...] = ()
+    preemptible: bool = True
+    estimated_run_time_s: int | None = None
+    max_run_time_s: int | None = None
+    max_price_micro: int | None = None
+    max_retries: int = 0
+    on_lost: OnLost = OnLost.WAIT
+    resumable: bool = False
+    checkpoint_interval_s: int | None = None
+    stop_grace_s: int = 30
+    env: tuple[tuple[str, str], ...] = ()
+    datasets: tuple[str, ...] = ()
+    port: int | None = None
+    public: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def estimate_s(self) -> int:
+        """Planned run time: the stated estimate, else the limit, else one hour."""
+        return self.estimated_run_time_s or self.max_run_time_s or DEFAULT_ESTIMATE_S
+
+    @property
+    def max_rate_micro(self) -> int | None:
+        """`max_price_micro` as a ceiling on micro-CNY per hour at the job's own estimate."""
+        if self.max_price_micro is None:
+            return None
+        return self.max_price_micro * 3600 // self.estimate_s
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What machine.step needs of a job."""
+
+    id: JobId
+    state: JobState
+    request: JobRequest
+    queued_ms: int
+    attempts: int = 1
+    retries_used: int = 0
+    avoid: tuple[tuple[CenterId, int], ...] = ()  # (center, until_ms) after a refusal there
+    stop: Stop | None = None
+    ended_ms: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What machine.step needs of a run."""
+
+    id: RunId
+    job: JobId
+    attempt: int
+    state: RunState
+    center: CenterId | None = None
+    remote: RemoteId | None = None
+    stop: Stop | None = None
+    not_after_ms: int = 0  # no call for this run leaves after this
+    lookup_lag_s: int = 0
+    missing_ms: int | None = None  # the first "not found" that counts (law 2)
+    submitted_ms: int | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    lost_ms: int | None = None
+    exit_code: int | None = None
+    failure: FailureKind | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a live run holds in a pool: `nodes` times `shape`, on named nodes where known.
+
+    `started_ms` is None while the center has not said that the run started.
+    """
+
+    run: RunId
+    center: CenterId
+    pool: PoolId
+    shape: NodeShape
+    nodes: int
+    started_ms: int | None = None
+    tier: Tier = Tier.NORMAL
+    tenant: TenantId = TenantId("")
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The only way to hold capacity: `nodes` slots of `slot` units in a pool for a job."""
+
+    id: int
+    pool: PoolId
+    slot: int
+    nodes: int
+    job: JobId
+    not_before_ms: int
+    expires_ms: int
+    why: str
+    node_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CenterFacts:
+    """What a round knows of a center."""
+
+    id: CenterId
+    name: str
+    state: CenterState
+    health: Health
+    max_in_flight: int
+    in_flight: int = 0  # submitted and not yet running there
+    report_lag_s: int = 0
+    gang: bool = True
+    services: bool = False
+    max_run_time_s: int | None = None
+    images: frozenset[str] = frozenset()  # logical image ids this center can use
+    any_image_url: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """A job of a class, as the queue keeps it."""
+
+    id: JobId
+    queued_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobClass:
+    """Jobs that no rule can tell apart: same request, tenant and avoided centers.
+
+    `jobs` are in queue order, oldest first.
+    """
+
+    key: str
+    request: JobRequest
+    tenant: TenantId
+    jobs: tuple[QueuedJob, ...]
+    avoid: frozenset[CenterId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The world at one moment, frozen: everything a round may look at.
+
+    `version` is the number of the last event in it.  `minute_of_week` is local time of the
+    configured zone (Monday 00:00 is 0): price windows need it and the core has no clock.
+    """
+
+    version: int
+    now_ms: int
+    minute_of_week: int
+    centers: tuple[CenterFacts, ...]
+    pools: tuple[Pool, ...]
+    claims: tuple[Claim, ...]
+    reservations: tuple[Reservation, ...]
+    classes: tuple[JobClass, ...]
+    accelerators: Mapping[str, Accelerator] = field(default_factory=dict)

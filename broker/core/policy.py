@@ -1,0 +1,231 @@
+"""What a placement policy is, and a set of them as the policy file puts them together.
+
+What belongs here: the protocol, rows across classes (`Limit`), the order and weights of policies and
+reading the policy file's text.  What does not: any policy (they are in `policies/`), finding their
+types (passed in) and files.
+
+A policy is a frozen dataclass whose fields are its keys in the policy file.  It has any of the
+methods of `Policy`; the others do nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.core.explain import Code
+
+if TYPE_CHECKING:
+    from broker.core.problem import Problem
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """Per pool: 0 or the code of the first failing test, with its two numbers (see explain.MEANINGS)."""
+
+    codes: IntArray
+    need: IntArray
+    have: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Limit:
+    """A row across classes: the sum of coefficient times jobs started over `options` is at most `bound`.
+
+    `options` are indices of the problem's options, each once; coefficients are positive.
+    """
+
+    name: str
+    code: Code
+    options: IntArray
+    coefficients: IntArray
+    bound: int
+
+    def __post_init__(self) -> None:
+        if self.options.shape != self.coefficients.shape:
+            raise ValueError(f"limit {self.name}: {self.options.size} options for {self.coefficients.size}")
+        if self.options.size and int(self.coefficients.min()) <= 0:
+            raise ValueError(f"limit {self.name}: coefficient {int(self.coefficients.min())} is not positive")
+        if np.unique(self.options).size != self.options.size:
+            raise ValueError(f"limit {self.name}: an option occurs twice")
+        if self.bound < 0:
+            raise ValueError(f"limit {self.name}: bound {self.bound} is negative; 0 stops everything")
+
+
+class Policy(Protocol):
+    """What a policy may have; every method is optional.
+
+    A problem is built in this order, and a method sees of it what is built so far: codes of all
+    classes, options and their costs, worth, limits.
+    """
+
+    def allow(self, p: Problem, k: int, pools: IntArray) -> Verdict:
+        """May class `k` use these pools?"""
+        ...
+
+    def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
+        """Micro-CNY per job of class `k` started in each of these pools."""
+        ...
+
+    def worth(self, p: Problem, k: int) -> IntArray:
+        """Micro-CNY per age bucket: what leaving a job of class `k` waiting is weighed at."""
+        ...
+
+    def limits(self, p: Problem) -> tuple[Limit, ...]:
+        """Rows across classes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A policy in force; its costs and worths count `permille` thousandths."""
+
+    name: str
+    policy: object
+    permille: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """Policies in force, in order: the first verdict other than allowed stands; the rest adds up."""
+
+    policies: tuple[Weighted, ...]
+
+    def allow(self, p: Problem, k: int, pools: IntArray) -> Verdict:
+        codes, need, have = (np.zeros(len(pools), dtype=np.int64) for _ in range(3))
+        for _, method in self._methods("allow"):
+            verdict: Verdict = method(p, k, pools)
+            first = (codes == Code.ALLOWED) & (verdict.codes != Code.ALLOWED)
+            codes[first], need[first] = verdict.codes[first], verdict.need[first]
+            have[first] = verdict.have[first]
+        return Verdict(codes=codes, need=need, have=have)
+
+    def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
+        total = np.zeros(len(pools), dtype=np.int64)
+        for permille, method in self._methods("cost"):
+            total += _weighed(method(p, k, pools), permille)
+        return total
+
+    def worth(self, p: Problem, k: int) -> IntArray:
+        """Micro-CNY per age bucket.  Waiting never lowers it: jobs of a class start oldest first."""
+        total = np.zeros(len(p.age_s), dtype=np.int64)
+        for permille, method in self._methods("worth"):
+            total += _weighed(method(p, k), permille)
+        return np.maximum.accumulate(total)
+
+    def limits(self, p: Problem) -> tuple[Limit, ...]:
+        return tuple(limit for _, method in self._methods("limits") for limit in method(p))
+
+    def _methods(self, name: str) -> list[tuple[int, Any]]:
+        found = ((w.permille, getattr(w.policy, name, None)) for w in self.policies)
+        return [(permille, method) for permille, method in found if method is not None]
+
+
+def _weighed(money: IntArray, permille: int) -> IntArray:
+    """`money * permille // 1000`, in steps that stay far from the end of int64."""
+    return money // 1000 * permille + money % 1000 * permille // 1000
+
+
+# ---------------------------------------------------------------- the policy file
+
+
+class PolicyError(ValueError):
+    """Everything that is wrong with a policy file: (key path, message) each."""
+
+    def __init__(self, errors: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {message}" for path, message in errors))
+        self.errors = errors
+
+
+def load_policies(text: str, available: Mapping[str, type]) -> PolicySet:
+    """The policies that a TOML text puts in force, in its order.
+
+    `available` are the known policy types by name.  A policy without a table is not in force.
+    Raises PolicyError with all errors at once.
+    """
+    try:
+        document = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError([("", f"not TOML: {error}")]) from error
+    errors: list[tuple[str, str]] = []
+    tables = document.pop("policies", {})
+    errors += [(key, "unknown key; policies are tables named [policies.NAME]") for key in document]
+    if not isinstance(tables, dict):
+        raise PolicyError([*errors, ("policies", "must be tables named [policies.NAME]")])
+    chosen: list[Weighted] = []
+    for name, table in tables.items():
+        known = available.get(name)
+        if known is None:
+            there = ", ".join(sorted(available))
+            errors.append((f"policies.{name}", f"unknown policy; installed are {there}"))
+        elif not isinstance(table, dict):
+            errors.append((f"policies.{name}", "must be a table"))
+        else:
+            weighted = _weighted(name, known, dict(table), errors)
+            chosen += [weighted] if weighted is not None else []
+    if not errors and not any(hasattr(w.policy, "allow") for w in chosen):
+        errors.append(("policies", "no policy in force tests what fits where; add [policies.fit]"))
+    if errors:
+        raise PolicyError(errors)
+    return PolicySet(tuple(chosen))
+
+
+def _weighted(
+    name: str, known: type, table: dict[str, Any], errors: list[tuple[str, str]]
+) -> Weighted | None:
+    """One table; None when it is switched off or wrong (then `errors` has grown)."""
+    before = len(errors)
+    enabled = table.pop("enabled", True)
+    if not isinstance(enabled, bool):
+        errors.append((f"policies.{name}.enabled", f"must be true or false, not {enabled!r}"))
+    permille = _permille(table.pop("weight", 1), f"policies.{name}.weight", errors)
+    hints = typing.get_type_hints(known)
+    fields = {f.name for f in dataclasses.fields(known) if f.init}
+    for key, value in table.items():
+        path = f"policies.{name}.{key}"
+        if key not in fields:
+            there = ", ".join(sorted(fields)) or "none"
+            errors.append((path, f"unknown key; {name} has {there}, besides enabled and weight"))
+        elif not _is_a(value, hints[key]):
+            wanted = getattr(hints[key], "__name__", hints[key])
+            errors.append((path, f"must be {wanted}, not {value!r}"))
+    if len(errors) > before:
+        return None
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    try:
+        policy = known(**values)
+    except (TypeError, ValueError) as error:
+        errors.append((f"policies.{name}", str(error)))
+        return None
+    return Weighted(name, policy, permille) if enabled else None
+
+
+def _permille(value: Any, path: str, errors: list[tuple[str, str]]) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        errors.append((path, f"must be a number, not {value!r}"))
+        return 0
+    thousandths = Decimal(value) * 1000
+    if not thousandths.is_finite() or thousandths < 1 or thousandths != int(thousandths):
+        errors.append((path, f"must be at least 0.001 in steps of 0.001, not {value}"))
+        return 0
+    return int(thousandths)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a TOML value is of a field's type: bool, int, str, Decimal or a tuple of one of these."""
+    if typing.get_origin(hint) is tuple:
+        element = typing.get_args(hint)[0]
+        return isinstance(value, list) and all(_is_a(v, element) for v in value)
+    if hint is Decimal:
+        return isinstance(value, int | Decimal) and not isinstance(value, bool)
+    return type(value) is hint

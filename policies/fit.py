@@ -1,0 +1,103 @@
+"""Every hard test of whether a class of jobs may use a pool, each with its code and numbers.
+
+What belongs here: facts that no weight can outbid.  What does not: room (rows of the problem) and
+preferences (cost, wait).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker.core.explain import Code
+from broker.core.model import Kind
+from broker.core.policy import IntArray, Verdict
+from broker.core.problem import BoolArray, Problem
+
+Test = tuple[Code, BoolArray, IntArray | int, IntArray | int]
+"""(code, fails, need, have), over the pools asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The hard tests.  It has no keys: an operator cannot switch single tests off."""
+
+    def allow(self, p: Problem, k: int, pools: IntArray) -> Verdict:
+        """The first failing test per pool, in the order of explain.Code."""
+        codes, need, have = (np.zeros(len(pools), dtype=np.int64) for _ in range(3))
+        for tests in (self._center_tests, self._node_tests, self._job_tests):
+            for code, fails, wanted, there in tests(p, k, pools):
+                first = fails & (codes == Code.ALLOWED)
+                if first.any():
+                    codes[first] = code
+                    need[first] = np.broadcast_to(wanted, first.shape)[first]
+                    have[first] = np.broadcast_to(there, first.shape)[first]
+        return Verdict(codes=codes, need=need, have=have)
+
+    def _center_tests(self, p: Problem, k: int, pools: IntArray) -> Iterator[Test]:
+        request = p.classes[k].request
+        at = p.pool.center[pools]
+        if request.centers:
+            named = np.array([c.id in request.centers for c in p.centers], dtype=np.bool_)
+            yield Code.CENTER_NOT_LISTED, ~named[at], 1, 0
+        closed = p.center.closed[at]
+        for code in np.unique(closed[closed != Code.ALLOWED]).tolist():
+            yield Code(code), closed == code, 1, 0
+        if request.kind is Kind.ONLINE:
+            yield Code.SERVICE_UNSUPPORTED, ~p.center.services[at], 1, 0
+        if request.image_id or request.image_url:
+            usable = [
+                request.image_id in c.images if request.image_id else c.any_image_url for c in p.centers
+            ]
+            yield Code.IMAGE_UNAVAILABLE, ~np.array(usable, dtype=np.bool_)[at], 1, 0
+        # Only the stated limit counts: an estimate is shared by a class within a factor of two.
+        if request.max_run_time_s is not None:
+            longest = p.center.max_run_time_s[at]
+            too_long = (longest >= 0) & (request.max_run_time_s > longest)
+            yield Code.MAX_RUN_TIME, too_long, request.max_run_time_s, longest
+        if request.nodes > 1:
+            yield Code.GANG_UNSUPPORTED, ~p.center.gang[at], request.nodes, 1
+
+    def _node_tests(self, p: Problem, k: int, pools: IntArray) -> Iterator[Test]:
+        request, fitting, node = p.classes[k].request, p.fittings[k], p.pool
+        if request.spec is not None:
+            shape = request.spec.shape
+            yield Code.NO_PRODUCT, node.product[pools] != shape.accelerator, max(1, shape.accelerators), 0
+            yield Code.ARCH_MISMATCH, node.arch[pools] != shape.arch, 1, 0
+            if shape.accelerators:
+                memory = node.card_memory_gib[pools]
+                wanted = shape.accelerator_memory_gib
+                yield Code.CARD_MEMORY_MISMATCH, memory != wanted, wanted, memory
+        for code, wanted_of, there_of in (
+            (Code.CARDS_PER_NODE, fitting.cards, node.cards),
+            (Code.CORES_PER_NODE, fitting.cores, node.cores),
+            (Code.MEMORY_PER_NODE, fitting.memory_gib, node.memory_gib),
+        ):
+            wants, there = wanted_of[pools], there_of[pools]
+            yield code, wants > there, wants, there
+        yield Code.SPEC_NOT_OFFERED, ~fitting.offered[pools], 1, node.offers[pools]
+        if request.spec is None:
+            power = fitting.gflops[pools]
+            yield (
+                Code.POWER,
+                (power < request.min_gflops) | (fitting.spec[pools] < 0),
+                request.min_gflops,
+                power,
+            )
+
+    def _job_tests(self, p: Problem, k: int, pools: IntArray) -> Iterator[Test]:
+        job_class = p.classes[k]
+        request = job_class.request
+        nodes = p.pool.nodes[pools]
+        # A pool that cannot be counted (no nodes stated, idle unknown) is not tested by its nodes.
+        counted = ~(p.pool.unknown[pools] & (nodes == 0))
+        yield Code.GANG_NODES, counted & (request.nodes > nodes), request.nodes, nodes
+        ceiling = request.max_rate_micro
+        if ceiling is not None:
+            rate = p.job_rate(k, pools)
+            yield Code.PRICE_CEILING, rate > ceiling, ceiling, rate
+        if job_class.avoid:
+            avoided = np.array([c.id in job_class.avoid for c in p.centers], dtype=np.bool_)
+            yield Code.AVOIDED, avoided[p.pool.center[pools]], 1, 0
