@@ -1,0 +1,54 @@
+"""Where the data directory keeps things, and nothing else.
+
+The directory is shared by every process of one broker.  Ids are the broker's own words; a path that
+came from outside goes through `inside` first.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path, PurePosixPath
+
+
+class OutsideDirectory(ValueError):
+    """A relative path that would leave its directory."""
+
+
+class DataDirectory:
+    """`logs/<run>/<node>.log`, `results/<run>/…`, `datasets/<id>/…`, `incoming/` for what arrives."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self) -> None:
+        """Make the folders, readable by the broker's user only."""
+        for name in ("logs", "results", "datasets", "incoming"):
+            (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def log(self, run: str, node: int) -> Path:
+        return self.root / "logs" / run / f"{node}.log"
+
+    def logs(self, run: str) -> Path:
+        return self.root / "logs" / run
+
+    def results(self, run: str) -> Path:
+        return self.root / "results" / run
+
+    def dataset(self, dataset: str) -> Path:
+        return self.root / "datasets" / dataset
+
+    def incoming(self, name: str) -> Path:
+        return self.root / "incoming" / name
+
+    def remove_run(self, run: str) -> None:
+        """Remove a run's logs and results; missing ones are no error."""
+        for folder in (self.logs(run), self.results(run)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def inside(directory: Path, relative: str) -> Path:
+    """`directory` / `relative`, for a path that came from outside.  Raises OutsideDirectory."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in relative:
+        raise OutsideDirectory(f"{relative!r} is not a path inside the directory")
+    return directory.joinpath(*path.parts)

@@ -1,0 +1,1 @@
+"""Alembic's scripts; see broker.store.schema."""

@@ -1,0 +1,346 @@
+"""Centers: what the configuration says of them, what the last poll reported, what a round reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import delete, func
+from sqlmodel import Session, col, select
+
+from broker.adapter import Image, Inventory, PoolReport
+from broker.core.model import (
+    Accuracy,
+    CenterFacts,
+    CenterId,
+    CenterState,
+    Health,
+    NodeShape,
+    Pool,
+    PoolId,
+    Price,
+    RunState,
+)
+from broker.store import codec
+from broker.store.writer import Rejected, Tx
+from broker.tables import Center, Run
+from broker.tables import Image as ImageRow
+from broker.tables import Pool as PoolRow
+
+RESTRICTION = {CenterState.ACTIVE: 0, CenterState.DRAIN: 1, CenterState.INACTIVE: 2}
+
+
+class NoSuchCenter(Rejected):
+    """No center of that id."""
+
+
+class AdapterChanged(Rejected):
+    """A center's platform or account cannot change while runs of ours live there."""
+
+
+@dataclass(frozen=True, slots=True)
+class CenterEntry:
+    """A center as the configuration names it; `account` is what must not change under live runs."""
+
+    id: CenterId
+    name: str
+    province: str
+    city: str
+    desc: str
+    adapter: str
+    account: str
+    state: CenterState
+    max_in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class CenterView:
+    """A center as shown: `connected` is the standard's word, `state` the effective one."""
+
+    id: CenterId
+    name: str
+    province: str
+    city: str
+    desc: str
+    adapter: str
+    state: CenterState
+    health: Health
+    error: str
+    created_ms: int
+    ok_ms: int | None
+    queue_length: int | None
+    quarantined: tuple[tuple[str, str], ...]
+    in_flight: int
+    max_in_flight: int
+    running: int
+    pools: tuple[Pool, ...]
+
+    @property
+    def connected(self) -> bool:
+        return self.health in (Health.FRESH, Health.SUSPECT)
+
+
+def configure(tx: Tx, entries: Sequence[CenterEntry]) -> None:
+    """Bring the rows in line with the configuration.
+
+    A center gone from the file drains, and is archived once nothing lives or is owed there.  Raises
+    AdapterChanged.
+    """
+    rows = {row.id: row for row in tx.session.exec(select(Center)).all()}
+    for entry in entries:
+        row = rows.pop(entry.id, None)
+        if row is None:
+            row = Center(id=entry.id, created_ms=tx.now_ms)
+        elif row.traits.get("account") not in (None, entry.account) and _obligations(tx, entry.id):
+            raise AdapterChanged(
+                f"center {entry.id!r} has live runs under {row.traits['account']!r}; its adapter or"
+                f" account cannot become {entry.account!r} before they have ended"
+            )
+        row.name, row.province, row.city, row.desc = entry.name, entry.province, entry.city, entry.desc
+        row.adapter, row.file_state = entry.adapter, entry.state.value
+        row.max_in_flight = entry.max_in_flight
+        row.traits = {**row.traits, "account": entry.account}
+        row.archived_ms = None
+        tx.session.add(row)
+    for gone in rows.values():
+        gone.file_state = CenterState.DRAIN.value
+        if gone.archived_ms is None and not _obligations(tx, gone.id):
+            gone.archived_ms = tx.now_ms
+            tx.session.execute(delete(PoolRow).where(col(PoolRow.center_id) == gone.id))
+            tx.session.execute(delete(ImageRow).where(col(ImageRow.center_id) == gone.id))
+        tx.session.add(gone)
+    tx.wake("cycle")
+
+
+def _obligations(tx: Tx, center: str) -> bool:
+    live = [s.value for s in RunState if s.live]
+    query = select(Run.id).where(Run.center_id == center)
+    query = query.where(col(Run.state).in_(live) | col(Run.owed_next_ms).is_not(None))
+    return tx.session.exec(query.limit(1)).first() is not None
+
+
+def set_operator_state(tx: Tx, center: CenterId, state: CenterState | None, *, actor: str) -> None:
+    """An operator's drain, or resume (None).  It lasts until resume.  Raises NoSuchCenter."""
+    row = tx.session.get(Center, center)
+    if row is None or row.archived_ms is not None:
+        raise NoSuchCenter(f"there is no center {center!r}")
+    row.operator_state = state.value if state else None
+    tx.session.add(row)
+    tx.event("center.state", center=center, actor=actor, data={"state": state})
+    tx.wake("cycle")
+
+
+def record_inventory(
+    tx: Tx,
+    center: CenterId,
+    inventory: Inventory,
+    *,
+    epoch: int,
+    traits: dict[str, Any],
+    prices: Sequence[tuple[PoolReport, tuple[Price, ...]]],
+) -> None:
+    """A whole report replaces the last one.  `prices` has each pool with the price in force there."""
+    tx.fence(epoch)
+    row = tx.session.get_one(Center, center)
+    was = row.health
+    row.health, row.failures, row.error = Health.FRESH.value, 0, ""
+    row.ok_ms = row.tried_ms = tx.now_ms
+    row.queue_length = inventory.queue_length
+    row.quarantined = [list(pair) for pair in inventory.quarantined]
+    row.traits = {**row.traits, **traits}
+    tx.session.add(row)
+    kept: set[str] = set()
+    changed = was != row.health
+    for report, priced in prices:
+        pool_id = f"{center}/{report.native}"
+        if pool_id in kept:  # one native unit with nodes of several shapes
+            pool_id = f"{pool_id}#{len(kept)}"
+        kept.add(pool_id)
+        changed |= _record_pool(tx, center, pool_id, inventory, report, priced)
+    gone = delete(PoolRow).where(col(PoolRow.center_id) == center).where(col(PoolRow.id).not_in(kept))
+    changed |= tx.session.execute(gone).rowcount > 0  # type: ignore[attr-defined]
+    if was != row.health:
+        tx.event("center.health", center=center, data={"health": row.health})
+    if changed:
+        tx.wake("cycle")
+
+
+def _record_pool(
+    tx: Tx,
+    center: str,
+    pool_id: str,
+    inventory: Inventory,
+    report: PoolReport,
+    prices: tuple[Price, ...],
+) -> bool:
+    """Write one pool; True when a round could decide differently for it."""
+    row = tx.session.get(PoolRow, pool_id) or PoolRow(
+        id=pool_id, center_id=center, native=report.native, nodes=0, **asdict(report.shape)
+    )
+    free = codec.free_to_json(report.free)
+    changed = row.free != free or row.nodes != report.nodes
+    for name, value in asdict(report.shape).items():
+        setattr(row, name, value)
+    row.native, row.nodes, row.free = report.native, report.nodes, free
+    row.specs = [codec.spec_to_json(spec) for spec in report.specs]
+    row.prices = [codec.price_to_json(price) for price in prices]
+    row.as_of_ms, row.accuracy = inventory.as_of_ms, inventory.accuracy.value
+    tx.session.add(row)
+    return bool(changed)
+
+
+def record_silence(
+    tx: Tx, center: CenterId, error: str, *, epoch: int, down_after: int
+) -> Health:
+    """A poll failed; after `down_after` in a row the center is down."""
+    tx.fence(epoch)
+    row = tx.session.get_one(Center, center)
+    was = row.health
+    row.failures += 1
+    row.health = (Health.DOWN if row.failures >= down_after else Health.SUSPECT).value
+    row.error, row.tried_ms = error, tx.now_ms
+    tx.session.add(row)
+    if was != row.health:
+        tx.event("center.health", center=center, data={"health": row.health, "error": error})
+        tx.wake("cycle")
+    return Health(row.health)
+
+
+def record_images(tx: Tx, center: CenterId, images: Sequence[Image], *, epoch: int) -> None:
+    """What a center offers now replaces what it offered."""
+    tx.fence(epoch)
+    known = {
+        row.id: row
+        for row in tx.session.exec(select(ImageRow).where(ImageRow.center_id == center)).all()
+    }
+    for image in images:
+        row = known.pop(image.id, None)
+        if row is None:
+            row = ImageRow(center_id=center, id=image.id, native=image.native, created_ms=tx.now_ms)
+        values = asdict(image)
+        for name in ("native", "name", "desc", "arch", "processor", "os", "framework"):
+            setattr(row, name, values[name])
+        row.installed_lib = list(image.installed_lib)
+        tx.session.add(row)
+    for gone in known.values():
+        tx.session.delete(gone)
+
+
+def pools(session: Session, center: CenterId | None = None) -> list[Pool]:
+    query = select(PoolRow).order_by(col(PoolRow.id))
+    if center is not None:
+        query = query.where(PoolRow.center_id == center)
+    return [_pool(row) for row in session.exec(query).all()]
+
+
+def _pool(row: PoolRow) -> Pool:
+    specs = [codec.spec_from_json(spec) for spec in row.specs]
+    return Pool(
+        id=PoolId(row.id),
+        center=CenterId(row.center_id),
+        native=row.native,
+        shape=NodeShape(
+            arch=row.arch,
+            cores=row.cores,
+            memory_gib=row.memory_gib,
+            accelerator=row.accelerator,
+            accelerators=row.accelerators,
+            accelerator_memory_gib=row.accelerator_memory_gib,
+        ),
+        nodes=row.nodes,
+        free=codec.free_from_json(row.free),
+        as_of_ms=row.as_of_ms,
+        accuracy=Accuracy(row.accuracy),
+        specs=tuple(spec for spec in specs if spec is not None),
+        prices=tuple(codec.price_from_json(price) for price in row.prices),
+        expected_wait_s=row.wait_s,
+    )
+
+
+def effective_state(row: Center) -> CenterState:
+    """The more restrictive of the file's word and an operator's command."""
+    states = [CenterState(row.file_state)]
+    if row.operator_state:
+        states.append(CenterState(row.operator_state))
+    return max(states, key=RESTRICTION.__getitem__)
+
+
+def center_facts(session: Session) -> list[CenterFacts]:
+    """What a round knows of every center, by id."""
+    in_flight = _in_flight(session)
+    images: dict[str, set[str]] = {}
+    for center_id, image_id in session.exec(select(ImageRow.center_id, ImageRow.id)).all():
+        images.setdefault(center_id, set()).add(image_id)
+    rows = session.exec(select(Center).where(col(Center.archived_ms).is_(None)).order_by(Center.id))
+    return [
+        CenterFacts(
+            id=CenterId(row.id),
+            name=row.name,
+            state=effective_state(row),
+            health=Health(row.health),
+            max_in_flight=row.max_in_flight,
+            in_flight=in_flight.get(row.id, 0),
+            report_lag_s=row.traits.get("report_lag_s", 0),
+            gang=row.traits.get("gang", False),
+            services=row.traits.get("services", False),
+            max_run_time_s=row.traits.get("max_run_time_s"),
+            images=frozenset(images.get(row.id, ())),
+            any_image_url=row.traits.get("any_image_url", True),
+        )
+        for row in rows.all()
+    ]
+
+
+def _in_flight(session: Session) -> dict[str, int]:
+    """Runs per center that are submitted, or about to be, and not yet running."""
+    states = [s.value for s in (RunState.SUBMITTING, RunState.DOUBT, RunState.PENDING)]
+    return _count_runs(session, states)
+
+
+def _count_runs(session: Session, states: list[str]) -> dict[str, int]:
+    query = (
+        select(Run.center_id, func.count())
+        .where(col(Run.state).in_(states))
+        .where(col(Run.center_id).is_not(None))
+        .group_by(col(Run.center_id))
+    )
+    return {str(center): int(count) for center, count in session.exec(query).all()}
+
+
+def list_centers(session: Session) -> list[CenterView]:
+    """Every center that is not archived, by id, with its pools."""
+    in_flight = _in_flight(session)
+    running = _count_runs(session, [RunState.RUNNING.value])
+    by_center: dict[str, list[Pool]] = {}
+    for pool in pools(session):
+        by_center.setdefault(pool.center, []).append(pool)
+    rows = session.exec(select(Center).where(col(Center.archived_ms).is_(None)).order_by(Center.id))
+    return [
+        CenterView(
+            id=CenterId(row.id),
+            name=row.name,
+            province=row.province,
+            city=row.city,
+            desc=row.desc,
+            adapter=row.adapter,
+            state=effective_state(row),
+            health=Health(row.health),
+            error=row.error,
+            created_ms=row.created_ms,
+            ok_ms=row.ok_ms,
+            queue_length=row.queue_length,
+            quarantined=tuple((name, reason) for name, reason in row.quarantined),
+            in_flight=in_flight.get(row.id, 0),
+            max_in_flight=row.max_in_flight,
+            running=running.get(row.id, 0),
+            pools=tuple(by_center.get(row.id, ())),
+        )
+        for row in rows.all()
+    ]
+
+
+def image_centers(session: Session, image: str) -> dict[CenterId, str]:
+    """The centers that offer a logical image, with their own ids of it."""
+    query = select(ImageRow.center_id, ImageRow.native).where(ImageRow.id == image)
+    return {CenterId(center): native for center, native in session.exec(query).all()}

@@ -1,0 +1,460 @@
+"""Jobs as people see and change them: create, list, show, stop, delete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, or_
+from sqlmodel import Session, col, select
+
+from broker.core.charges import metered_micro
+from broker.core.identity import avoiding_key
+from broker.core.model import (
+    CenterId,
+    JobId,
+    JobRequest,
+    JobState,
+    Kind,
+    PublicStatus,
+    RunId,
+    RunState,
+    Spec,
+    StopReason,
+    public_run_status,
+)
+from broker.core.machine import Resolved
+from broker.store import runs
+from broker.store.accounts import Caller, visible
+from broker.store.codec import request_from_json, request_to_json, spec_from_json
+from broker.store.writer import Rejected, Tx
+from broker.tables import Account, Center, Deferral, Idempotency, Job, JobLabel, Run
+
+LIVE_STATES = frozenset(s.value for s in RunState if s.live)
+
+
+class NameTaken(Rejected):
+    """The account has a job of that name that is not deleted."""
+
+
+class KeyReused(Rejected):
+    """The idempotency key came with another body before."""
+
+
+class NoSuchJob(Rejected):
+    """No such job, or none that the caller may see."""
+
+
+class WrongState(Rejected):
+    """The job's state does not allow this; `status` is the standard's word for it."""
+
+    def __init__(self, status: PublicStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A validated create request.  `id` is chosen outside: the write may run twice."""
+
+    id: JobId
+    name: str
+    desc: str
+    account: str
+    tenant: str
+    request: JobRequest
+    class_key: str
+    processor: str
+    idempotency_key: str = ""
+    body_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    id: JobId
+    kind: Kind
+    name: str
+    desc: str
+    account: str
+    status: PublicStatus
+    created_ms: int
+    ended_ms: int | None = None
+    center: str = ""
+    tier: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One attempt, as shown.  `cost_micro` is metered up to `now_ms` of the read for a live run."""
+
+    id: RunId
+    attempt: int
+    state: RunState
+    status: PublicStatus
+    center: str
+    center_name: str
+    native_pool: str
+    remote: str
+    spec: Spec | None
+    nodes: int
+    rate_micro_per_hour: int
+    placement: dict[str, Any]
+    created_ms: int
+    submitted_ms: int | None
+    started_ms: int | None
+    ended_ms: int | None
+    exit_code: int | None
+    failure: str
+    message: str
+    address: str
+    cost_micro: int
+    logs_copied_ms: int | None
+    collect_owed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job with its runs, oldest attempt first."""
+
+    id: JobId
+    kind: Kind
+    name: str
+    desc: str
+    account: str
+    account_name: str
+    tenant: str
+    state: JobState
+    status: PublicStatus
+    request: JobRequest
+    class_key: str
+    created_ms: int
+    queued_ms: int
+    ended_ms: int | None
+    stop: StopReason | None
+    message: str
+    retries_used: int
+    runs: tuple[RunView, ...]
+    avoid: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What a list shows; None or empty means any.  Times are inclusive bounds of creation."""
+
+    kind: Kind | None = None
+    status: PublicStatus | None = None
+    center: str = ""
+    processor: str = ""
+    created_after_ms: int | None = None
+    created_before_ms: int | None = None
+    query: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    mine: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    page: int = 1
+    size: int = 50
+    sort: str = "id"
+    descending: bool = True
+
+
+SORTS: dict[str, Any] = {
+    "id": Job.id,
+    "name": Job.name,
+    "status": Job.status,
+    "createTime": Job.created_ms,
+}
+
+
+def create_job(tx: Tx, new: NewJob) -> JobSummary:
+    """Write the job, its first run, the event and the idempotency key in one transaction.
+
+    A repeated key with the same body gives the earlier job with its present status.
+    Raises NameTaken, KeyReused.
+    """
+    if new.idempotency_key:
+        before = tx.session.get(Idempotency, (new.account, new.idempotency_key))
+        if before is not None:
+            if before.body_hash != new.body_hash:
+                raise KeyReused(
+                    f"Idempotency-Key {new.idempotency_key!r} was used with another body"
+                    f" (job {before.job_id})"
+                )
+            return _summary(tx.session.get_one(Job, before.job_id))
+    taken = (
+        select(Job.id)
+        .where(Job.account_id == new.account)
+        .where(Job.name == new.name)
+        .where(col(Job.deleted_ms).is_(None))
+    )
+    if (other := tx.session.exec(taken).first()) is not None:
+        raise NameTaken(f"you have a job named {new.name!r} already ({other})")
+    request = new.request
+    job = Job(
+        id=new.id,
+        kind=request.kind.value,
+        name=new.name,
+        desc=new.desc,
+        account_id=new.account,
+        tenant_id=new.tenant,
+        state=JobState.QUEUED.value,
+        status=PublicStatus.PENDING.value,
+        tier=int(request.tier),
+        class_key=new.class_key,
+        request=request_to_json(request),
+        spec_id=request.spec.id if request.spec else "",
+        processor=new.processor,
+        created_ms=tx.now_ms,
+        queued_ms=tx.now_ms,
+    )
+    tx.session.add(job)
+    tx.session.flush()
+    tx.session.add(runs.new_run(tx, new.id, 1))
+    for key, value in request.labels:
+        tx.session.add(JobLabel(job_id=new.id, key=key, value=value))
+    if new.idempotency_key:
+        tx.session.add(
+            Idempotency(
+                account_id=new.account,
+                key=new.idempotency_key,
+                body_hash=new.body_hash,
+                job_id=new.id,
+                created_ms=tx.now_ms,
+            )
+        )
+    tx.event("job.created", job=new.id, actor=new.account)
+    tx.wake("cycle")
+    return _summary(job)
+
+
+def _summary(row: Job) -> JobSummary:
+    return JobSummary(
+        id=JobId(row.id),
+        kind=Kind(row.kind),
+        name=row.name,
+        desc=row.desc,
+        account=row.account_id,
+        status=PublicStatus(row.status),
+        created_ms=row.created_ms,
+        ended_ms=row.ended_ms,
+        center=row.center_id,
+        tier=row.tier,
+    )
+
+
+def list_jobs(
+    session: Session, caller: Caller, wanted: JobFilter, paging: Paging
+) -> tuple[list[JobSummary], int]:
+    """One page of the jobs a caller may see, and how many match in all."""
+    where = _where(caller, wanted)
+    total = session.execute(select(func.count()).select_from(Job).where(*where)).scalar_one()
+    key = SORTS[paging.sort]
+    order = [col(key).desc(), col(Job.id).desc()] if paging.descending else [col(key), col(Job.id)]
+    query = (
+        select(Job)
+        .where(*where)
+        .order_by(*order)
+        .limit(paging.size)
+        .offset((paging.page - 1) * paging.size)
+    )
+    return [_summary(row) for row in session.exec(query).all()], total
+
+
+def _where(caller: Caller, wanted: JobFilter) -> list[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = [visible(caller), col(Job.deleted_ms).is_(None)]
+    if wanted.mine:
+        where.append(col(Job.account_id) == caller.id)
+    if wanted.kind is not None:
+        where.append(col(Job.kind) == wanted.kind.value)
+    if wanted.status is not None:
+        where.append(col(Job.status) == wanted.status.value)
+    if wanted.center:
+        where.append(col(Job.center_id) == wanted.center)
+    if wanted.processor:
+        where.append(func.lower(col(Job.processor)) == wanted.processor.lower())
+    if wanted.created_after_ms is not None:
+        where.append(col(Job.created_ms) >= wanted.created_after_ms)
+    if wanted.created_before_ms is not None:
+        where.append(col(Job.created_ms) <= wanted.created_before_ms)
+    if wanted.query:
+        found = [col(c).icontains(wanted.query, autoescape=True) for c in (Job.name, Job.desc)]
+        where.append(or_(*found))
+    for key, value in wanted.labels:
+        labelled = select(JobLabel.job_id).where(JobLabel.key == key).where(JobLabel.value == value)
+        where.append(col(Job.id).in_(labelled))
+    return where
+
+
+def visible_job(session: Session, caller: Caller, job: JobId, kind: Kind | None) -> Job:
+    """The row of a job the caller may see.  Raises NoSuchJob, for a foreign job too."""
+    query = select(Job).where(Job.id == job).where(visible(caller)).where(col(Job.deleted_ms).is_(None))
+    row = session.exec(query).first()
+    if row is None or (kind is not None and row.kind != kind.value):
+        raise NoSuchJob(f"there is no job {job!r}")
+    return row
+
+
+def show_job(
+    session: Session, caller: Caller, job: JobId, kind: Kind | None, now_ms: int
+) -> JobView:
+    """A job with all its runs.  Raises NoSuchJob."""
+    row = visible_job(session, caller, job, kind)
+    query = (
+        select(Run, Center.name)
+        .join(Center, col(Center.id) == col(Run.center_id), isouter=True)
+        .where(Run.job_id == job)
+        .order_by(col(Run.attempt))
+    )
+    attempts = tuple(_run_view(run, name or "", now_ms) for run, name in session.exec(query).all())
+    account = session.get_one(Account, row.account_id)
+    return JobView(
+        id=JobId(row.id),
+        kind=Kind(row.kind),
+        name=row.name,
+        desc=row.desc,
+        account=row.account_id,
+        account_name=account.name,
+        tenant=row.tenant_id,
+        state=JobState(row.state),
+        status=PublicStatus(row.status),
+        request=request_from_json(row.request),
+        class_key=row.class_key,
+        created_ms=row.created_ms,
+        queued_ms=row.queued_ms,
+        ended_ms=row.ended_ms,
+        stop=StopReason(row.stop_reason) if row.stop_reason else None,
+        message=row.message,
+        retries_used=row.retries_used,
+        runs=attempts,
+        avoid=tuple((center, until) for center, until in row.avoid),
+    )
+
+
+def _run_view(run: Run, center_name: str, now_ms: int) -> RunView:
+    state = RunState(run.state)
+    return RunView(
+        id=RunId(run.id),
+        attempt=run.attempt,
+        state=state,
+        status=public_run_status(state),
+        center=run.center_id or "",
+        center_name=center_name,
+        native_pool=run.native_pool,
+        remote=run.remote_id or "",
+        spec=spec_from_json(run.spec),
+        nodes=run.nodes,
+        rate_micro_per_hour=run.rate_micro_per_hour,
+        placement=run.placement,
+        created_ms=run.created_ms,
+        submitted_ms=run.submitted_ms,
+        started_ms=run.started_ms,
+        ended_ms=run.ended_ms,
+        exit_code=run.exit_code,
+        failure=run.failure or "",
+        message=run.message,
+        address=run.address,
+        cost_micro=metered_micro(run.rate_micro_per_hour, run.started_ms, run.ended_ms or now_ms),
+        logs_copied_ms=run.logs_copied_ms,
+        collect_owed=run.collect_owed_ms is not None,
+    )
+
+
+def _live_run(tx: Tx, job: str) -> Run | None:
+    query = select(Run).where(Run.job_id == job).where(col(Run.state).in_(LIVE_STATES))
+    return tx.session.exec(query.with_for_update()).first()
+
+
+def stop_job(tx: Tx, caller: Caller, job: JobId, kind: Kind | None) -> JobSummary:
+    """Ask a job to stop.  One that is STOPPED already is answered as it is.
+
+    Raises NoSuchJob, WrongState.
+    """
+    row = visible_job(tx.session, caller, job, kind)
+    status = PublicStatus(row.status)
+    if status is PublicStatus.STOPPED:
+        return _summary(row)
+    if status not in (PublicStatus.PENDING, PublicStatus.RUNNING):
+        raise WrongState(status, f"job {job} is {status}; only PENDING and RUNNING jobs can be stopped")
+    run = _live_run(tx, job)
+    assert run is not None, "a job that has not ended has a live run"
+    runs.stop(tx, row, run, StopReason.CANCEL, actor=caller.name)
+    tx.event("job.stop_requested", job=job, actor=caller.name)
+    return _summary(row)
+
+
+def delete_job(tx: Tx, caller: Caller, job: JobId, kind: Kind | None) -> list[RunId]:
+    """Hide an ended or UNKNOWN job; what its runs still hold at centers stays owed until it is gone.
+
+    Returns its runs, whose files the caller removes.  Raises NoSuchJob, WrongState.
+    """
+    row = visible_job(tx.session, caller, job, kind)
+    status = PublicStatus(row.status)
+    if status in (PublicStatus.PENDING, PublicStatus.RUNNING):
+        raise WrongState(status, f"job {job} is {status}; stop it first, a job is deleted when it has ended")
+    run = _live_run(tx, job)
+    if run is not None:
+        runs.stop(tx, row, run, StopReason.CANCEL, actor=caller.name)
+    row.deleted_ms = tx.now_ms
+    row.version += 1
+    tx.session.add(row)
+    attempts = tx.session.exec(select(Run).where(Run.job_id == job)).all()
+    for attempt in attempts:
+        runs.owe_delete(tx, attempt)
+    tx.event("job.deleted", job=job, actor=caller.name)
+    return [RunId(attempt.id) for attempt in attempts]
+
+
+def resolve_job(tx: Tx, caller: Caller, job: JobId, verdict: Resolved) -> JobSummary:
+    """An operator settles a run in doubt or lost.  Raises NoSuchJob, WrongState."""
+    row = visible_job(tx.session, caller, job, None)
+    run = _live_run(tx, job)
+    if run is None or run.state not in (RunState.DOUBT.value, RunState.LOST.value):
+        state = run.state if run is not None else row.state
+        raise WrongState(
+            PublicStatus(row.status),
+            f"job {job} is {state}; only a run in DOUBT or LOST is resolved by an operator",
+        )
+    runs.apply(tx, row, run, verdict, actor=caller.name)
+    data = {"neverRan": verdict.never_ran, "remote": verdict.remote, "ended": verdict.ended}
+    tx.event("job.resolved", job=job, run=run.id, actor=caller.name, data=data)
+    return _summary(row)
+
+
+def queue_position(session: Session, job: JobView) -> int | None:
+    """1 for the job that is next in queue order, None for a job that does not wait."""
+    if job.state is not JobState.QUEUED:
+        return None
+    ahead = or_(
+        col(Job.tier) > int(job.request.tier),
+        (col(Job.tier) == int(job.request.tier)) & (col(Job.queued_ms) < job.queued_ms),
+        (col(Job.tier) == int(job.request.tier))
+        & (col(Job.queued_ms) == job.queued_ms)
+        & (col(Job.id) < job.id),
+    )
+    query = select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED.value).where(ahead)
+    return int(session.execute(query).scalar_one()) + 1
+
+
+def deferral(session: Session, job: JobView, now_ms: int) -> list[dict[str, Any]]:
+    """Why a job waits, as the last round that looked at its class said; empty when none has said.
+
+    Each: centerId, code, message, need, have, unit.
+    """
+    avoids = [CenterId(center) for center, until in job.avoid if until > now_ms]
+    row = session.get(Deferral, avoiding_key(job.class_key, avoids))
+    return [] if row is None else list(row.reasons)
+
+
+def free_name(session: Session, account: str, name: str) -> str:
+    """`name`, or the first of `name-2`, `name-3` … that the account does not use (64 characters)."""
+    query = select(Job.name).where(Job.account_id == account).where(col(Job.deleted_ms).is_(None))
+    stem = name[:56]
+    used = set(session.exec(query.where(col(Job.name).startswith(stem, autoescape=True))).all())
+    if name not in used:
+        return name
+    number = 2
+    while f"{stem}-{number}" in used:
+        number += 1
+    return f"{stem}-{number}"

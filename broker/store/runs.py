@@ -1,0 +1,601 @@
+"""Runs: every change of a run goes through `advance`, which asks core.machine.
+
+What belongs here: applying steps and their commands, the outbox, obligations to centers.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, or_, update
+from sqlmodel import Session, col, select
+
+from broker.core import machine
+from broker.core.identity import run_id
+from broker.core.machine import (
+    DropSubmission,
+    NewRun,
+    OweCollect,
+    OweStop,
+    Start,
+    Step,
+    StopRequested,
+    Submit,
+)
+from broker.core.model import (
+    CenterId,
+    FailureKind,
+    Health,
+    JobFacts,
+    JobId,
+    JobState,
+    OnLost,
+    RemoteId,
+    RunFacts,
+    RunId,
+    RunState,
+    Spec,
+    Stop,
+    StopReason,
+    public_status,
+)
+from broker.store.codec import request_from_json, spec_from_json
+from broker.store.writer import Rejected, Tx
+from broker.tables import Center, Event, Job, Outbox, Pool, Run, Setting
+
+PREFIX = "name_prefix"
+"""Setting: the broker's name, first part of every run id."""
+
+WATCH_S = 24 * 3600
+"""A run that was proven not to have arrived is looked for that much longer."""
+
+SUBMIT, START = "submit", "start"
+
+
+class PrefixChanged(Rejected):
+    """The broker's name cannot change while runs live under the old one."""
+
+
+class NoSuchRun(Rejected):
+    """No run of that id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A claimed call: everything dispatch needs to make it, read in the claiming transaction."""
+
+    run: RunId
+    job: JobId
+    action: str
+    center: CenterId
+    attempt: int
+    native_pool: str
+    spec: Spec
+    nodes: int
+    request: Any  # JobRequest
+    remote: RemoteId | None
+    not_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What is still owed to a center for a run."""
+
+    run: RunId
+    job: JobId
+    center: CenterId
+    remote: RemoteId
+    nodes: int
+    stop_grace_s: int
+    stop: bool
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A run that tracking looks at."""
+
+    run: RunId
+    job: JobId
+    center: CenterId
+    state: RunState
+    remote: RemoteId | None
+    nodes: int
+    started_ms: int | None
+    not_after_ms: int
+    max_run_time_s: int | None
+    stop: StopReason | None
+    logs_wanted_ms: int | None
+    on_lost: OnLost
+
+
+def job_facts(row: Job) -> JobFacts:
+    return JobFacts(
+        id=JobId(row.id),
+        state=JobState(row.state),
+        request=request_from_json(row.request),
+        queued_ms=row.queued_ms,
+        attempts=row.attempts,
+        retries_used=row.retries_used,
+        avoid=tuple((CenterId(center), until) for center, until in row.avoid),
+        stop=_stop(row),
+        ended_ms=row.ended_ms,
+        message=row.message,
+    )
+
+
+def run_facts(row: Run) -> RunFacts:
+    return RunFacts(
+        id=RunId(row.id),
+        job=JobId(row.job_id),
+        attempt=row.attempt,
+        state=RunState(row.state),
+        center=CenterId(row.center_id) if row.center_id else None,
+        remote=RemoteId(row.remote_id) if row.remote_id else None,
+        stop=_stop(row),
+        not_after_ms=row.not_after_ms,
+        lookup_lag_s=row.lookup_lag_s,
+        missing_ms=row.missing_ms,
+        submitted_ms=row.submitted_ms,
+        started_ms=row.started_ms,
+        ended_ms=row.ended_ms,
+        lost_ms=row.lost_ms,
+        exit_code=row.exit_code,
+        failure=FailureKind(row.failure) if row.failure else None,
+        message=row.message,
+    )
+
+
+def _stop(row: Job | Run) -> Stop | None:
+    if row.stop_reason is None:
+        return None
+    return Stop(StopReason(row.stop_reason), row.stop_since_ms or 0)
+
+
+def advance(
+    tx: Tx,
+    run: RunId,
+    event: machine.Event,
+    *,
+    epoch: int | None = None,
+    actor: str = "",
+    address: str | None = None,
+) -> RunState:
+    """Apply one event to a run and its job; returns the run's state afterwards.
+
+    `epoch` fences what the leader writes; None is a user's or operator's own change.  An event of a
+    run that is over is logged and changes nothing.  Raises NoSuchRun, LostLease,
+    machine.InvalidTransition.
+    """
+    if epoch is not None:
+        tx.fence(epoch)
+    row = tx.session.get(Run, run, with_for_update=True)
+    if row is None:
+        raise NoSuchRun(f"there is no run {run}")
+    job = tx.session.get_one(Job, row.job_id, with_for_update=True)
+    if address is not None:
+        row.address = address
+    return apply(tx, job, row, event, actor=actor)
+
+
+def apply(tx: Tx, job: Job, run: Run, event: machine.Event, *, actor: str = "") -> RunState:
+    """The same for rows that the caller has read and locked in this transaction."""
+    before = run_facts(run)
+    step = machine.step(job_facts(job), before, event)
+    name = type(event).__name__
+    if step.dropped:
+        tx.event("run.event_dropped", job=job.id, run=run.id, data={"event": name, "state": run.state})
+        return before.state
+    if step.run == before and not step.commands:
+        return before.state
+    _write(tx, job, run, step)
+    if isinstance(event, machine.SeenRunning) and before.started_ms is None:
+        _learn_wait(tx, run)
+    data = {"event": name, "from": before.state.value, "to": step.run.state.value}
+    if step.run.message:
+        data["message"] = step.run.message
+    tx.event("run.changed", job=job.id, run=run.id, center=run.center_id, actor=actor, data=data)
+    if JobState(job.state).ended:
+        tx.event(f"job.{job.state.lower()}", job=job.id, center=run.center_id, actor=actor)
+    return step.run.state
+
+
+def _write(tx: Tx, job: Job, run: Run, step: Step) -> None:
+    """Copy a step's facts into the rows and carry out its commands."""
+    facts = step.run
+    run.state = facts.state.value
+    run.center_id = facts.center
+    run.remote_id = facts.remote
+    run.stop_reason = facts.stop.reason.value if facts.stop else None
+    run.stop_since_ms = facts.stop.since_ms if facts.stop else None
+    run.missing_ms = facts.missing_ms
+    run.submitted_ms = facts.submitted_ms
+    run.started_ms = facts.started_ms
+    run.ended_ms = facts.ended_ms
+    run.lost_ms = facts.lost_ms
+    run.exit_code = facts.exit_code
+    run.failure = facts.failure.value if facts.failure else None
+    run.message = facts.message
+    if not facts.state.live:
+        # the end itself confirms a stop; an abandoned or late run is told again below
+        run.stop_owed_ms = None
+        if facts.failure is FailureKind.NEVER_ARRIVED and facts.remote is None:
+            run.watched_until_ms = tx.now_ms + WATCH_S * 1000
+    for command in step.commands:
+        _carry_out(tx, run, command)
+    _plan_next_try(run, tx.now_ms)
+    tx.session.add(run)
+    tx.session.flush()  # the ended run leaves the index of live runs before the next one enters
+
+    wanted = step.job
+    job.state = wanted.state.value
+    job.attempts = wanted.attempts
+    job.retries_used = wanted.retries_used
+    job.avoid = [[center, until] for center, until in wanted.avoid]
+    job.stop_reason = wanted.stop.reason.value if wanted.stop else None
+    job.stop_since_ms = wanted.stop.since_ms if wanted.stop else None
+    job.ended_ms = wanted.ended_ms
+    job.message = wanted.message
+    job.version += 1
+    new = [c for c in step.commands if isinstance(c, NewRun)]
+    job.status = public_status(wanted.state, None if new else facts.state).value
+    if facts.center is not None:
+        job.center_id = "" if new else facts.center
+    tx.session.add(job)
+    for command in new:
+        tx.session.add(new_run(tx, job.id, command.attempt))
+    tx.session.flush()
+    if wanted.state.ended or new:
+        tx.wake("cycle")
+
+
+def _learn_wait(tx: Tx, run: Run) -> None:
+    """Moving average of how long runs wait in a pool between submission and start."""
+    pool = tx.session.get(Pool, run.pool_id) if run.pool_id else None
+    if pool is None or run.submitted_ms is None or run.started_ms is None:
+        return
+    waited_s = max(0, run.started_ms - run.submitted_ms) // 1000
+    pool.wait_s = (3 * pool.wait_s + waited_s) // 4
+    pool.wait_at_ms = tx.now_ms
+    tx.session.add(pool)
+
+
+def fix_prefix(tx: Tx, prefix: str) -> None:
+    """Store the broker's name, the first part of every remote name.  Raises PrefixChanged."""
+    row = tx.session.get(Setting, PREFIX)
+    if row is not None and row.value != prefix:
+        query = select(Run.id).where(col(Run.state).in_(_LIVE) | col(Run.owed_next_ms).is_not(None))
+        if (run := tx.session.exec(query.limit(1)).first()) is not None:
+            raise PrefixChanged(
+                f"[server] name is {prefix!r}, but runs live under {row.value!r} (such as {run}):"
+                " change it when none does"
+            )
+    tx.session.merge(Setting(name=PREFIX, value=prefix))
+
+
+def new_run(tx: Tx, job: str, attempt: int) -> Run:
+    """A run row without a center, with an id of its own."""
+    prefix = tx.session.get_one(Setting, PREFIX).value
+    return Run(
+        id=run_id(prefix, secrets.token_bytes(7)),
+        job_id=job,
+        attempt=attempt,
+        state=RunState.NEW.value,
+        created_ms=tx.now_ms,
+    )
+
+
+def _carry_out(tx: Tx, run: Run, command: machine.Command) -> None:
+    match command:
+        case Submit() | Start():
+            action = SUBMIT if isinstance(command, Submit) else START
+            tx.session.merge(
+                Outbox(run_id=run.id, action=action, center_id=run.center_id or "", not_before_ms=0)
+            )
+            tx.wake("dispatch")
+        case DropSubmission():
+            tx.session.execute(delete(Outbox).where(col(Outbox.run_id) == run.id))
+        case OweStop():
+            if run.stop_owed_ms is None:
+                run.stop_owed_ms = tx.now_ms
+            run.owed_tries = 0
+            tx.wake("dispatch")
+        case OweCollect():
+            run.collect_owed_ms = tx.now_ms
+            tx.wake("collect")
+        case NewRun():
+            pass  # written after the ended run, see _write
+
+
+def _plan_next_try(run: Run, at_ms: int) -> None:
+    owed = run.stop_owed_ms or run.collect_owed_ms or run.delete_owed_ms
+    run.owed_next_ms = at_ms if owed is not None and run.remote_id is not None else None
+
+
+# ---------------------------------------------------------------- outbox
+
+
+def claim(
+    tx: Tx, *, epoch: int, center: CenterId, limit: int, not_after_ms: int
+) -> list[Submission]:
+    """Claim calls to one center, oldest first; committed before any of them is made (law 1).
+
+    `not_after_ms`: no claimed call may leave after this moment.  Raises LostLease.
+    """
+    tx.fence(epoch)
+    query = (
+        select(Outbox)
+        .where(Outbox.center_id == center)
+        .where(col(Outbox.claimed_ms).is_(None))
+        .where(Outbox.not_before_ms <= tx.now_ms)
+        .order_by(col(Outbox.not_before_ms), col(Outbox.run_id))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    claimed = []
+    for row in tx.session.exec(query).all():
+        row.claimed_ms, row.epoch, row.not_after_ms = tx.now_ms, epoch, not_after_ms
+        tx.session.add(row)
+        run = tx.session.get_one(Run, row.run_id)
+        run.not_after_ms = not_after_ms
+        tx.session.add(run)
+        job = tx.session.get_one(Job, run.job_id)
+        spec = spec_from_json(run.spec)
+        assert spec is not None, "a placed run has a spec"
+        claimed.append(
+            Submission(
+                run=RunId(run.id),
+                job=JobId(job.id),
+                action=row.action,
+                center=center,
+                attempt=run.attempt,
+                native_pool=run.native_pool,
+                spec=spec,
+                nodes=run.nodes,
+                request=request_from_json(job.request),
+                remote=RemoteId(run.remote_id) if run.remote_id else None,
+                not_after_ms=not_after_ms,
+            )
+        )
+    return claimed
+
+
+def waiting_centers(session: Session, now_ms: int) -> list[CenterId]:
+    """Centers that have an unclaimed call whose time has come."""
+    query = (
+        select(Outbox.center_id)
+        .where(col(Outbox.claimed_ms).is_(None))
+        .where(Outbox.not_before_ms <= now_ms)
+        .distinct()
+    )
+    return [CenterId(c) for c in session.exec(query).all()]
+
+
+def record_outcome(
+    tx: Tx, run: RunId, event: machine.Event, *, epoch: int, lookup_lag_s: int = 0
+) -> RunState:
+    """The outcome of a claimed call: removes its outbox row and advances the run."""
+    tx.fence(epoch)
+    tx.session.execute(delete(Outbox).where(col(Outbox.run_id) == run))
+    tx.session.execute(update(Run).where(col(Run.id) == run).values(lookup_lag_s=lookup_lag_s))
+    return advance(tx, run, event, epoch=epoch)
+
+
+def request_stop(tx: Tx, run: RunId, reason: StopReason, *, epoch: int) -> None:
+    """The broker itself asks a live run to end.  Raises NoSuchRun, LostLease."""
+    tx.fence(epoch)
+    row = tx.session.get(Run, run, with_for_update=True)
+    if row is None:
+        raise NoSuchRun(f"there is no run {run}")
+    if RunState(row.state).live:
+        stop(tx, tx.session.get_one(Job, row.job_id, with_for_update=True), row, reason, actor="broker")
+
+
+def recall_unsent(tx: Tx, center: CenterId, *, epoch: int) -> int:
+    """Calls to a center that takes none now, and that nobody has claimed: their jobs queue again."""
+    tx.fence(epoch)
+    query = select(Outbox).where(Outbox.center_id == center).where(col(Outbox.claimed_ms).is_(None))
+    rows = [row for row in tx.session.exec(query).all() if row.action == SUBMIT]
+    for row in rows:
+        request_stop(tx, RunId(row.run_id), StopReason.RECALL, epoch=epoch)
+    return len(rows)
+
+
+def unclaim(tx: Tx, run: RunId, *, epoch: int, not_before_ms: int) -> None:
+    """Give a claimed call back: it was certainly not made (throttled, or too late to leave).
+
+    A run that was asked to stop meanwhile ends here.
+    """
+    tx.fence(epoch)
+    outbox = tx.session.get_one(Outbox, run, with_for_update=True)
+    outbox.claimed_ms, outbox.not_before_ms = None, not_before_ms
+    tx.session.add(outbox)
+    row = tx.session.get_one(Run, run, with_for_update=True)
+    if row.stop_reason is not None:
+        job = tx.session.get_one(Job, row.job_id, with_for_update=True)
+        stop(tx, job, row, StopReason(row.stop_reason), actor="broker")
+
+
+def doubt_unfinished(tx: Tx, *, epoch: int) -> int:
+    """Calls that an earlier leader claimed and whose outcome it never recorded: into DOUBT.
+
+    Returns how many.
+    """
+    tx.fence(epoch)
+    query = select(Outbox).where(col(Outbox.claimed_ms).is_not(None)).where(Outbox.epoch != epoch)
+    rows = tx.session.exec(query).all()
+    for row in rows:
+        tx.session.delete(row)
+        tx.session.flush()
+        text = "the broker ended between the call and its answer"
+        advance(tx, RunId(row.run_id), machine.OutcomeUnknown(tx.now_ms, text), epoch=epoch)
+    return len(rows)
+
+
+# ---------------------------------------------------------------- tracking and obligations
+
+_LIVE = [s.value for s in RunState if s.live]
+_LOOKED_AT = [s.value for s in (RunState.DOUBT, RunState.PENDING, RunState.RUNNING, RunState.LOST)]
+
+
+def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
+    """The runs of a center that tracking looks at: live ones, and ended ones that owe a stop or may
+    still turn up."""
+    query = (
+        select(Run, Job)
+        .join(Job, col(Job.id) == col(Run.job_id))
+        .where(Run.center_id == center)
+        .where(
+            or_(
+                col(Run.state).in_(_LOOKED_AT),
+                col(Run.stop_owed_ms).is_not(None),
+                col(Run.watched_until_ms) > now_ms,
+            )
+        )
+        .where(Run.state != RunState.SUBMITTING.value)
+    )
+    return [
+        Watched(
+            run=RunId(run.id),
+            job=JobId(job.id),
+            center=center,
+            state=RunState(run.state),
+            remote=RemoteId(run.remote_id) if run.remote_id else None,
+            nodes=run.nodes,
+            started_ms=run.started_ms,
+            not_after_ms=run.not_after_ms,
+            max_run_time_s=job.request.get("max_run_time_s"),
+            stop=StopReason(run.stop_reason) if run.stop_reason else None,
+            logs_wanted_ms=run.logs_wanted_ms,
+            on_lost=OnLost(job.request.get("on_lost", OnLost.WAIT)),
+        )
+        for run, job in session.exec(query).all()
+    ]
+
+
+def calls_owed(session: Session, now_ms: int, limit: int) -> list[Debt]:
+    """Stops and deletions whose next try has come, the longest waiting first.
+
+    A run is deleted at its center after it has ended and its logs and results are here.
+    """
+    deletable = (
+        col(Run.delete_owed_ms).is_not(None)
+        & col(Run.collect_owed_ms).is_(None)
+        & col(Run.state).not_in(_LIVE)
+    )
+    return _debts(session, now_ms, limit, col(Run.stop_owed_ms).is_not(None) | deletable)
+
+
+def collections_owed(session: Session, now_ms: int, limit: int) -> list[Debt]:
+    """Ended runs whose logs and results are still to be copied, the longest waiting first."""
+    due = col(Run.collect_owed_ms).is_not(None) & col(Run.stop_owed_ms).is_(None)
+    return _debts(session, now_ms, limit, due)
+
+
+def _debts(session: Session, now_ms: int, limit: int, which: ColumnElement[bool]) -> list[Debt]:
+    query = (
+        select(Run, Job)
+        .join(Job, col(Job.id) == col(Run.job_id))
+        .where(col(Run.owed_next_ms) <= now_ms)
+        .where(which)
+        .order_by(col(Run.owed_next_ms))
+        .limit(limit)
+    )
+    return [
+        Debt(
+            run=RunId(run.id),
+            job=JobId(job.id),
+            center=CenterId(run.center_id or ""),
+            remote=RemoteId(run.remote_id or ""),
+            nodes=run.nodes,
+            stop_grace_s=request_from_json(job.request).stop_grace_s,
+            stop=run.stop_owed_ms is not None,
+            tries=run.owed_tries,
+        )
+        for run, job in session.exec(query).all()
+    ]
+
+
+def postpone_debt(tx: Tx, run: RunId, *, epoch: int, next_ms: int, message: str = "") -> None:
+    """The center has not confirmed yet: try again at `next_ms`."""
+    tx.fence(epoch)
+    row = tx.session.get_one(Run, run)
+    row.owed_tries += 1
+    row.owed_next_ms = next_ms
+    tx.session.add(row)
+    if message:
+        tx.event("run.debt_failed", run=run, job=row.job_id, data={"message": message})
+
+
+def settle(
+    tx: Tx, run: RunId, *, epoch: int, stop: bool = False, collect: bool = False, delete: bool = False
+) -> None:
+    """The center confirmed: the debt is paid."""
+    tx.fence(epoch)
+    row = tx.session.get_one(Run, run)
+    if stop:
+        row.stop_owed_ms = None
+    if collect:
+        row.collect_owed_ms = None
+        row.logs_copied_ms = tx.now_ms
+    if delete:
+        row.delete_owed_ms = None
+    row.owed_tries = 0
+    _plan_next_try(row, tx.now_ms)
+    tx.session.add(row)
+    paid = {"stop": stop, "collect": collect, "delete": delete}
+    tx.event("run.settled", job=row.job_id, run=run, data={"paid": [k for k, v in paid.items() if v]})
+    if stop:
+        tx.wake("cycle")
+
+
+def touch_logs(tx: Tx, run: RunId, *, epoch: int) -> None:
+    """The log on disk is as long as the center's was a moment ago."""
+    tx.fence(epoch)
+    tx.session.execute(update(Run).where(col(Run.id) == run).values(logs_copied_ms=tx.now_ms))
+
+
+def want_logs(tx: Tx, run: RunId, until_ms: int) -> None:
+    """Somebody reads the log of a live run: copy it as it grows until then."""
+    row = tx.session.get(Run, run)
+    if row is not None:
+        row.logs_wanted_ms = until_ms
+        tx.session.add(row)
+        tx.wake(f"track:{row.center_id}")
+
+
+def stop(tx: Tx, job: Job, run: Run, reason: StopReason, *, actor: str) -> RunState:
+    """Ask a live run to end; ends it at once when nothing of it has left the broker."""
+    outbox = tx.session.get(Outbox, run.id, with_for_update=True)
+    claimed = outbox is None or outbox.claimed_ms is not None
+    return apply(tx, job, run, StopRequested(tx.now_ms, reason, claimed=claimed), actor=actor)
+
+
+def last_event(session: Session) -> int:
+    """The number of the newest event, 0 when there is none."""
+    return session.exec(select(Event.seq).order_by(col(Event.seq).desc()).limit(1)).first() or 0
+
+
+def owe_delete(tx: Tx, run: Run) -> None:
+    """The job is deleted: what the center keeps of the run goes too, after the run has ended."""
+    run.collect_owed_ms = None
+    if run.remote_id is not None:
+        run.delete_owed_ms = tx.now_ms
+        _plan_next_try(run, tx.now_ms)
+        tx.wake("dispatch")
+    tx.session.add(run)
+
+
+def no_center_answers(session: Session) -> bool:
+    """True when there are several centers and every one is silent: then doubt this side first."""
+    health = session.exec(select(Center.health).where(col(Center.archived_ms).is_(None))).all()
+    polled = [h for h in health if h != Health.UNKNOWN]
+    return len(polled) > 1 and not any(h == Health.FRESH for h in polled)
+
+
+def live_by_state(session: Session) -> dict[str, int]:
+    """How many live runs there are in each state, states without any included."""
+    query = select(Run.state, func.count()).where(col(Run.state).in_(_LIVE)).group_by(col(Run.state))
+    return dict.fromkeys(_LIVE, 0) | {state: int(count) for state, count in session.exec(query).all()}

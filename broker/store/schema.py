@@ -1,0 +1,61 @@
+"""The schema's way from version to version, by Alembic.
+
+A database that is older is upgraded when the store opens; SQLite's file is copied beside itself
+first, because its schema changes cannot all be rolled back.  A database that is newer than this
+program is refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+
+class SchemaTooNew(Exception):
+    """The database was written by a newer version of the broker."""
+
+
+def configuration() -> Config:
+    """Alembic's configuration; there is no ini file."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+def upgrade(engine: Engine, file: Path | None) -> None:
+    """Bring the database to this program's version.
+
+    Raises SchemaTooNew, sqlalchemy.exc.DBAPIError, OSError.
+    """
+    config = configuration()
+    script = ScriptDirectory.from_config(config)
+    head = script.get_current_head()
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    if current == head:
+        return
+    if current is not None and current not in {r.revision for r in script.walk_revisions()}:
+        raise SchemaTooNew(
+            f"the database is at schema {current}, which this version (schema {head}) does not know:"
+            " run the newer version, or restore the copy made before its upgrade"
+        )
+    if current is not None and file is not None:
+        _copy(file, file.with_name(f"{file.name}.before-{head}"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _copy(file: Path, copy: Path) -> None:
+    with sqlite3.connect(file) as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+    source.close()
+    target.close()

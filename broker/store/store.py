@@ -1,0 +1,163 @@
+"""Store: engines, threads and wake-ups; how the asyncio side reaches the database.
+
+Database drivers are synchronous and run in threads: one writer (see writer.py) and a few readers.
+An asynchronous driver would hop between threads at every statement; here a whole transaction is
+one hop.  SQLite runs in WAL mode with synchronous=FULL, and every write transaction begins
+IMMEDIATE: otherwise two transactions that read before they write lose updates silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session
+
+from broker.store import schema
+from broker.store.writer import StoreUnavailable, Tx, Writer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READERS = 4
+"""Threads that read; SQLite readers do not wait for the writer."""
+
+BUSY_S = 30
+"""How long a SQLite connection waits for another process's lock (a backup, a command)."""
+
+
+def now_ms() -> int:
+    """Wall clock, UTC, in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Store:
+    """Use: `store = Store(url); await store.open(); await store.write(op, …)`, `read(query, …)`.
+
+    `clock` gives milliseconds UTC.  `wakeup(name)` is the event a loop waits on; it is set after a
+    commit whose write called `tx.wake(name)`.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], int] = now_ms, max_batch: int = 256) -> None:
+        self.clock = clock
+        self._url = _driver_url(url)
+        self._max_batch = max_batch
+        self._wakeups: dict[str, asyncio.Event] = {}
+
+    async def open(self) -> None:
+        """Create or upgrade the schema and start the threads.  Raises StoreUnavailable."""
+        self._loop = asyncio.get_running_loop()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        try:
+            self._write_engine = _engine(self._url, begin="IMMEDIATE")
+            self._read_engine = _engine(self._url, begin="DEFERRED", pool_size=READERS)
+            await self._loop.run_in_executor(
+                self._readers, schema.upgrade, self._write_engine, _database_file(self._url)
+            )
+        except (DBAPIError, OSError) as error:
+            self._readers.shutdown(wait=False)
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise StoreUnavailable(f"cannot open {self._url!r}: {reason}") from error
+        self._writer = Writer(
+            self._write_engine, clock=self.clock, woken=self._on_commit, max_batch=self._max_batch
+        )
+        self._writer.start()
+
+    async def close(self) -> None:
+        """Finish queued writes and close the files."""
+        await asyncio.to_thread(self._writer.close)
+        self._readers.shutdown(wait=True)
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+    async def write(
+        self, op: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a write; returns once it is durable.
+
+        A caller that is cancelled meanwhile does not undo it.  Raises what `op` raises, and
+        StoreUnavailable.
+        """
+        done = self._writer.submit(lambda tx: op(tx, *args, **kwargs))
+        return await asyncio.shield(asyncio.wrap_future(done))
+
+    async def read(
+        self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a read in its own transaction.  Raises StoreUnavailable."""
+
+        def run() -> T:
+            try:
+                with Session(self._read_engine) as session:
+                    return query(session, *args, **kwargs)
+            except DBAPIError as error:
+                raise StoreUnavailable(f"the database refused a read: {error.orig}") from error
+
+        return await self._loop.run_in_executor(self._readers, run)
+
+    def wakeup(self, name: str) -> asyncio.Event:
+        return self._wakeups.setdefault(name, asyncio.Event())
+
+    @property
+    def backlog(self) -> int:
+        """Writes that wait for the writer."""
+        return self._writer.backlog
+
+    def _on_commit(self, names: Iterable[str]) -> None:
+        def wake() -> None:
+            for name in names:
+                self.wakeup(name).set()
+
+        self._loop.call_soon_threadsafe(wake)
+
+
+def _driver_url(url: str) -> str:
+    """SQLAlchemy's URL with our driver: sqlite3 of the standard library, or psycopg 3."""
+    if url.startswith("postgresql://"):
+        return "postgresql+psycopg://" + url.removeprefix("postgresql://")
+    return url
+
+
+def _database_file(url: str) -> Path | None:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    assert parsed.database is not None
+    return Path(parsed.database)
+
+
+def _engine(url: str, *, begin: str, pool_size: int = 1) -> Engine:
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+    if (path := _database_file(url)) is not None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        connect_args={"timeout": BUSY_S, "check_same_thread": False, "isolation_level": None},
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: Any) -> None:
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "temp_store=MEMORY",
+            "cache_size=-65536",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Any) -> None:
+        connection.exec_driver_sql(f"BEGIN {begin}")
+
+    return engine

@@ -1,0 +1,143 @@
+"""What the queue API reads in one transaction, and logins.
+
+What belongs here: reads that join what several store modules know, for one request each.  What does
+not: rules; those are in the modules named by the nouns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from broker.core.model import JobId, Kind, PublicStatus, RunId, RunState
+from broker.store import accounts, centers, datasets, jobs
+from broker.store.accounts import Caller
+from broker.store.centers import CenterView, NoSuchCenter
+from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob, Paging
+from broker.store.writer import Rejected, Tx
+from broker.tables import Account, Center, Idempotency, Job, Run
+
+
+class LoginChanged(Rejected):
+    """The account was frozen or got another password while the login was checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a create is judged by.  `earlier` is the job of a repeated key, with its body's hash."""
+
+    centers: tuple[CenterView, ...]
+    image_centers: frozenset[str]
+    unusable_datasets: tuple[str, ...]
+    earlier: tuple[str, JobSummary] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A job, its place in the queue and why it waits."""
+
+    job: JobView
+    position: int | None
+    reasons: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunLog:
+    """What reading the log of a run needs to know of it."""
+
+    run: RunId
+    job: JobId
+    state: RunState
+    nodes: int
+    placed: bool
+    collect_owed: bool
+    logs_copied_ms: int
+
+
+def login(tx: Tx, account: str, password_hash: str, token_hash: str, expires_ms: int) -> None:
+    """Record a login whose password was checked against `password_hash`.  Raises LoginChanged."""
+    row = tx.session.get_one(Account, account)
+    if row.frozen_ms is not None or row.password_hash != password_hash:
+        raise LoginChanged(f"account {row.name!r} has changed meanwhile")
+    accounts.add_token(tx, account, token_hash, expires_ms)
+
+
+def account(session: Session, name: str) -> dict[str, Any]:
+    """One account as `accounts.list_accounts` shows it.  Raises NoSuchAccount."""
+    for each in accounts.list_accounts(session):
+        if each["name"] == name:
+            return each
+    raise accounts.NoSuchAccount(f"there is no account named {name!r}")
+
+
+def admission(
+    session: Session, caller: Caller, *, image: str, wanted_data: Collection[str], key: str
+) -> Admission:
+    """Everything a create is judged by."""
+    earlier = None
+    if key and (before := session.get(Idempotency, (caller.id, key))) is not None:
+        earlier = before.body_hash, job_summary(session, JobId(before.job_id))
+    return Admission(
+        centers=tuple(centers.list_centers(session)),
+        image_centers=frozenset(centers.image_centers(session, image)) if image else frozenset(),
+        unusable_datasets=tuple(datasets.unusable(session, caller, wanted_data)) if wanted_data else (),
+        earlier=earlier,
+    )
+
+
+def job_summary(session: Session, job: JobId) -> JobSummary:
+    """A job as lists show it, whoever asks.  Raises NoSuchJob."""
+    row = session.get(Job, job)
+    if row is None:
+        raise NoSuchJob(f"there is no job {job!r}")
+    return JobSummary(
+        id=job,
+        kind=Kind(row.kind),
+        name=row.name,
+        desc=row.desc,
+        account=row.account_id,
+        status=PublicStatus(row.status),
+        created_ms=row.created_ms,
+        ended_ms=row.ended_ms,
+        center=row.center_id,
+        tier=row.tier,
+    )
+
+
+def job_page(
+    session: Session, caller: Caller, wanted: JobFilter, paging: Paging
+) -> tuple[list[JobSummary], int]:
+    """A page of jobs and how many match.  Raises NoSuchCenter when the filter names an unknown one;
+    a center that has left still has jobs."""
+    if wanted.center and session.get(Center, wanted.center) is None:
+        raise NoSuchCenter(f"centerId: there is no center {wanted.center!r}")
+    return jobs.list_jobs(session, caller, wanted, paging)
+
+
+def explanation(session: Session, caller: Caller, job: JobId, now_ms: int) -> Explanation:
+    """Why a job waits, or where it is.  Raises NoSuchJob."""
+    view = jobs.show_job(session, caller, job, None, now_ms)
+    position = jobs.queue_position(session, view)
+    reasons = jobs.deferral(session, view, now_ms) if position is not None else []
+    return Explanation(view, position, tuple(reasons))
+
+
+def run_log(session: Session, run: RunId) -> RunLog | None:
+    """The run of a log, whoever asks; None when there is none or its job is deleted."""
+    query = select(Run, Job).join(Job, col(Job.id) == col(Run.job_id)).where(Run.id == run)
+    found = session.exec(query.where(col(Job.deleted_ms).is_(None))).first()
+    if found is None:
+        return None
+    row, job = found
+    return RunLog(
+        run=run,
+        job=JobId(job.id),
+        state=RunState(row.state),
+        nodes=row.nodes,
+        placed=row.center_id is not None,
+        collect_owed=row.collect_owed_ms is not None,
+        logs_copied_ms=row.logs_copied_ms or 0,
+    )

@@ -1,0 +1,216 @@
+"""One writer thread with group commit.
+
+Writes queue to one thread, which takes what is waiting and runs it in one transaction: one fsync
+for many writes.  A write is a function of a Tx that may run twice: when one of a batch fails, the
+batch is rolled back and each write runs again in a savepoint of its own, so that a conflict stays
+with its own row.  Event numbers are taken from a counter row at the end of the transaction, so
+number order is commit order, on PostgreSQL too (the row lock is held until the commit).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, insert, update
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlmodel import Session, col, select
+
+from broker.tables import Counter, Event, Lease
+
+LEADER = "leader"
+EVENTS = "events"
+
+
+class Rejected(Exception):
+    """Root of a write's refusals.  A write raises it only before its first change."""
+
+
+class LostLease(Rejected):
+    """Another daemon leads: this one may neither write results nor call centers."""
+
+
+class StoreUnavailable(Exception):
+    """The database cannot be reached or written; the text says why."""
+
+
+@dataclass(slots=True)
+class Tx:
+    """One write's view of the running transaction."""
+
+    session: Session
+    now_ms: int
+    events: list[dict[str, Any]] = field(default_factory=list)
+    woken: set[str] = field(default_factory=set)
+    _epoch: int | None = None
+
+    def event(
+        self,
+        kind: str,
+        *,
+        job: str | None = None,
+        run: str | None = None,
+        center: str | None = None,
+        actor: str = "",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Append to the event log; the number is given at the commit."""
+        self.events.append(
+            {
+                "at_ms": self.now_ms,
+                "kind": kind,
+                "job_id": job,
+                "run_id": run,
+                "center_id": center,
+                "actor": actor,
+                "data": data or {},
+            }
+        )
+
+    def wake(self, *loops: str) -> None:
+        """Wake loops after the commit."""
+        self.woken.update(loops)
+
+    def fence(self, epoch: int) -> None:
+        """Raise LostLease unless `epoch` still leads.  Read once per transaction."""
+        if self._epoch is None:
+            query = select(Lease.epoch).where(Lease.name == LEADER).with_for_update(read=True)
+            self._epoch = self.session.exec(query).first() or 0
+        if self._epoch != epoch:
+            raise LostLease(f"epoch {epoch} no longer leads; epoch {self._epoch} does")
+
+
+@dataclass(slots=True)
+class _Write:
+    op: Callable[[Tx], Any]
+    done: Future[Any]
+
+
+class Writer:
+    """The thread.  `woken` is called in it after a commit with the names of the loops to wake."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Callable[[], int],
+        woken: Callable[[Iterable[str]], None],
+        max_batch: int = 256,
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._woken = woken
+        self._max_batch = max_batch
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._closed = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, op: Callable[[Tx], Any]) -> Future[Any]:
+        """Queue a write; the future has its result once it is on disk."""
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        done: Future[Any] = Future()
+        self._queue.put(_Write(op, done))
+        return done
+
+    def close(self) -> None:
+        """Finish what is queued, then end the thread."""
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+
+    @property
+    def backlog(self) -> int:
+        return self._queue.qsize()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            closing = False
+            while len(batch) < self._max_batch and not closing:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    closing = True
+                else:
+                    batch.append(more)
+            self._commit(batch)
+            if closing:
+                return
+
+    def _commit(self, batch: list[_Write]) -> None:
+        try:
+            try:
+                answers, woken = self._together(batch)
+            except OperationalError:
+                raise  # the database itself, not one of the writes
+            except Exception:
+                answers, woken = self._apart(batch)
+        except DBAPIError as error:
+            gone = StoreUnavailable(f"the database refused the transaction: {error.orig}")
+            gone.__cause__ = error
+            answers, woken = [gone] * len(batch), set()
+        for write, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, BaseException):
+                write.done.set_exception(answer)
+            else:
+                write.done.set_result(answer)
+        if woken:
+            self._woken(woken)
+
+    def _together(self, batch: list[_Write]) -> tuple[list[Any], set[str]]:
+        """All in one transaction; any error but Rejected undoes all of them."""
+        answers: list[Any] = []
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            tx = Tx(session, self._clock())
+            for write in batch:
+                try:
+                    answers.append(write.op(tx))
+                except Rejected as refusal:
+                    answers.append(refusal)
+            session.flush()
+            _number(tx)
+        return answers, tx.woken
+
+    def _apart(self, batch: list[_Write]) -> tuple[list[Any], set[str]]:
+        """One transaction, a savepoint for each: an error undoes its own write only."""
+        answers: list[Any] = []
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            tx = Tx(session, self._clock())
+            for write in batch:
+                events, woken = len(tx.events), set(tx.woken)
+                try:
+                    with session.begin_nested():
+                        answers.append(write.op(tx))
+                except OperationalError:
+                    raise
+                except Exception as error:
+                    del tx.events[events:]
+                    tx.woken = woken
+                    answers.append(error)
+            _number(tx)
+        return answers, tx.woken
+
+
+def _number(tx: Tx) -> None:
+    """Give the transaction's events the next numbers."""
+    if not tx.events:
+        return
+    taken = tx.session.execute(
+        update(Counter)
+        .where(col(Counter.name) == EVENTS)
+        .values(value=col(Counter.value) + len(tx.events))
+        .returning(col(Counter.value))
+    ).scalar_one()
+    first = taken - len(tx.events) + 1
+    rows = [{"seq": first + i, **event} for i, event in enumerate(tx.events)]
+    tx.session.execute(insert(Event), rows)

@@ -1,0 +1,55 @@
+"""Structured logs and the numbers of /metrics.
+
+Every log line has a stable `action`; fields are named like the queue API's.  Secrets never get here:
+whoever logs a request logs its path without the query string.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+
+def configure(level: str = "info", *, json: bool = False) -> None:
+    """Logs go to stderr, as key=value lines or as JSON documents, one a line."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "action"])
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.EventRenamer("action"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+REQUESTS = Histogram(
+    "broker_http_request_seconds", "Time to answer", ["method", "route", "status"], unit="seconds"
+)
+ROUND = Histogram("broker_round_seconds", "Time of a placement round", ["part"])
+ROUNDS = Counter("broker_rounds", "Placement rounds", ["solver"])
+QUEUED = Gauge("broker_jobs_queued", "Jobs that wait for a placement")
+LIVE = Gauge("broker_runs_live", "Live runs", ["state"])
+PLACED = Counter("broker_placements", "Runs placed", ["center"])
+CALLS = Histogram(
+    "broker_center_call_seconds", "Time of a call to a center", ["center", "call", "outcome"]
+)
+CENTER_UP = Gauge("broker_center_up", "1 while the center answers its polls", ["center"])
+LOOP_ERRORS = Counter("broker_loop_errors", "Passes of a loop that failed", ["loop"])
+WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
+DEBTS = Gauge("broker_debts", "Stops, collections and deletions owed to centers")
