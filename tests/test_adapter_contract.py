@@ -1,0 +1,321 @@
+"""What every adapter must do, whatever its platform: one module over all of them.
+
+Here: the contract of broker.adapter.Adapter as the broker's loops rely on it.  Not here: what only
+one platform does (test_<adapter>.py).  A platform joins by a row in SUBJECTS: an adapter over two
+nodes of 4 cores, 8 GiB and 2 cards in the pool "a800", and how each Behaviour is asked of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+import pytest
+
+from adapters import fake, local
+from broker.adapter import (
+    Adapter,
+    Connection,
+    NoCapacity,
+    Refused,
+    RemoteState,
+    RunRef,
+    RunSpec,
+    Sighting,
+    StatedPool,
+)
+from broker.core.model import CenterId, JobId, NodeShape, RemoteId, RunId, Spec, SpecId
+
+NODE = NodeShape("X86", 4, 8, "Nvidia/GPU/A800", 2, 80)
+HALF = NodeShape("X86", 2, 4, "Nvidia/GPU/A800", 1, 80)
+POOL = StatedPool("a800", NODE, 2)
+LOG = b"hello\nworld\n"
+RESULTS = {"model.bin": b"\x00weights", "eval/metrics.json": b"{}"}
+LIVE = (RemoteState.PENDING, RemoteState.RUNNING)
+DEADLINE_S = 20.0
+
+
+class Behaviour(Enum):
+    """What a run does: the only words in which the contract speaks of commands."""
+
+    SUCCEED = "print LOG, leave RESULTS, end with 0"
+    FAIL = "end with 3"
+    STAY = "go on for much longer than the test"
+
+
+@dataclass
+class Subject:
+    """An adapter under test.  `command`: how a behaviour is asked of the platform."""
+
+    adapter: Adapter
+    command: Callable[[RunSpec, Behaviour], str]
+    tick: Callable[[], AsyncIterator[None]]
+    numbers: itertools.count[int]
+
+    def spec(
+        self, behaviour: Behaviour, *, nodes: int = 1, shape: NodeShape = NODE, pool: str = "a800"
+    ) -> RunSpec:
+        name = f"bk{next(self.numbers):010d}"
+        bare = RunSpec(
+            id=RunId(name),
+            job=JobId(f"job-{name}"),
+            attempt=1,
+            native_pool=pool,
+            spec=Spec(SpecId("s"), "s", shape),
+            nodes=nodes,
+            command="",
+            image="",
+            env=(("GREETING", "hello"),),
+            max_run_time_s=None,
+            stop_grace_s=5,
+        )
+        return replace(bare, command=self.command(bare, behaviour))
+
+    async def submit(self, behaviour: Behaviour, *, nodes: int = 1, shape: NodeShape = NODE) -> RunRef:
+        spec = self.spec(behaviour, nodes=nodes, shape=shape)
+        return RunRef(spec.id, spec.job, await self.adapter.submit(spec), nodes)
+
+    async def see(self, ref: RunRef, *states: RemoteState) -> Sighting:
+        """Look until the run is in one of `states`; fails when it ends otherwise or the deadline passes."""
+        until = time.monotonic() + DEADLINE_S
+        async for _ in self.tick():
+            seen = (await self.adapter.observe([ref]))[ref.id]
+            if seen.state in states:
+                return seen
+            assert seen.state in LIVE, f"expected {states}, ended as {seen}"
+            assert time.monotonic() < until, f"expected {states}, still {seen}"
+        raise AssertionError("the clock stopped")
+
+    async def free_cards(self) -> int:
+        pools = (await self.adapter.probe()).pools
+        return sum(free.accelerators * free.nodes for pool in pools for free in pool.free)
+
+
+def never_submitted(subject: Subject) -> RunRef:
+    spec = subject.spec(Behaviour.STAY)
+    return RunRef(spec.id, spec.job, RemoteId(spec.id), spec.nodes)
+
+
+@asynccontextmanager
+async def local_subject(path: Path) -> AsyncIterator[Subject]:
+    commands = {
+        Behaviour.SUCCEED: (
+            "echo $GREETING; echo world; cd $BROKER_OUTPUT_DIR; mkdir -p eval;"
+            " printf '\\000weights' >model.bin; printf '{}' >eval/metrics.json"
+        ),
+        Behaviour.FAIL: "exit 3",
+        Behaviour.STAY: "sleep 600",
+    }
+
+    async def tick() -> AsyncIterator[None]:
+        while True:
+            yield
+            await asyncio.sleep(0.02)
+
+    options = {"work_dir": str(path / "work")}
+    adapter = await local.connect(Connection(CenterId("c"), "bk", options, pools=(POOL,)))
+    subject = Subject(adapter, lambda _, b: commands[b], tick, itertools.count(1))
+    try:
+        yield subject
+    finally:
+        for number in range(1, next(subject.numbers)):
+            name = f"bk{number:010d}"
+            ref = RunRef(RunId(name), JobId(f"job-{name}"), RemoteId(name), 1)
+            await adapter.stop(ref, grace_s=0)
+            await subject.see(ref, *(set(RemoteState) - set(LIVE)))
+        await adapter.aclose()
+
+
+@asynccontextmanager
+async def fake_subject(path: Path) -> AsyncIterator[Subject]:
+    scripts = {
+        Behaviour.SUCCEED: fake.Script(queue_s=2, run_s=5, log=LOG, results=RESULTS),
+        Behaviour.FAIL: fake.Script(exit_code=3, run_s=5),
+        Behaviour.STAY: fake.Script(run_s=10**9, stop_s=2),
+    }
+    now_ms = [1_700_000_000_000]
+    adapter = fake.Fake(CenterId("c"), lambda: now_ms[0], pools=[POOL])
+
+    def command(spec: RunSpec, behaviour: Behaviour) -> str:
+        adapter.script(scripts[behaviour], of=spec.id)
+        return behaviour.value
+
+    async def tick() -> AsyncIterator[None]:
+        while True:
+            yield
+            now_ms[0] += 1000
+
+    yield Subject(adapter, command, tick, itertools.count(1))
+
+
+SUBJECTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
+    "local": local_subject,
+    "fake": fake_subject,
+}
+
+
+@pytest.fixture(params=SUBJECTS)
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    async with SUBJECTS[request.param](tmp_path) as subject:
+        yield subject
+
+
+async def test_probe_is_whole_and_sane(subject: Subject) -> None:
+    inventory = await subject.adapter.probe()
+    assert inventory.accuracy is subject.adapter.traits.idle
+    assert inventory.as_of_ms > 1_600_000_000_000
+    (pool,) = inventory.pools
+    assert (pool.native, pool.shape, pool.nodes) == ("a800", NODE, 2)
+    assert sum(free.nodes for free in pool.free) == 2
+    assert all((f.cores, f.memory_gib, f.accelerators) == (4, 8, 2) for f in pool.free)
+
+
+async def test_success_is_seen_with_its_times(subject: Subject) -> None:
+    seen = await subject.see(await subject.submit(Behaviour.SUCCEED), RemoteState.SUCCEEDED)
+    assert seen.exit_code == 0
+    assert seen.started_ms is not None
+    assert seen.ended_ms is not None
+    assert 1_600_000_000_000 < seen.started_ms <= seen.ended_ms
+
+
+async def test_failure_is_seen_with_its_exit_code(subject: Subject) -> None:
+    seen = await subject.see(await subject.submit(Behaviour.FAIL), RemoteState.FAILED)
+    assert (seen.exit_code, seen.host_lost, seen.cannot_start, seen.evicted_by) == (3, False, False, "")
+    assert "3" in seen.message
+
+
+async def test_an_end_is_told_again_the_same(subject: Subject) -> None:
+    ref = await subject.submit(Behaviour.FAIL)
+    seen = await subject.see(ref, RemoteState.FAILED)
+    await subject.adapter.stop(ref, grace_s=1)
+    assert (await subject.adapter.observe([ref]))[ref.id] == seen
+
+
+async def test_find_by_name(subject: Subject) -> None:
+    ref = await subject.submit(Behaviour.STAY)
+    assert await subject.adapter.find(ref.id) == ref.remote
+    assert await subject.adapter.find(RunId("bkzzzzzzzzzz")) is None
+
+
+async def test_the_same_id_starts_once(subject: Subject) -> None:
+    spec = subject.spec(Behaviour.STAY)
+    remotes = await asyncio.gather(*(subject.adapter.submit(spec) for _ in range(5)))
+    assert len(set(remotes)) == 1
+    assert await subject.free_cards() == 2
+
+
+async def test_a_stop_ends_a_run(subject: Subject) -> None:
+    ref = await subject.submit(Behaviour.STAY)
+    await subject.see(ref, RemoteState.RUNNING)
+    await subject.adapter.stop(ref, grace_s=5)
+    await subject.adapter.stop(ref, grace_s=5)
+    seen = await subject.see(ref, RemoteState.STOPPED)
+    assert seen.ended_ms is not None
+    assert await subject.free_cards() == 4
+
+
+async def test_stop_and_delete_of_an_unknown_run_are_done(subject: Subject) -> None:
+    ref = never_submitted(subject)
+    await subject.adapter.stop(ref, grace_s=1)
+    await subject.adapter.delete(ref)
+    assert await subject.adapter.find(ref.id) is None
+
+
+async def test_an_unknown_run_is_gone_and_hides_no_other(subject: Subject) -> None:
+    unknown, known = never_submitted(subject), await subject.submit(Behaviour.STAY)
+    seen = await subject.adapter.observe([unknown, known])
+    assert seen[unknown.id].state is RemoteState.GONE
+    assert seen[known.id].state in LIVE
+    assert await subject.adapter.observe([]) == {}
+
+
+async def test_logs_from_any_offset(subject: Subject) -> None:
+    ref = await subject.submit(Behaviour.SUCCEED)
+    await subject.see(ref, RemoteState.SUCCEEDED)
+    for offset in (0, 1, 6, len(LOG), len(LOG) + 5):
+        assert b"".join([c async for c in subject.adapter.logs(ref, 0, offset)]) == LOG[offset:]
+    assert [c async for c in subject.adapter.logs(ref, 7, 0)] == []
+    unknown = never_submitted(subject)
+    assert [c async for c in subject.adapter.logs(unknown, 0, 0)] == []
+
+
+async def test_results(subject: Subject) -> None:
+    ref = await subject.submit(Behaviour.SUCCEED)
+    await subject.see(ref, RemoteState.SUCCEEDED)
+    found = {}
+    async for result in subject.adapter.results(ref):
+        found[result.path] = b"".join([chunk async for chunk in result.chunks])
+        assert result.size == len(found[result.path])
+    assert found == RESULTS
+    unknown = never_submitted(subject)
+    assert [r async for r in subject.adapter.results(unknown)] == []
+
+
+async def test_a_deleted_run_is_gone(subject: Subject) -> None:
+    ref = await subject.submit(Behaviour.SUCCEED)
+    await subject.see(ref, RemoteState.SUCCEEDED)
+    await subject.adapter.delete(ref)
+    await subject.adapter.delete(ref)
+    assert (await subject.adapter.observe([ref]))[ref.id].state is RemoteState.GONE
+    assert await subject.adapter.find(ref.id) is None
+
+
+async def test_a_gang_of_two_nodes(subject: Subject) -> None:
+    ref = await subject.submit(Behaviour.SUCCEED, nodes=2)
+    await subject.see(ref, RemoteState.SUCCEEDED)
+    for node in (0, 1):
+        assert b"".join([c async for c in subject.adapter.logs(ref, node, 0)]) == LOG
+
+
+async def test_a_full_center_says_so_and_capacity_comes_back(subject: Subject) -> None:
+    gang = await subject.submit(Behaviour.STAY, nodes=2)
+    assert await subject.free_cards() == 0
+    late = subject.spec(Behaviour.STAY)
+    with pytest.raises(NoCapacity):
+        await subject.adapter.submit(late)
+    assert await subject.adapter.find(late.id) is None, "a refusal has no effect"
+    await subject.adapter.stop(gang, grace_s=5)
+    await subject.see(gang, RemoteState.STOPPED)
+    await subject.adapter.submit(late)
+    assert await subject.free_cards() == 2
+
+
+async def test_slices_share_a_node(subject: Subject) -> None:
+    for left in (3, 2, 1):
+        await subject.submit(Behaviour.STAY, shape=HALF)
+        assert await subject.free_cards() == left
+    (pool,) = (await subject.adapter.probe()).pools
+    assert sorted(free.accelerators for free in pool.free) == [0, 1], "best fit fills a node first"
+    with pytest.raises(NoCapacity):
+        await subject.submit(Behaviour.STAY)
+
+
+@pytest.mark.parametrize(
+    ("shape", "nodes", "pool"),
+    [
+        (NODE, 3, "a800"),
+        (NODE, 1, "h800"),
+        (NodeShape("ARM", 1, 1), 1, "a800"),
+        (NodeShape("X86", 5, 1), 1, "a800"),
+        (NodeShape("X86", 1, 1, "Nvidia/GPU/A100", 1, 80), 1, "a800"),
+        (NodeShape("X86", 1, 1, "Nvidia/GPU/A800", 1, 81), 1, "a800"),
+    ],
+)
+async def test_what_never_fits_is_refused(subject: Subject, shape: NodeShape, nodes: int, pool: str) -> None:
+    spec = subject.spec(Behaviour.STAY, shape=shape, nodes=nodes, pool=pool)
+    with pytest.raises(Refused):
+        await subject.adapter.submit(spec)
+    assert await subject.adapter.find(spec.id) is None
+
+
+async def test_concurrent_submissions_never_overfill(subject: Subject) -> None:
+    specs = [subject.spec(Behaviour.STAY) for _ in range(6)]
+    answers = await asyncio.gather(*map(subject.adapter.submit, specs), return_exceptions=True)
+    assert sum(isinstance(answer, NoCapacity) for answer in answers) == 4
+    assert await subject.free_cards() == 0

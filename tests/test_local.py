@@ -1,0 +1,498 @@
+"""What only the local center does: real processes, their supervisors, and crashes between the steps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.local import Local, connect
+from broker.adapter import (
+    Connection,
+    CopyRef,
+    CopyState,
+    NoCapacity,
+    RemoteState,
+    RunRef,
+    RunSpec,
+    Sighting,
+    StatedPool,
+    Unavailable,
+)
+from broker.core.model import CenterId, JobId, NodeShape, RemoteId, RunId, Spec, SpecId
+
+SHAPE = NodeShape("X86", 1, 1)
+POOL = StatedPool("cpu", SHAPE, 4)
+LIVE = (RemoteState.PENDING, RemoteState.RUNNING)
+DEADLINE_S = 20.0
+
+
+async def local(work: Path, **options: Any) -> Local:
+    options = {"work_dir": str(work), **options}
+    adapter = await connect(Connection(CenterId("c"), "bk", options, pools=(POOL,)))
+    assert isinstance(adapter, Local)
+    return adapter
+
+
+def spec(command: str, *, name: str = "bk0000000001", nodes: int = 1, **changes: Any) -> RunSpec:
+    fields: dict[str, Any] = {
+        "id": RunId(name),
+        "job": JobId("job-1"),
+        "attempt": 1,
+        "native_pool": "cpu",
+        "spec": Spec(SpecId("s"), "s", SHAPE),
+        "nodes": nodes,
+        "command": command,
+        "image": "",
+        "env": (),
+        "max_run_time_s": None,
+        "stop_grace_s": 1,
+    }
+    return RunSpec(**{**fields, **changes})
+
+
+def ref(run: RunSpec) -> RunRef:
+    return RunRef(run.id, run.job, RemoteId(run.id), run.nodes)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        await asyncio.sleep(0.02)
+
+
+async def end_of(adapter: Local, run: RunSpec) -> Sighting:
+    deadline = time.monotonic() + DEADLINE_S
+    while (seen := (await adapter.observe([ref(run)]))[run.id]).state in LIVE:
+        assert time.monotonic() < deadline, f"still {seen}"
+        await asyncio.sleep(0.02)
+    return seen
+
+
+async def log_of(adapter: Local, run: RunSpec, node: int = 0) -> str:
+    return b"".join([chunk async for chunk in adapter.logs(ref(run), node, 0)]).decode()
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+async def adapter(tmp_path: Path) -> AsyncIterator[Local]:
+    adapter = await local(tmp_path / "work")
+    yield adapter
+    for path in (tmp_path / "work" / "runs").iterdir():
+        run = RunRef(RunId(path.name), JobId("job-1"), RemoteId(path.name), 1)
+        await adapter.stop(run, grace_s=0)
+        await end_of(adapter, spec("", name=path.name))
+    await adapter.aclose()
+
+
+# ---------------------------------------------------------------- crashes
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from tests.test_local import local, spec
+async def main():
+    adapter = await local(Path(sys.argv[1]))
+    for run in (spec(sys.argv[2]), spec(sys.argv[3], name="bk0000000002")):
+        await adapter.submit(run)
+    print("submitted", flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_runs_outlive_the_daemon_and_are_found_again(tmp_path: Path) -> None:
+    """One run ends while no daemon is there, one goes on under the next; each ran once."""
+    work, starts, go = tmp_path / "work", tmp_path / "starts", tmp_path / "go"
+    quick = f"echo quick >>{starts}; until [ -e {go} ]; do sleep 0.05; done; exit 5"
+    slow = f"echo slow >>{starts}; sleep 600"
+    daemon = await asyncio.to_thread(
+        subprocess.Popen,
+        [sys.executable, "-c", CHILD, str(work), quick, slow],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert daemon.stdout is not None
+    with daemon.stdout:
+        assert await asyncio.to_thread(daemon.stdout.readline) == b"submitted\n"
+        with pytest.raises(Unavailable, match="held by another process"):
+            await local(work)
+        await until(lambda: starts.exists() and len(starts.read_text().split()) == 2)
+        daemon.kill()
+        daemon.wait()
+    go.touch()
+    await until((work / "runs" / "bk0000000001" / "exit-0").exists)
+
+    adapter = await local(work)
+    first, second = spec(quick), spec(slow, name="bk0000000002")
+    assert await adapter.find(second.id) == ref(second).remote
+    assert await adapter.submit(second) == ref(second).remote
+    seen = await adapter.observe([ref(first), ref(second)])
+    assert (seen[first.id].state, seen[first.id].exit_code) == (RemoteState.FAILED, 5)
+    assert seen[second.id].state is RemoteState.RUNNING
+    await adapter.stop(ref(second), grace_s=5)
+    assert (await end_of(adapter, second)).state is RemoteState.STOPPED
+    assert sorted(starts.read_text().split()) == ["quick", "slow"]
+    await adapter.aclose()
+
+
+async def test_a_directory_without_spec_does_not_count(tmp_path: Path) -> None:
+    half = tmp_path / "work" / "runs" / "bk0000000001"
+    (half / "node-0").mkdir(parents=True)
+    adapter = await local(tmp_path / "work")
+    assert await adapter.find(RunId("bk0000000001")) is None
+    assert not half.exists()
+    assert list((tmp_path / "work" / "trash").iterdir()) == []
+    await adapter.aclose()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_half_started_gang_becomes_whole_unless_stopped(tmp_path: Path, stopped: bool) -> None:
+    """The crash came after spec.json and the first rank; what never started has no trace."""
+    work = tmp_path / "work"
+    run = spec('echo "rank $BROKER_NODE_RANK" >>"$BROKER_OUTPUT_DIR/starts"', nodes=2)
+    adapter = await local(work)
+    await adapter.submit(run)
+    await end_of(adapter, run)
+    await adapter.aclose()
+    folder = work / "runs" / run.id
+    for name in ("started-1", "exit-1", "alive-1"):
+        (folder / name).unlink()
+    (folder / "output" / "starts").write_text("rank 0\n")
+    if stopped:
+        (folder / "stop-requested").write_text("0 0\n")
+
+    adapter = await local(work)
+    seen = await end_of(adapter, run)
+    assert seen.state is (RemoteState.STOPPED if stopped else RemoteState.SUCCEEDED)
+    expected = "rank 0\n" if stopped else "rank 0\nrank 1\n"
+    assert (folder / "output" / "starts").read_text() == expected
+    await adapter.aclose()
+
+
+async def test_a_restarted_host_has_lost_its_runs(tmp_path: Path) -> None:
+    work, run = tmp_path / "work", spec("sleep 600", nodes=2)
+    adapter = await local(work)
+    await adapter.submit(run)
+    await until((work / "runs" / run.id / "started-1").exists)
+    await adapter.stop(ref(run), grace_s=0)
+    await end_of(adapter, run)
+    await adapter.aclose()
+    folder = work / "runs" / run.id
+    for name in ("exit-0", "exit-1", "stop-requested"):
+        (folder / name).unlink()
+    stored = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps({**stored, "boot_id": "an earlier boot"}))
+
+    adapter = await local(work)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.host_lost, seen.exit_code) == (RemoteState.FAILED, True, None)
+    assert seen.message.startswith("host_restarted")
+    assert sum(free.nodes for free in (await adapter.probe()).pools[0].free if free.cores) == 4
+    await adapter.aclose()
+
+
+async def test_a_killed_supervisor_leaves_no_process(adapter: Local, tmp_path: Path) -> None:
+    run = spec(f"echo $$ >{tmp_path}/pid; exec sleep 600")
+    await adapter.submit(run)
+    await until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+    os.kill(int((tmp_path / "work" / "runs" / run.id / "alive-0").read_text()), signal.SIGKILL)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.host_lost) == (RemoteState.FAILED, True)
+    assert seen.message.startswith("supervisor_lost")
+    await until(lambda: not running(int((tmp_path / "pid").read_text())))
+
+
+async def test_no_supervisor(adapter: Local, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("adapters.local_runner.SUPERVISOR", tmp_path / "nowhere.sh")
+    run = spec("true")
+    await adapter.submit(run)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.cannot_start) == (RemoteState.FAILED, True)
+    assert "nowhere.sh" in seen.message
+
+
+# ---------------------------------------------------------------- ends
+
+
+async def test_what_the_command_leaves_behind_ends_with_it(adapter: Local, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    run = spec(f"nohup sleep 600 & echo $! >{pids}; bash -mc 'sleep 600 & echo $! >>{pids}'; exit 0")
+    await adapter.submit(run)
+    assert (await end_of(adapter, run)).state is RemoteState.SUCCEEDED
+    left = [int(pid) for pid in pids.read_text().split()]
+    assert len(left) == 2
+    assert not any(map(running, left))
+
+
+async def test_a_stop_reaches_grandchildren_and_waits_for_them(adapter: Local, tmp_path: Path) -> None:
+    """The shell in front ends at once; the process behind it has the grace to save."""
+    saved = tmp_path / "saved"
+    inner = (
+        f"trap 'sleep 0.3; echo done >{saved}; exit 0' TERM; echo up >{saved}; while :; do sleep 0.05; done"
+    )
+    run = spec(f"bash -mc 'sleep 600 & echo $! >{tmp_path}/pid'; sh -c \"{inner}\"; true")
+    await adapter.submit(run)
+    await until(lambda: saved.exists() and saved.read_text() == "up\n")
+    await adapter.stop(ref(run), grace_s=10)
+    assert (await end_of(adapter, run)).state is RemoteState.STOPPED
+    assert saved.read_text() == "done\n"
+    assert not running(int((tmp_path / "pid").read_text()))
+
+
+async def trapping(adapter: Local, action: str, up: Path) -> RunSpec:
+    """A run that answers SIGTERM with `action`, and is up."""
+    run = spec(f"trap '{action}' TERM; touch {up}; while :; do sleep 0.05; done")
+    await adapter.submit(run)
+    await until(up.exists)
+    return run
+
+
+async def test_exit_0_after_a_stop_is_not_success(adapter: Local, tmp_path: Path) -> None:
+    run = await trapping(adapter, "exit 0", tmp_path / "up")
+    await adapter.stop(ref(run), grace_s=10)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.exit_code) == (RemoteState.STOPPED, 0)
+
+
+async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(
+    adapter: Local, tmp_path: Path
+) -> None:
+    run = await trapping(adapter, "", tmp_path / "up")
+    asked = time.monotonic()
+    await adapter.stop(ref(run), grace_s=1)
+    assert time.monotonic() - asked < 0.9, "a stop does not wait"
+    assert (await end_of(adapter, run)).state is RemoteState.STOPPED
+    assert time.monotonic() - asked >= 1
+
+
+async def test_a_later_stop_may_shorten_the_grace(adapter: Local, tmp_path: Path) -> None:
+    run = await trapping(adapter, "", tmp_path / "up")
+    await adapter.stop(ref(run), grace_s=600)
+    await adapter.stop(ref(run), grace_s=0)
+    assert (await end_of(adapter, run)).state is RemoteState.STOPPED
+
+
+async def test_a_machine_that_goes_down_is_not_the_jobs_failure(adapter: Local, tmp_path: Path) -> None:
+    """At shutdown everything gets SIGTERM, and nobody asked for a stop."""
+    run = await trapping(adapter, "exit 143", tmp_path / "up")
+    os.killpg(int((tmp_path / "work" / "runs" / run.id / "alive-0").read_text()), signal.SIGTERM)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.host_lost) == (RemoteState.FAILED, True)
+
+
+async def test_a_gang_fails_as_a_whole(adapter: Local) -> None:
+    run = spec("[ $BROKER_NODE_RANK = 0 ] && exec sleep 600; exit 7", nodes=2)
+    await adapter.submit(run)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.exit_code) == (RemoteState.FAILED, 7)
+    assert seen.message == "node 1 ended with exit code 7"
+
+
+async def test_an_end_by_signal_is_named(adapter: Local) -> None:
+    run = spec("kill -9 $$")
+    await adapter.submit(run)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.exit_code, seen.host_lost) == (RemoteState.FAILED, 137, False)
+    assert "SIGKILL" in seen.message
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("no-such-program --epochs 3", "no-such-program"), (": " + "x" * 200_000, "too long")],
+    ids=["not there", "too long"],
+)
+async def test_a_command_that_cannot_start(adapter: Local, command: str, words: str) -> None:
+    run = spec(command)
+    await adapter.submit(run)
+    seen = await end_of(adapter, run)
+    assert (seen.state, seen.cannot_start, seen.host_lost) == (RemoteState.FAILED, True, False)
+    assert words in seen.message
+
+
+async def test_no_supervisor_stays_as_a_zombie(adapter: Local, tmp_path: Path) -> None:
+    run = spec("true")
+    await adapter.submit(run)
+    await end_of(adapter, run)
+    pid = int((tmp_path / "work" / "runs" / run.id / "alive-0").read_text())
+    deadline = time.monotonic() + DEADLINE_S
+    while str(pid) in os.listdir("/proc"):
+        assert time.monotonic() < deadline
+        await adapter.observe([])
+        await asyncio.sleep(0.01)
+
+
+# ---------------------------------------------------------------- what a job finds
+
+
+async def test_the_environment(adapter: Local, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BROKER_TOKEN", "secret of the daemon")
+    odd = 'it\'s $HOME `date` "x"\nsecond line'
+    env = (("ODD", odd), ("LD_LIBRARY_PATH", "/nowhere"), ("BROKER_OUTPUT_DIR", "/elsewhere"))
+    run = spec(
+        "env -0 >$BROKER_OUTPUT_DIR/env; pwd; grep SigIgn /proc/self/status",
+        env=env,
+        nodes=2,
+        port=8080,
+        attempt=3,
+    )
+    await adapter.submit(run)
+    assert (await end_of(adapter, run)).state is RemoteState.SUCCEEDED
+    folder = tmp_path / "work" / "runs" / run.id
+    found = dict(
+        line.split("=", 1) for line in (folder / "output" / "env").read_text().split("\0") if "=" in line
+    )
+    rank = found["BROKER_NODE_RANK"]
+    node = folder / f"node-{rank}"
+    assert rank in ("0", "1")
+    assert await log_of(adapter, run, int(rank)) == f"{node}\nSigIgn:\t0000000000000000\n"
+    expected = {
+        "BROKER_JOB_ID": "job-1",
+        "BROKER_TASK_ID": run.id,
+        "BROKER_ATTEMPT": "3",
+        "BROKER_NODE_COUNT": "2",
+        "BROKER_MASTER_ADDR": "127.0.0.1",
+        "BROKER_OUTPUT_DIR": str(folder / "output"),
+        "BROKER_CHECKPOINT_DIR": str(tmp_path / "work" / "checkpoints" / "job-1"),
+        "BROKER_DATASETS_DIR": str(tmp_path / "work" / "datasets"),
+        "BROKER_PORT": "8080",
+        "ODD": odd,
+        "LD_LIBRARY_PATH": "/nowhere",
+        "HOME": str(node),
+        "TMPDIR": str(node / "tmp"),
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    shells_own = {"PWD", "OLDPWD", "SHLVL", "_"}
+    assert set(found) - set(expected) - shells_own == {"PATH", "LANG", "BROKER_NODE_RANK"}
+
+
+async def test_a_mebibyte_of_output_comes_whole_in_chunks(adapter: Local) -> None:
+    run = spec("yes 0123456789abcde | head -c 1048576")
+    await adapter.submit(run)
+    await end_of(adapter, run)
+    chunks = [chunk async for chunk in adapter.logs(ref(run), 0, 0)]
+    assert b"".join(chunks) == b"0123456789abcde\n" * 65536
+    assert max(map(len, chunks)) == 65536
+
+
+async def test_results_never_lead_outside(adapter: Local, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    command = (
+        f"cd $BROKER_OUTPUT_DIR; echo 1 >step-1; ln -s step-1 latest; ln -s {tmp_path}/secret out;"
+        f" ln -s {tmp_path} folder; ln -s nowhere broken; mkfifo pipe"
+    )
+    run = spec(command)
+    await adapter.submit(run)
+    assert (await end_of(adapter, run)).state is RemoteState.SUCCEEDED
+    assert [result.path async for result in adapter.results(ref(run))] == ["latest", "step-1"]
+
+
+async def test_a_data_set_is_linked_not_copied(adapter: Local, tmp_path: Path) -> None:
+    source = tmp_path / "corpus"
+    source.mkdir()
+    (source / "part-1").write_text("data")
+    copy = CopyRef("corpus-1", CenterId("c"), str(source), 4)
+    for _ in range(2):
+        assert (await adapter.stage(copy)).state is CopyState.READY
+    run = spec("cat $BROKER_DATASETS_DIR/corpus-1/part-1")
+    await adapter.submit(run)
+    await end_of(adapter, run)
+    assert await log_of(adapter, run) == "data"
+    missing = await adapter.stage(CopyRef("corpus-2", CenterId("c"), str(tmp_path / "none"), 4))
+    assert missing.state is CopyState.FAILED
+
+
+async def test_checkpoints_are_the_jobs_and_outlive_its_runs(adapter: Local) -> None:
+    for attempt in (1, 2):
+        run = spec("echo x >>$BROKER_CHECKPOINT_DIR/steps; cat $BROKER_CHECKPOINT_DIR/steps", attempt=attempt)
+        await adapter.submit(run)
+        await end_of(adapter, run)
+        assert await log_of(adapter, run) == "x\n" * attempt
+        await adapter.delete(ref(run))
+
+
+# ---------------------------------------------------------------- capacity and options
+
+
+async def test_a_port_is_held_by_one_run(adapter: Local) -> None:
+    await adapter.submit(spec("sleep 600", port=8080))
+    with pytest.raises(NoCapacity, match="port 8080"):
+        await adapter.submit(spec("sleep 600", name="bk0000000002", port=8080))
+    run = ref(spec(""))
+    assert (await adapter.observe([run]))[run.id].state in LIVE
+    with pytest.raises(Unavailable):
+        await adapter.delete(run)
+
+
+async def test_every_check_passes(adapter: Local) -> None:
+    checks = [check async for check in adapter.checks()]
+    assert len(checks) > 3
+    assert [check for check in checks if not check.ok and check.name != "disk"] == []
+
+
+async def test_without_stated_pools_the_machine_is_one(tmp_path: Path) -> None:
+    options = {"work_dir": str(tmp_path / "work"), "cores": 3, "memory_gib": 5}
+    adapter = await connect(Connection(CenterId("c"), "bk", options))
+    (pool,) = (await adapter.probe()).pools
+    assert (pool.native, pool.nodes, pool.shape.cores, pool.shape.memory_gib) == ("local", 1, 3, 5)
+    await adapter.aclose()
+
+
+async def test_run_as_separates_jobs_from_the_daemon() -> None:
+    """As root: the job is another user, owns what it writes, and cannot touch its own record."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        if os.geteuid() != 0:
+            with pytest.raises(ValueError, match="only root"):
+                await local(Path(folder, "work"), run_as="nobody")
+            return
+        os.chmod(folder, 0o711)
+        adapter = await local(Path(folder, "work"), run_as="nobody")
+        command = (
+            "id -un; touch $BROKER_OUTPUT_DIR/o $BROKER_CHECKPOINT_DIR/c $TMPDIR/t $HOME/h;"
+            " echo again >>/dev/stdout; cat ../spec.json; rm -f ../started-0; kill -9 $PPID; exit 4"
+        )
+        run = spec(command, env=(("LD_PRELOAD", "/nowhere.so"),))
+        await adapter.submit(run)
+        seen = await end_of(adapter, run)
+        log = await log_of(adapter, run)
+        assert (seen.state, seen.exit_code, seen.host_lost) == (RemoteState.FAILED, 4, False)
+        assert {"nobody", "again"} <= set(log.split())
+        assert log.count("ermission denied") + log.count("not permitted") >= 2
+        assert "boot_id" not in log
+        written = [result.path async for result in adapter.results(ref(run))]
+        assert written == ["o"]
+        await adapter.aclose()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "work_dir is None"),
+        ({"work_dir": "relative"}, "work_dir is 'relative'"),
+        ({"cores": 0}, "cores is 0"),
+        ({"memory_gib": "8"}, "memory_gib is '8'"),
+        ({"run_as": "no such user"}, "run_as is 'no such user'"),
+        ({"workdir": "/x"}, "workdir: unknown option"),
+    ],
+)
+async def test_a_wrong_option_is_named(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    base = {"work_dir": str(tmp_path / "work")} if options else {}
+    with pytest.raises(ValueError, match=words):
+        await connect(Connection(CenterId("c"), "bk", {**base, **options}))
