@@ -193,12 +193,13 @@ def _record_pool(
 def record_silence(
     tx: Tx, center: CenterId, error: str, *, epoch: int, down_after: int
 ) -> Health:
-    """A poll failed; after `down_after` in a row the center is down."""
+    """A poll failed; after `down_after` in a row, or before any success, the center is down."""
     tx.fence(epoch)
     row = tx.session.get_one(Center, center)
     was = row.health
     row.failures += 1
-    row.health = (Health.DOWN if row.failures >= down_after else Health.SUSPECT).value
+    down = row.failures >= down_after or row.ok_ms is None
+    row.health = (Health.DOWN if down else Health.SUSPECT).value
     row.error, row.tried_ms = error, tx.now_ms
     tx.session.add(row)
     if was != row.health:

@@ -109,6 +109,8 @@ class Watched:
     stop: StopReason | None
     logs_wanted_ms: int | None
     on_lost: OnLost
+    missing_ms: int | None
+    address: str
 
 
 def job_facts(row: Job) -> JobFacts:
@@ -175,9 +177,10 @@ def advance(
     if row is None:
         raise NoSuchRun(f"there is no run {run}")
     job = tx.session.get_one(Job, row.job_id, with_for_update=True)
+    state = apply(tx, job, row, event, actor=actor)
     if address is not None:
         row.address = address
-    return apply(tx, job, row, event, actor=actor)
+    return state
 
 
 def apply(tx: Tx, job: Job, run: Run, event: machine.Event, *, actor: str = "") -> RunState:
@@ -190,20 +193,22 @@ def apply(tx: Tx, job: Job, run: Run, event: machine.Event, *, actor: str = "") 
         return before.state
     if step.run == before and not step.commands:
         return before.state
-    _write(tx, job, run, step)
+    _write_run(tx, run, step)
+    if before.state.live:  # a late arrival of an earlier attempt is not news of the job
+        _write_job(tx, job, step)
     if isinstance(event, machine.SeenRunning) and before.started_ms is None:
         _learn_wait(tx, run)
     data = {"event": name, "from": before.state.value, "to": step.run.state.value}
     if step.run.message:
         data["message"] = step.run.message
     tx.event("run.changed", job=job.id, run=run.id, center=run.center_id, actor=actor, data=data)
-    if JobState(job.state).ended:
+    if before.state.live and step.job.state.ended:
         tx.event(f"job.{job.state.lower()}", job=job.id, center=run.center_id, actor=actor)
     return step.run.state
 
 
-def _write(tx: Tx, job: Job, run: Run, step: Step) -> None:
-    """Copy a step's facts into the rows and carry out its commands."""
+def _write_run(tx: Tx, run: Run, step: Step) -> None:
+    """Copy a step's facts of the run into its row and carry out its commands."""
     facts = step.run
     run.state = facts.state.value
     run.center_id = facts.center
@@ -229,7 +234,10 @@ def _write(tx: Tx, job: Job, run: Run, step: Step) -> None:
     tx.session.add(run)
     tx.session.flush()  # the ended run leaves the index of live runs before the next one enters
 
-    wanted = step.job
+
+def _write_job(tx: Tx, job: Job, step: Step) -> None:
+    """Copy a step's facts of the job into its row, with its next run if it gets one."""
+    wanted, facts = step.job, step.run
     job.state = wanted.state.value
     job.attempts = wanted.attempts
     job.retries_used = wanted.retries_used
@@ -303,10 +311,12 @@ def _carry_out(tx: Tx, run: Run, command: machine.Command) -> None:
             run.owed_tries = 0
             tx.wake("dispatch")
         case OweCollect():
-            run.collect_owed_ms = tx.now_ms
-            tx.wake("collect")
+            if run.delete_owed_ms is None:  # of a deleted job nothing is kept
+                run.collect_owed_ms = tx.now_ms
+                run.owed_tries = 0
+                tx.wake("collect")
         case NewRun():
-            pass  # written after the ended run, see _write
+            pass  # written after the ended run, see _write_job
 
 
 def _plan_next_try(run: Run, at_ms: int) -> None:
@@ -318,11 +328,12 @@ def _plan_next_try(run: Run, at_ms: int) -> None:
 
 
 def claim(
-    tx: Tx, *, epoch: int, center: CenterId, limit: int, not_after_ms: int
+    tx: Tx, *, epoch: int, center: CenterId, limit: int, not_after_ms: int, lookup_lag_s: int
 ) -> list[Submission]:
     """Claim calls to one center, oldest first; committed before any of them is made (law 1).
 
-    `not_after_ms`: no claimed call may leave after this moment.  Raises LostLease.
+    `not_after_ms`: no claimed call may leave after this moment.  `lookup_lag_s`: how late the center's
+    look-ups are, which a later leader needs for a call without an outcome.  Raises LostLease.
     """
     tx.fence(epoch)
     query = (
@@ -336,10 +347,13 @@ def claim(
     )
     claimed = []
     for row in tx.session.exec(query).all():
+        run = tx.session.get_one(Run, row.run_id)
+        if not RunState(run.state).live:  # it ended between its creation and its start
+            tx.session.delete(row)
+            continue
         row.claimed_ms, row.epoch, row.not_after_ms = tx.now_ms, epoch, not_after_ms
         tx.session.add(row)
-        run = tx.session.get_one(Run, row.run_id)
-        run.not_after_ms = not_after_ms
+        run.not_after_ms, run.lookup_lag_s = not_after_ms, lookup_lag_s
         tx.session.add(run)
         job = tx.session.get_one(Job, run.job_id)
         spec = spec_from_json(run.spec)
@@ -373,13 +387,10 @@ def waiting_centers(session: Session, now_ms: int) -> list[CenterId]:
     return [CenterId(c) for c in session.exec(query).all()]
 
 
-def record_outcome(
-    tx: Tx, run: RunId, event: machine.Event, *, epoch: int, lookup_lag_s: int = 0
-) -> RunState:
+def record_outcome(tx: Tx, run: RunId, event: machine.Event, *, epoch: int) -> RunState:
     """The outcome of a claimed call: removes its outbox row and advances the run."""
     tx.fence(epoch)
     tx.session.execute(delete(Outbox).where(col(Outbox.run_id) == run))
-    tx.session.execute(update(Run).where(col(Run.id) == run).values(lookup_lag_s=lookup_lag_s))
     return advance(tx, run, event, epoch=epoch)
 
 
@@ -442,7 +453,7 @@ _LOOKED_AT = [s.value for s in (RunState.DOUBT, RunState.PENDING, RunState.RUNNI
 
 def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
     """The runs of a center that tracking looks at: live ones, and ended ones that owe a stop or may
-    still turn up."""
+    still turn up under a remote id that nobody has told us yet."""
     query = (
         select(Run, Job)
         .join(Job, col(Job.id) == col(Run.job_id))
@@ -451,7 +462,7 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
             or_(
                 col(Run.state).in_(_LOOKED_AT),
                 col(Run.stop_owed_ms).is_not(None),
-                col(Run.watched_until_ms) > now_ms,
+                (col(Run.watched_until_ms) > now_ms) & col(Run.remote_id).is_(None),
             )
         )
         .where(Run.state != RunState.SUBMITTING.value)
@@ -470,6 +481,8 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
             stop=StopReason(run.stop_reason) if run.stop_reason else None,
             logs_wanted_ms=run.logs_wanted_ms,
             on_lost=OnLost(job.request.get("on_lost", OnLost.WAIT)),
+            missing_ms=run.missing_ms,
+            address=run.address,
         )
         for run, job in session.exec(query).all()
     ]
@@ -518,10 +531,18 @@ def _debts(session: Session, now_ms: int, limit: int, which: ColumnElement[bool]
     ]
 
 
-def postpone_debt(tx: Tx, run: RunId, *, epoch: int, next_ms: int, message: str = "") -> None:
-    """The center has not confirmed yet: try again at `next_ms`."""
+def postpone_debt(
+    tx: Tx, run: RunId, *, epoch: int, next_ms: int, stop: bool = False, message: str = ""
+) -> None:
+    """The center has not confirmed yet: try again at `next_ms`.
+
+    `stop`: it was the stop that was tried; when the run has ended meanwhile, what is owed now is
+    another debt and is left as it is.
+    """
     tx.fence(epoch)
     row = tx.session.get_one(Run, run)
+    if row.owed_next_ms is None or (stop and row.stop_owed_ms is None):
+        return
     row.owed_tries += 1
     row.owed_next_ms = next_ms
     tx.session.add(row)

@@ -1,0 +1,96 @@
+"""Accounts, as operators keep them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from broker.api import wire
+from broker.api.auth import GATE, need_operator
+from broker.api.context import CALLER, CONTEXT
+from broker.api.models import CreateAccount, Right, SetPassword
+from broker.api.reading import no_query, read_body
+from broker.core.model import Role
+from broker.store import accounts, views
+
+_NAME = re.compile(r"[^\x00/]{1,255}")
+
+
+async def list_all(request: web.Request) -> web.Response:
+    """GET /broker/v1/accounts"""
+    no_query(request)
+    need_operator(request[CALLER])
+    items = await request.app[CONTEXT].store.read(accounts.list_accounts)
+    return wire.answer({"items": items, "totalSize": len(items)})
+
+
+async def create(request: web.Request) -> web.Response:
+    """POST /broker/v1/accounts"""
+    no_query(request)
+    need_operator(request[CALLER])
+    body = await read_body(request, CreateAccount)
+    hashed = await request.app[GATE].hash(body.password)
+    await request.app[CONTEXT].store.write(
+        accounts.add_account,
+        name=body.name,
+        tenant=body.tenant,
+        role=Role(body.role),
+        password_hash=hashed,
+        actor=request[CALLER].name,
+    )
+    return await _answer(request, body.name)
+
+
+async def _answer(request: web.Request, name: str) -> web.Response:
+    """The account as it is now; what was remembered of it is forgotten."""
+    request.app[GATE].forget()
+    return wire.answer(await request.app[CONTEXT].store.read(views.account, name))
+
+
+def _named(request: web.Request) -> str:
+    name = request.match_info["name"]
+    if not _NAME.fullmatch(name):
+        raise accounts.NoSuchAccount(f"there is no account named {name[:64]!r}")
+    return name
+
+
+def _right(vip: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def change(request: web.Request) -> web.StreamResponse:
+        no_query(request)
+        need_operator(request[CALLER])
+        await read_body(request, Right)
+        store, actor = request.app[CONTEXT].store, request[CALLER].name
+        await store.write(accounts.set_vip, _named(request), vip, actor=actor)
+        return await _answer(request, _named(request))
+
+    return change
+
+
+def _frozen(frozen: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def change(request: web.Request) -> web.StreamResponse:
+        no_query(request)
+        need_operator(request[CALLER])
+        store, actor = request.app[CONTEXT].store, request[CALLER].name
+        await store.write(accounts.set_frozen, _named(request), frozen, actor=actor)
+        return await _answer(request, _named(request))
+
+    return change
+
+
+grant, revoke = _right(True), _right(False)
+"""POST /broker/v1/accounts/{name}/grant and /revoke"""
+freeze, unfreeze = _frozen(True), _frozen(False)
+"""POST /broker/v1/accounts/{name}/freeze and /unfreeze"""
+
+
+async def set_password(request: web.Request) -> web.Response:
+    """POST /broker/v1/accounts/{name}/password"""
+    no_query(request)
+    need_operator(request[CALLER])
+    body = await read_body(request, SetPassword)
+    hashed = await request.app[GATE].hash(body.password)
+    store, actor = request.app[CONTEXT].store, request[CALLER].name
+    await store.write(accounts.set_password, _named(request), hashed, actor=actor)
+    return await _answer(request, _named(request))

@@ -1,0 +1,178 @@
+"""Logins, tokens and who is asking.
+
+A token is 256 random bits; the store keeps its SHA-256 only.  Found tokens are remembered for a
+second, so that a freeze or a new password elsewhere shows soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from broker.api import models, times, wire
+from broker.api.context import CALLER, CONTEXT, Context
+from broker.api.errors import ApiError
+from broker.api.reading import no_query, read_body
+from broker.core.model import Role
+from broker.store import accounts, views
+from broker.store.accounts import Caller, Login, LoginSession
+
+REMEMBER_S = 1.0
+REMEMBERED_TOKENS = 10_000
+ARGON2_AT_ONCE = 2
+"""Each takes a processor and 64 MiB for a while."""
+
+
+class Gate:
+    """Password checks and found tokens of one application."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._argon2 = asyncio.Semaphore(ARGON2_AT_ONCE)
+        self._found: dict[str, tuple[float, LoginSession]] = {}
+        self._decoy = ""
+
+    async def hash(self, password: str) -> str:
+        async with self._argon2:
+            return await asyncio.to_thread(self._context.hasher.hash, password)
+
+    async def matches(self, login: Login | None, password: str) -> bool:
+        """Whether the password is right; takes as long for a name that does not exist."""
+        if login is None and not self._decoy:
+            self._decoy = await self.hash(secrets.token_urlsafe())
+        expected = login.password_hash if login is not None else self._decoy
+        async with self._argon2:
+            right = await asyncio.to_thread(_verify, self._context.hasher, expected, password)
+        return right and login is not None
+
+    async def find(self, token: str) -> LoginSession | None:
+        digest = token_hash(token)
+        now = asyncio.get_running_loop().time()
+        remembered = self._found.get(digest)
+        if remembered is not None and remembered[0] > now:
+            return remembered[1]
+        session = await self._context.store.read(accounts.find_token, digest)
+        if session is None:
+            self._found.pop(digest, None)
+        else:
+            if len(self._found) >= REMEMBERED_TOKENS:
+                self._found.clear()
+            self._found[digest] = now + REMEMBER_S, session
+        return session
+
+    def forget(self) -> None:
+        """An account or a token changed: look again."""
+        self._found.clear()
+
+
+GATE = web.AppKey("gate", Gate)
+OPEN_ROUTES = web.AppKey("open_routes", frozenset[tuple[str, str]])
+"""(method, template) of the routes that need no token."""
+
+
+def token_hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _verify(hasher: PasswordHasher, expected: str, password: str) -> bool:
+    try:
+        return hasher.verify(expected, password)
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def _token(request: web.Request) -> str:
+    """The token of the request, "" when there is none.  X-Auth-Token goes before Authorization."""
+    if (token := request.headers.get("X-Auth-Token", "").strip()) != "":
+        return token
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Sets request[CALLER].  Unknown paths are answered as such, without asking for a token."""
+    resource = request.match_info.route.resource
+    if request.match_info.http_exception is not None or resource is None:
+        return await handler(request)
+    method = "GET" if request.method == "HEAD" else request.method
+    if (method, resource.canonical) in request.app[OPEN_ROUTES]:
+        return await handler(request)
+    token = _token(request)
+    if not token:
+        raise ApiError("0101", "a token is needed: X-Auth-Token, or Authorization: Bearer", 401)
+    session = await request.app[GATE].find(token)
+    if session is None:
+        raise ApiError("0101", "the token is not known; POST /auth/tokens gives one", 401)
+    if session.expires_ms <= request.app[CONTEXT].clock():
+        raise ApiError("0102", "the token has expired; POST /auth/tokens gives a new one", 401)
+    if session.frozen:
+        raise ApiError("0103", f"account {session.caller.name!r} is frozen; an operator unfreezes it", 401)
+    request[CALLER] = session.caller
+    return await handler(request)
+
+
+def need_operator(caller: Caller) -> None:
+    """Raises ApiError 0202: the standard has no code for a missing right."""
+    if caller.role is not Role.OPERATOR:
+        raise ApiError("0202", f"account {caller.name!r} has role {caller.role}; this needs operator")
+
+
+# ---------------------------------------------------------------- handlers
+
+
+async def log_in(request: web.Request) -> web.Response:
+    """POST /auth/tokens"""
+    no_query(request)
+    body = await read_body(request, models.Login)
+    context, gate = request.app[CONTEXT], request.app[GATE]
+    wrong = ApiError("0101", "user.name or user.password is wrong", 401)
+    login = await context.store.read(accounts.find_login, body.user.name)
+    right = await gate.matches(login, body.user.password)
+    if login is None:
+        raise wrong
+    if not right:
+        await context.store.write(accounts.record_failed_login, login.caller.id, context.freeze_after)
+        gate.forget()
+        raise wrong
+    token = secrets.token_urlsafe(32)
+    expires_ms = context.clock() + context.token_ttl_s * 1000
+    try:
+        await context.store.write(
+            views.login, login.caller.id, login.password_hash, token_hash(token), expires_ms
+        )
+    except views.LoginChanged:
+        again = await context.store.read(accounts.find_login, body.user.name)
+        if again is not None and again.frozen:
+            raise ApiError("0103", f"account {body.user.name!r} is frozen", 401) from None
+        raise wrong from None
+    return wire.answer({"token": token, "expiresAt": times.written(expires_ms, context.timezone)})
+
+
+async def log_out(request: web.Request) -> web.Response:
+    """DELETE /auth/tokens: the token that is used here ends."""
+    no_query(request)
+    await request.app[CONTEXT].store.write(accounts.remove_token, token_hash(_token(request)))
+    request.app[GATE].forget()
+    return web.Response(status=204)
+
+
+async def change_password(request: web.Request) -> web.Response:
+    """POST /auth/password: every login of the account ends, this one too."""
+    no_query(request)
+    body = await read_body(request, models.ChangePassword)
+    context, gate, caller = request.app[CONTEXT], request.app[GATE], request[CALLER]
+    login = await context.store.read(accounts.find_login, caller.name)
+    if login is None or not await gate.matches(login, body.old):
+        await context.store.write(accounts.record_failed_login, caller.id, context.freeze_after)
+        raise ApiError("0101", "old: the password is wrong", 401)
+    hashed = await gate.hash(body.new)
+    await context.store.write(accounts.set_password, caller.name, hashed, actor=caller.name)
+    gate.forget()
+    return web.Response(status=204)

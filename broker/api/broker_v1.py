@@ -1,0 +1,147 @@
+"""The broker's own paths beyond the standard: about itself, jobs in full, and what operators settle."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from aiohttp import web
+
+from broker.api import wire
+from broker.api.admission import admit
+from broker.api.auth import need_operator
+from broker.api.centers import chosen
+from broker.api.context import CALLER, CONTEXT
+from broker.api.errors import ApiError
+from broker.api.models import CreateJob, Resolve
+from broker.api.reading import no_query, parse, read_body
+from broker.api.trainjob import new_job, path_job, read_admission, read_job
+from broker.core.machine import Resolved
+from broker.core.model import CenterId, CenterState, RemoteId, RunState
+from broker.store import centers, jobs, views
+from broker.store.centers import NoSuchCenter
+from broker.store.jobs import NameTaken
+
+RETRY_OF = "retryOf"
+"""Label of a job that repeats another one."""
+
+_CENTER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+async def info(request: web.Request) -> web.Response:
+    """GET /broker/v1/info"""
+    no_query(request)
+    context = request.app[CONTEXT]
+    return wire.answer(
+        {
+            "version": context.version,
+            "name": context.server_name,
+            "timezone": context.timezone.key,
+            "submit": {"image": context.submit_image},
+            "limits": {
+                "maxPageSize": context.max_page_size,
+                "maxBodyBytes": context.max_body_bytes,
+                "maxUploadBytes": context.max_upload_bytes,
+            },
+        }
+    )
+
+
+async def me(request: web.Request) -> web.Response:
+    """GET /broker/v1/me"""
+    no_query(request)
+    caller = request[CALLER]
+    return wire.answer(
+        {
+            "id": caller.id,
+            "name": caller.name,
+            "tenant": caller.tenant,
+            "role": caller.role.value,
+            "vip": caller.may_use_vip,
+        }
+    )
+
+
+# ---------------------------------------------------------------- jobs
+
+
+async def show(request: web.Request) -> web.Response:
+    """GET /broker/v1/jobs/{id}"""
+    no_query(request)
+    job = await read_job(request, None)
+    return wire.answer(wire.job_detail(job, request.app[CONTEXT].timezone))
+
+
+async def explain(request: web.Request) -> web.Response:
+    """GET /broker/v1/jobs/{id}/explain"""
+    no_query(request)
+    store = request.app[CONTEXT].store
+    why = await store.read(views.explanation, request[CALLER], path_job(request), store.clock())
+    return wire.answer(wire.explained(why.job, why.position, why.reasons))
+
+
+async def retry(request: web.Request) -> web.Response:
+    """POST /broker/v1/jobs/{id}/retry: the same request as a new job of the caller's."""
+    no_query(request)
+    context, caller = request.app[CONTEXT], request[CALLER]
+    job = await read_job(request, None)
+    if not job.state.ended:
+        raise ApiError("0202", f"job {job.id} is {job.status}; only a job that has ended is run again")
+    config = wire.config(job.request)
+    others = {key: value for key, value in config["labels"].items() if key != RETRY_OF}
+    body = parse(
+        CreateJob, {"jobName": job.name, "jobDesc": job.desc, "config": {**config, "labels": others}}
+    )
+    facts = await read_admission(context, caller, body)
+    request_again = admit(body.config, job.request.kind, caller, facts, context)
+    labels = tuple(sorted({**others, RETRY_OF: job.id}.items()))
+    while True:
+        name = await context.store.read(jobs.free_name, caller.id, job.name)
+        new = new_job(context, caller, replace(request_again, labels=labels), name=name, desc=job.desc)
+        try:
+            created = await context.store.write(jobs.create_job, new)
+        except NameTaken:
+            continue  # somebody took it meanwhile; the next name is another one
+        return wire.answer(wire.created(created, context.timezone))
+
+
+async def resolve(request: web.Request) -> web.Response:
+    """POST /broker/v1/jobs/{id}/resolve"""
+    no_query(request)
+    caller = request[CALLER]
+    need_operator(caller)
+    body = await read_body(request, Resolve)
+    context = request.app[CONTEXT]
+    verdict = Resolved(
+        context.store.clock(),
+        never_ran=bool(body.never_ran),
+        remote=RemoteId(body.remote) if body.remote is not None else None,
+        ended=RunState(body.ended) if body.ended is not None else None,
+    )
+    job = await context.store.write(jobs.resolve_job, caller, path_job(request), verdict)
+    return wire.answer(wire.created(job, context.timezone))
+
+
+# ---------------------------------------------------------------- centers
+
+
+async def drain(request: web.Request) -> web.Response:
+    """POST /broker/v1/centers/{id}/drain"""
+    return await _command(request, CenterState.DRAIN)
+
+
+async def resume(request: web.Request) -> web.Response:
+    """POST /broker/v1/centers/{id}/resume: what the file says holds again."""
+    return await _command(request, None)
+
+
+async def _command(request: web.Request, state: CenterState | None) -> web.Response:
+    no_query(request)
+    caller, center = request[CALLER], request.match_info["id"]
+    need_operator(caller)
+    if not _CENTER_ID.fullmatch(center):
+        raise NoSuchCenter(f"there is no center {center[:64]!r}")
+    store = request.app[CONTEXT].store
+    await store.write(centers.set_operator_state, CenterId(center), state, actor=caller.name)
+    (view,) = await chosen(request, center)
+    return wire.answer({"centerId": view.id, "state": view.state.value})

@@ -1,0 +1,52 @@
+"""Computing centers as people see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from broker.api import wire
+from broker.api.context import CONTEXT
+from broker.api.errors import ApiError, shown
+from broker.api.paging import PAGING, page_of, paging
+from broker.api.reading import Query
+from broker.store import centers
+from broker.store.centers import CenterView
+
+_SORTS: Mapping[str, Callable[[CenterView], Any]] = {
+    "centerId": lambda c: c.id,
+    "centerName": lambda c: (c.name, c.id),
+    "processorType": lambda c: (wire.capacity(c).kind, c.id),
+    "createTime": lambda c: (c.created_ms, c.id),
+}
+
+
+async def list_all(request: web.Request) -> web.Response:
+    """GET /centers"""
+    context = request.app[CONTEXT]
+    with Query(request, *PAGING, "processorType", "connected") as query:
+        wanted = paging(query, tuple(_SORTS), default="centerId", max_page_size=context.max_page_size)
+        kind = query.text("processorType").lower()
+        connected = query.flag("connected")
+    found = [
+        center
+        for center in await context.store.read(centers.list_centers)
+        if (not kind or kind in wire.capacity(center).kind.lower().split(","))
+        and (connected is None or wire.connected(center) is connected)
+    ]
+    page = page_of(found, wanted, _SORTS)
+    shown_centers = [wire.center(center, context.catalogue, context.timezone) for center in page]
+    return wire.answer({"centers": shown_centers, "totalSize": len(found)})
+
+
+async def chosen(request: web.Request, center_id: str) -> list[CenterView]:
+    """The center of that id, or all of them for "".  Raises ApiError 0210."""
+    known = await request.app[CONTEXT].store.read(centers.list_centers)
+    if not center_id:
+        return known
+    found = [center for center in known if center.id == center_id]
+    if not found:
+        raise ApiError("0210", f"centerId: there is no center {shown(center_id)}")
+    return found

@@ -1,0 +1,71 @@
+"""What the handlers work with, put together once by the composition root.
+
+What belongs here: the parts and plain settings a handler may use, and how it gets at them.  What
+does not: building any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from zoneinfo import ZoneInfo
+
+from aiohttp import web
+from argon2 import PasswordHasher
+
+import broker
+from broker.core.model import JobRequest, Spec, TenantId
+from broker.core.resources import Catalogue
+from broker.files import DataDirectory
+from broker.store.accounts import Caller
+from broker.store.store import Store, now_ms
+
+
+@dataclass(frozen=True)
+class Context:
+    """`ready` says whether the daemon has finished starting; `signing_key` signs log links.
+
+    `class_key` is core.problem.class_key.  `public_url` is without a trailing slash.  `timezone` is
+    that of all northbound times.  `freeze_after` wrong passwords in a row freeze an account.
+    """
+
+    store: Store
+    files: DataDirectory
+    catalogue: Catalogue
+    class_key: Callable[[JobRequest, TenantId], str]
+    signing_key: bytes = field(repr=False)
+    ready: Callable[[], bool]
+    server_name: str
+    public_url: str
+    timezone: ZoneInfo
+    max_page_size: int = 1000
+    max_body_bytes: int = 1 << 20
+    max_upload_bytes: int = 100 << 30
+    token_ttl_s: int = 86_400
+    freeze_after: int = 10
+    link_ttl_s: int = 300
+    submit_image: str = ""
+    extra_specs: tuple[Spec, ...] = ()
+    clock: Callable[[], int] = now_ms
+    hasher: PasswordHasher = field(default_factory=PasswordHasher)
+    version: str = broker.__version__
+
+
+CONTEXT = web.AppKey("context", Context)
+STOPPING = web.AppKey("stopping", asyncio.Event)
+"""Set when the server shuts down: whoever waits or streams ends at once."""
+
+CALLER = web.RequestKey("caller", Caller)
+REQUEST_ID = web.RequestKey("request_id", str)
+STARTED = web.RequestKey("started", bool)
+"""True once the headers of a streamed response are on the wire."""
+
+
+async def shutting_down(request: web.Request, within_s: float) -> bool:
+    """Wait so long; True as soon as the server shuts down."""
+    try:
+        await asyncio.wait_for(request.app[STOPPING].wait(), within_s)
+    except TimeoutError:
+        return False
+    return True

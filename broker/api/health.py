@@ -1,0 +1,39 @@
+"""Whether the daemon is alive and ready, and its numbers."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from broker.api import wire
+from broker.api.context import CONTEXT
+from broker.api.reading import no_query
+from broker.store import centers
+from broker.store.writer import StoreUnavailable
+from broker.telemetry import WRITER_BACKLOG
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """GET /healthz"""
+    no_query(request)
+    return wire.answer({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """GET /readyz: the store answers and the first poll of every active center was tried."""
+    no_query(request)
+    context = request.app[CONTEXT]
+    try:
+        known = await context.store.read(centers.list_centers)
+    except StoreUnavailable as error:
+        return wire.answer({"ready": False, "store": str(error), "centers": []}, status=503)
+    ready = context.ready() and all(wire.polled(center) for center in known)
+    shown = [{"centerId": c.id, "health": c.health.value, "error": c.error} for c in known]
+    return wire.answer({"ready": ready, "store": "ok", "centers": shown}, status=200 if ready else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics"""
+    no_query(request)
+    WRITER_BACKLOG.set(request.app[CONTEXT].store.backlog)
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

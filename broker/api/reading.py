@@ -1,0 +1,230 @@
+"""Reading requests: JSON bodies into models, query strings into values.
+
+What belongs here: size, encoding, JSON, and turning many failures into the one that is told.  What
+does not: which fields there are (models.py and the handlers).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from broker.api.context import CONTEXT
+from broker.api.errors import ApiError, first, shown, unknown
+from broker.api.models import ANNEX, Body
+
+B = TypeVar("B", bound=Body)
+
+HIDDEN = frozenset({"password", "old", "new", "value", "command"})
+"""Fields whose values are never repeated in an answer."""
+
+_WORDING: dict[str, tuple[str, str]] = {
+    "missing": ("0203", "is required"),
+    "int_type": ("0201", "must be an integer"),
+    "int_parsing_size": ("0204", "is too large"),
+    "string_type": ("0201", "must be a text"),
+    "bool_type": ("0201", "must be true or false"),
+    "list_type": ("0201", "must be a list"),
+    "dict_type": ("0201", "must be an object"),
+    "model_type": ("0201", "must be an object"),
+    "number_type": ("0201", "must be a number"),
+    "greater_than_equal": ("0204", "must be at least {ge}"),
+    "less_than_equal": ("0204", "must be at most {le}"),
+    "too_long": ("0204", "must have at most {max_length} entries"),
+    "string_too_short": ("0204", "must have at least {min_length} characters"),
+    "string_too_long": ("0204", "must have at most {max_length} characters"),
+    "literal_error": ("0202", "must be {expected}"),
+}
+"""Pydantic's error types that the models can raise: code of Annex B and what would be right."""
+
+
+# ---------------------------------------------------------------- bodies
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object of the body.  Raises ApiError 0204 when it is too large, else 0201."""
+    text = _decoded(await _limited(request))
+    try:
+        data = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise ApiError("0201", f"the body is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ApiError("0201", f"the body must be a JSON object, not {shown(data)}")
+    for path, value in _texts(data, ""):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ApiError("0201", f"{path or 'the body'}: half of a UTF-16 pair is not text")
+    return data
+
+
+async def read_body(request: web.Request, model: type[B]) -> B:
+    """The body as a model.  Raises ApiError."""
+    return parse(model, await read_object(request))
+
+
+def parse(model: type[B], data: dict[str, Any]) -> B:
+    """A JSON object as a model, or the one failure to tell.  Raises ApiError."""
+    failures = [ApiError("0203", f"{path}: is required") for path in model.also_missing(data)]
+    body: B | None = None
+    try:
+        body = model.model_validate(data)
+    except ValidationError as error:
+        failures += [_failure(model, each) for each in error.errors(include_url=False)]
+    told = first(failures)
+    if told is not None:
+        raise told
+    assert body is not None
+    return body
+
+
+async def _limited(request: web.Request) -> bytes:
+    limit = request.app[CONTEXT].max_body_bytes
+    too_large = ApiError("0204", f"the body must have at most {limit} bytes (max_body_bytes)")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def _decoded(body: bytes) -> str:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError("0201", f"the body must be JSON in UTF-8; byte {error.start} is not") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _texts(data: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Every text inside a document, keys included, with its path."""
+    if isinstance(data, str):
+        yield path, data
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield path, key
+            yield from _texts(value, f"{path}.{key}" if path else key)
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _texts(value, f"{path}[{index}]")
+
+
+def _failure(model: type[Body], error: ErrorDetails) -> ApiError:
+    path = _path(error["loc"])
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return ApiError("0202", f"{path}: {unknown(str(error['loc'][-1]), model.known())}")
+    if kind.startswith(ANNEX):
+        code, text = kind.removeprefix(ANNEX), error["msg"]
+        path = _path((*error["loc"], *filter(None, [context["field"]])))
+    else:
+        code, wording = _WORDING[kind]
+        text = wording.format(**context)
+    hidden = kind == "missing" or bool(context.get("field")) or not HIDDEN.isdisjoint(error["loc"])
+    said = "" if hidden else f", not {shown(error['input'])}"
+    return ApiError(code, f"{path}: {text}{said}" if path else f"{text}{said}")
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+# ---------------------------------------------------------------- queries
+
+_WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+
+
+class Query:
+    """The query string of one request, used as a context manager.
+
+    A getter of a field that is wrong notes the failure and gives the default; the end of the block
+    raises the failure to tell.  Every field must be named in advance; only those in `repeated` may
+    come more than once.
+    """
+
+    def __init__(self, request: web.Request, *known: str, repeated: Collection[str] = ()) -> None:
+        self._query = request.query
+        self.failures: list[ApiError] = []
+        names = {*known, *repeated}
+        for name in dict.fromkeys(self._query):
+            values = self._query.getall(name)
+            if name not in names:
+                self.fail("0202", name, unknown(name, names) if names else "no query is understood here")
+            elif len(values) > 1 and name not in repeated:
+                self.fail("0202", name, "must be given once")
+            elif any("\0" in value for value in values):
+                self.fail("0202", name, "must not have a NUL character")
+
+    def __enter__(self) -> Query:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        told = first(self.failures)
+        if error is None and told is not None:
+            raise told
+
+    def fail(self, code: str, name: str, text: str) -> None:
+        self.failures.append(ApiError(code, f"{name}: {text}"))
+
+    def has(self, name: str) -> bool:
+        return name in self._query
+
+    def text(self, name: str) -> str:
+        """The text; "" when it is absent."""
+        return self._query.get(name, "")
+
+    def texts(self, name: str) -> list[str]:
+        return self._query.getall(name, [])
+
+    def whole(self, name: str, default: int, *, least: int, most: int) -> int:
+        text = self._query.get(name)
+        if text is None:
+            return default
+        if not _WHOLE.fullmatch(text):
+            self.fail("0201", name, f"must be an integer, not {shown(text)}")
+            return default
+        if not least <= int(text) <= most:
+            self.fail("0204", name, f"must be {least} to {most}, not {text}")
+            return default
+        return int(text)
+
+    def flag(self, name: str, *, also: Collection[str] = ()) -> bool | None:
+        """true or false; with `also`, e.g. "1", further spellings in the order false, true."""
+        text = self._query.get(name)
+        if text is None:
+            return None
+        words = {"false": False, "true": True}
+        words.update({word: bool(at) for at, word in enumerate(also)})
+        if text.lower() not in words:
+            self.fail("0201", name, f"must be true or false, not {shown(text)}")
+        return words.get(text.lower())
+
+    def choice(self, name: str, options: Collection[str], default: str) -> str:
+        text = self._query.get(name, default)
+        if text not in options and name in self._query:
+            self.fail("0202", name, f"must be one of {', '.join(options)}, not {shown(text)}")
+            return default
+        return text
+
+
+def no_query(request: web.Request) -> None:
+    """Raises ApiError 0202 when there is a query."""
+    with Query(request):
+        pass

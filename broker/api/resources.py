@@ -1,0 +1,41 @@
+"""Resource specs and what is idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from broker.api import wire
+from broker.api.admission import offered_specs
+from broker.api.centers import chosen
+from broker.api.context import CONTEXT
+from broker.api.paging import PAGING, page_of, paging
+from broker.api.reading import Query
+from broker.core.model import Spec
+
+_SORTS: Mapping[str, Callable[[Spec], Any]] = {
+    "resourceSpecId": lambda s: s.id,
+    "resourceSpecName": lambda s: (s.name, s.id),
+}
+
+
+async def specs(request: web.Request) -> web.Response:
+    """GET /resource/specs: each spec once, whichever centers offer it."""
+    context = request.app[CONTEXT]
+    with Query(request, *PAGING, "centerId") as query:
+        wanted = paging(query, tuple(_SORTS), default="resourceSpecId", max_page_size=context.max_page_size)
+        center_id = query.text("centerId")
+    offered = offered_specs(await chosen(request, center_id), context.extra_specs)
+    page = page_of(list(offered.values()), wanted, _SORTS)
+    return wire.answer({"resourceSpecs": [wire.spec(spec) for spec in page], "totalSize": len(offered)})
+
+
+async def idle(request: web.Request) -> web.Response:
+    """GET /resource/idle"""
+    with Query(request, "centerId") as query:
+        center_id = query.text("centerId")
+    centers = await chosen(request, center_id)
+    zone = request.app[CONTEXT].timezone
+    return wire.answer({"centerResources": [wire.idle(center, zone) for center in centers]})

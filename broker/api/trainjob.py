@@ -1,0 +1,212 @@
+"""Training jobs: create, list, show, stop, delete.
+
+A create is one write and waits for no center; everything after it is the work of the loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from aiohttp import web
+
+from broker.api import models, times, wire
+from broker.api.admission import admit
+from broker.api.context import CALLER, CONTEXT, Context, shutting_down
+from broker.api.errors import ApiError, shown
+from broker.api.models import CreateJob
+from broker.api.paging import PAGING, paging
+from broker.api.reading import Query, no_query, parse, read_object
+from broker.core.identity import job_id
+from broker.core.model import JobId, JobRequest, Kind, PublicStatus, TenantId
+from broker.store import codec, jobs, views
+from broker.store.accounts import Caller
+from broker.store.jobs import JobFilter, JobView, NewJob, NoSuchJob
+from broker.store.views import Admission
+
+STOP_WAIT_S = 2.0
+STOP_POLL_S = 0.07
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
+
+
+def path_job(request: web.Request) -> JobId:
+    """The job id of the path.  Raises NoSuchJob for what cannot be one."""
+    text = request.match_info["id"]
+    if not _ID.fullmatch(text):
+        raise NoSuchJob(f"there is no job {text[:64]!r}")
+    return JobId(text)
+
+
+# ---------------------------------------------------------------- create
+
+
+async def create(request: web.Request) -> web.Response:
+    """POST /trainjob"""
+    no_query(request)
+    context, caller = request.app[CONTEXT], request[CALLER]
+    data = await read_object(request)
+    body = parse(models.CreateTrainJob, data)
+    key = _idempotency_key(request)
+    facts = await read_admission(context, caller, body, key)
+    body_hash = _body_hash(Kind.TRAIN, data) if key else ""
+    if facts.earlier is not None:
+        before_hash, job = facts.earlier
+        if before_hash != body_hash:
+            raise ApiError("0202", f"Idempotency-Key: {shown(key)} came with another body (job {job.id})")
+    else:
+        accepted = admit(body.config, Kind.TRAIN, caller, facts, context)
+        new = new_job(
+            context, caller, accepted, name=body.job_name, desc=body.job_desc, key=key, body_hash=body_hash
+        )
+        job = await context.store.write(jobs.create_job, new)
+    return wire.answer(wire.created(job, context.timezone))
+
+
+async def read_admission(context: Context, caller: Caller, body: CreateJob, key: str = "") -> Admission:
+    config = body.config
+    return await context.store.read(
+        views.admission, caller, image=config.image_id, wanted_data=config.dataset_ids, key=key
+    )
+
+
+def new_job(
+    context: Context,
+    caller: Caller,
+    request: JobRequest,
+    *,
+    name: str,
+    desc: str,
+    key: str = "",
+    body_hash: str = "",
+) -> NewJob:
+    """A job ready to be written; its id is chosen here, because a write may run twice."""
+    return NewJob(
+        id=job_id(context.clock(), secrets.token_bytes(4)),
+        name=name,
+        desc=desc,
+        account=caller.id,
+        tenant=caller.tenant,
+        request=request,
+        class_key=context.class_key(request, TenantId(caller.tenant)),
+        processor=codec.kind_of(request.spec),
+        idempotency_key=key,
+        body_hash=body_hash,
+    )
+
+
+def _idempotency_key(request: web.Request) -> str:
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return ""
+    if not _KEY.fullmatch(key):
+        raise ApiError(
+            "0202", f"Idempotency-Key: must be 1 to 255 visible ASCII characters, not {shown(key)}"
+        )
+    return key
+
+
+def _body_hash(kind: Kind, data: dict[str, Any]) -> str:
+    """Of what was said, whatever the order of fields and the white space."""
+    canonical = json.dumps([kind, data], sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- list, show
+
+_SORTS = ("id", "name", "status", "createTime")
+_FILTERS = ("centerId", "processor", "status", "createBefore", "createAfter", "query", "owner")
+
+
+async def list_all(request: web.Request) -> web.Response:
+    """GET /trainjob"""
+    context = request.app[CONTEXT]
+    with Query(request, *PAGING, *_FILTERS, repeated=("label",)) as query:
+        wanted = paging(query, _SORTS, default="id", max_page_size=context.max_page_size)
+        status = query.choice("status", tuple(PublicStatus), "")
+        owner = query.choice("owner", ("me",), "")
+        after = _bound(query, "createAfter", context, last=False)
+        before = _bound(query, "createBefore", context, last=True)
+        if after is not None and before is not None and after > before:
+            query.fail("0230", "createAfter", "must not be later than createBefore")
+        chosen = JobFilter(
+            kind=Kind.TRAIN,
+            status=PublicStatus(status) if status else None,
+            center=query.text("centerId"),
+            processor=query.text("processor"),
+            created_after_ms=after,
+            created_before_ms=before,
+            query=query.text("query"),
+            labels=tuple(_labels(query)),
+            mine=owner == "me",
+        )
+    items, total = await context.store.read(views.job_page, request[CALLER], chosen, wanted)
+    return wire.answer({"items": [wire.listed(job, context.timezone) for job in items], "totalSize": total})
+
+
+def _bound(query: Query, name: str, context: Context, *, last: bool) -> int | None:
+    """An inclusive bound: as a last moment, a text means the end of the day or second it names."""
+    if not query.has(name):
+        return None
+    text = query.text(name)
+    try:
+        return times.bounds(text, context.timezone)[last]
+    except ValueError:
+        query.fail("0202", name, f"must be a time such as 2025-03-01 18:00:00, not {shown(text)}")
+        return None
+
+
+def _labels(query: Query) -> Iterator[tuple[str, str]]:
+    for text in query.texts("label"):
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            query.fail("0202", "label", f"must be key=value, not {shown(text)}")
+        yield key, value
+
+
+async def read_job(request: web.Request, kind: Kind | None = Kind.TRAIN) -> JobView:
+    """The job of the path with its runs.  Raises NoSuchJob."""
+    context = request.app[CONTEXT]
+    return await context.store.read(
+        jobs.show_job, request[CALLER], path_job(request), kind, context.store.clock()
+    )
+
+
+async def show(request: web.Request) -> web.Response:
+    """GET /trainjob/{id}"""
+    no_query(request)
+    job = await read_job(request)
+    return wire.answer(wire.shown_job(job, request.app[CONTEXT].timezone))
+
+
+# ---------------------------------------------------------------- stop, delete
+
+
+async def stop(request: web.Request) -> web.Response:
+    """POST /trainjob/{id}/stop: asks, waits a moment for the end and answers what is true."""
+    no_query(request)
+    store = request.app[CONTEXT].store
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + STOP_WAIT_S
+    job = await store.write(jobs.stop_job, request[CALLER], path_job(request), Kind.TRAIN)
+    while job.ended_ms is None and loop.time() < deadline:
+        if await shutting_down(request, STOP_POLL_S):
+            break
+        job = await store.read(views.job_summary, job.id)
+    return wire.answer(wire.stopped(job, request.app[CONTEXT].timezone))
+
+
+async def delete(request: web.Request) -> web.Response:
+    """DELETE /trainjob/{id}"""
+    no_query(request)
+    context = request.app[CONTEXT]
+    removed = await context.store.write(jobs.delete_job, request[CALLER], path_job(request), Kind.TRAIN)
+    for run in removed:
+        await asyncio.to_thread(context.files.remove_run, run)
+    return web.Response(status=204)

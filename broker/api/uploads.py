@@ -1,0 +1,95 @@
+"""Uploads of a folder as a private data set: `broker submit --upload`.
+
+The body is counted while it is written; nothing is left behind unless the data set is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import threading
+from pathlib import Path
+
+from aiohttp import web
+
+from broker.api import wire
+from broker.api.context import CALLER, CONTEXT
+from broker.api.errors import ApiError
+from broker.api.reading import Query
+from broker.api.streaming import CHUNK
+from broker.api.unpack import BadArchive, TooLarge, Unpacked, unpack
+from broker.core.identity import base32
+from broker.store import datasets
+from broker.store.datasets import NewDataset
+
+MAX_TITLE = 255
+UNPACK_AT_ONCE = 2
+
+UNPACKING = web.AppKey("unpacking", asyncio.Semaphore)
+"""Unpacking takes a thread for long; the threads serve everybody."""
+
+
+async def upload(request: web.Request) -> web.Response:
+    """POST /broker/v1/uploads?title=NAME with a tar.gz as body"""
+    context, caller = request.app[CONTEXT], request[CALLER]
+    with Query(request, "title") as query:
+        title = query.text("title")
+        if not title:
+            query.fail("0203", "title", "is required: the name of the data set")
+        elif len(title) > MAX_TITLE:
+            query.fail("0204", "title", f"must have at most {MAX_TITLE} characters, has {len(title)}")
+    dataset = f"d-{base32(context.clock(), 9)}{base32(secrets.randbits(30), 6)}"
+    archive = context.files.incoming(f"{dataset}.tar.gz")
+    folder = context.files.incoming(dataset)
+    place = context.files.dataset(dataset)
+    recorded = False
+    try:
+        await _receive(request, archive)
+        unpacked = await _unpacked(request, archive, folder)
+        await asyncio.to_thread(folder.rename, place)
+        new = NewDataset(
+            id=dataset, account=caller.id, tenant=caller.tenant, title=title, bytes=unpacked.bytes
+        )
+        await context.store.write(datasets.add_dataset, new)
+        recorded = True
+    finally:
+        # Not awaited in a thread: a cancelled request must not leave it undone.
+        archive.unlink(missing_ok=True)
+        if not recorded:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+    return wire.answer({"id": dataset, "bytes": unpacked.bytes, "files": unpacked.files})
+
+
+async def _receive(request: web.Request, archive: Path) -> None:
+    limit = request.app[CONTEXT].max_upload_bytes
+    too_large = ApiError("0204", f"the body must have at most {limit} bytes (max_upload_bytes)")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    received = 0
+    with await asyncio.to_thread(archive.open, "xb") as file:
+        async for chunk in request.content.iter_chunked(CHUNK):
+            received += len(chunk)
+            if received > limit:
+                raise too_large
+            await asyncio.to_thread(file.write, chunk)
+
+
+async def _unpacked(request: web.Request, archive: Path, folder: Path) -> Unpacked:
+    """Unpack in a thread, and be sure that the thread has ended when this has."""
+    abandoned = threading.Event()
+    limit = request.app[CONTEXT].max_upload_bytes
+    async with request.app[UNPACKING]:
+        work = asyncio.ensure_future(
+            asyncio.to_thread(unpack, archive, folder, max_bytes=limit, abandoned=abandoned)
+        )
+        try:
+            return await asyncio.shield(work)
+        except BadArchive as error:
+            raise ApiError("0202", f"body: {error}") from error
+        except TooLarge as error:
+            raise ApiError("0204", f"body: {error}") from error
+        finally:
+            abandoned.set()
+            await asyncio.wait([work])

@@ -1,0 +1,103 @@
+"""Calendar work: what is forgotten after its retention, and slow gauges.
+
+APScheduler keeps the calendar, with a misfire grace of None (by default it drops jobs that are a
+second late) and one instance of each chore at a time.  Core loops are not here: a loop must be
+supervised, a chore may fail and come again tomorrow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from broker.config import StoreSettings
+from broker.files import DataDirectory
+from broker.leader import Lease
+from broker.store import Store, accounts, retention, runs
+from broker.telemetry import LIVE, LOOP_ERRORS, WRITER_BACKLOG, log
+
+DAY_MS = 86_400_000
+TOKEN_GRACE_MS = 30 * DAY_MS
+"""An expired token is told from an unknown one (0102, 0101) for so long."""
+
+RUNS_PER_PASS = 1000
+
+
+class Chores:
+    """`start()`, then `stop()`; each chore is a method that tests call by hand."""
+
+    def __init__(
+        self, *, store: Store, lease: Lease, files: DataDirectory, settings: StoreSettings
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._files = files
+        self.settings = settings
+        self._running: set[asyncio.Task[None]] = set()
+        self._calendar = AsyncIOScheduler(
+            timezone="UTC",
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        self._calendar.add_listener(self._failed, EVENT_JOB_ERROR)
+
+    def start(self) -> None:
+        """Put the chores on the calendar; needs a running loop."""
+        every = self._calendar.add_job
+        every(self._tracked(self.gauges), "interval", seconds=15, id="gauges")
+        every(self._tracked(self.sweep_tokens), "cron", minute=7, id="sweep_tokens")
+        every(self._tracked(self.forget), "cron", hour=3, minute=23, id="forget")
+        every(self._tracked(self.release_runs), "cron", minute=41, id="release_runs")
+        self._calendar.start()
+
+    async def stop(self) -> None:
+        """Take no more; wait for a chore under way (APScheduler's own shutdown does not)."""
+        self._calendar.shutdown(wait=False)
+        if self._running:
+            await asyncio.wait(set(self._running))
+
+    def _tracked(self, chore: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            task = asyncio.ensure_future(chore())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            await asyncio.shield(task)
+
+        return run
+
+    def _failed(self, event: JobExecutionEvent) -> None:
+        LOOP_ERRORS.labels(event.job_id).inc()
+        log.error("chore_failed", chore=event.job_id, error=repr(event.exception))
+
+    async def gauges(self) -> None:
+        """Numbers that cost a query."""
+        WRITER_BACKLOG.set(self._store.backlog)
+        for state, count in (await self._store.read(runs.live_by_state)).items():
+            LIVE.labels(state).set(count)
+
+    async def sweep_tokens(self) -> None:
+        before = self._store.clock() - TOKEN_GRACE_MS
+        swept = await self._store.write(accounts.sweep_tokens, before)
+        log.info("tokens_swept", tokens=swept)
+
+    async def forget(self) -> None:
+        """Events and idempotency keys past their retention."""
+        now = self._store.clock()
+        events = await self._store.write(
+            retention.forget_events, now - self.settings.event_retention_days * DAY_MS
+        )
+        keys = await self._store.write(
+            retention.forget_keys, now - self.settings.idempotency_retention_days * DAY_MS
+        )
+        log.info("forgotten", events=events, idempotency_keys=keys)
+
+    async def release_runs(self) -> None:
+        """Logs and results past their retention, here and at the centers."""
+        before = self._store.clock() - self.settings.log_retention_days * DAY_MS
+        released = await self._store.write(retention.release_ended, before, RUNS_PER_PASS)
+        for run in released:
+            await asyncio.to_thread(self._files.remove_run, run)
+        if released:
+            log.info("runs_released", runs=len(released))

@@ -1,0 +1,59 @@
+"""The `broker` command: which commands there are, and where each is written.
+
+What belongs here: the table of commands and the options of `broker` itself.  What does not: the
+commands (broker.cli_*) and what they share (broker.cli_app).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Annotated, NoReturn
+
+import typer
+
+from broker import __version__
+from broker.cli_app import app, run
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "broker.cli_submit": ("submit",),
+    "broker.cli_jobs": ("jobs", "show", "wait", "explain", "logs", "stop", "retry", "delete", "download"),
+    "broker.cli_centers": ("centers", "idle", "specs", "drain", "resume"),
+    "broker.cli_account": ("login", "logout", "password"),
+    "broker.cli_operators": ("resolve", "user"),
+    "broker.cli_daemon": ("serve", "init", "check-config"),
+}
+"""The commands of each module, in the order of the help."""
+
+
+def main() -> NoReturn:
+    """Run `broker` with the words of the command line; ends the process."""
+    run(lambda: _register(sys.argv[1:]))
+
+
+def _register(words: list[str]) -> None:
+    """Import the module of the command that is meant, or all for help, completion and what is misspelt."""
+    wanted = [module for module, commands in MODULES.items() if words[:1] and words[0] in commands]
+    completing = "_BROKER_COMPLETE" in os.environ
+    for module in wanted if wanted and not completing else MODULES:
+        import_module(module)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"broker {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def broker(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Send jobs to a broker between computing centers, follow them, and run the broker itself.
+
+    Exit codes: 0 done, 1 the request or the awaited job failed, 2 wrong usage or configuration,
+    3 the broker is unreachable.  BROKER_URL and BROKER_TOKEN go before what `broker login` stored.
+    """

@@ -1,0 +1,139 @@
+"""The commands about resources: centers, idle, specs, and an operator's drain and resume.
+
+What belongs here: the calls and their tables.  What does not: jobs (broker.cli_jobs).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from broker.cli_app import OPERATORS, RESOURCES, Command, app, connect, notice, print_json
+from broker.display import cards, power, table
+
+Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")]
+Page = Annotated[int | None, typer.Option(metavar="N", help="Which page of so many.")]
+CenterArgument = Annotated[str, typer.Argument(metavar="CENTER", help="A center's id: broker centers.")]
+
+
+@app.command("centers", cls=Command, rich_help_panel=RESOURCES)
+def centers(limit: Limit = None, page: Page = None, as_json: Json = False) -> None:
+    """List the computing centers."""
+    query = {"sort": "centerId", "order": "asc", "pageSize": limit, "page": page}
+    answer = connect().centers(query)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            each["centerId"],
+            each["centerName"],
+            " ".join(filter(None, (each.get("province"), each.get("city")))),
+            each.get("adapter"),
+            each.get("state"),
+            each.get("health") or ("connected" if each["connected"] else "disconnected"),
+            each["processorType"],
+            power(each["maxComputingPower"]),
+            each.get("running"),
+            each.get("queueLength"),
+            each.get("error"),
+        )
+        for each in answer["centers"]
+    ]
+    headings = (
+        "CENTER",
+        "NAME",
+        "PLACE",
+        "ADAPTER",
+        "STATE",
+        "HEALTH",
+        "TYPE",
+        "POWER",
+        "RUNNING",
+        "QUEUE",
+        "ERROR",
+    )
+    print(table(headings, rows))
+    _tell_rest(len(rows), answer["totalSize"])
+
+
+@app.command("idle", cls=Command, rich_help_panel=RESOURCES)
+def idle(
+    center: Annotated[str | None, typer.Argument(metavar="[CENTER]", help="Only this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List what is idle at the centers: nodes with the same idle resources share a row."""
+    answer = connect().idle(center)
+    if as_json:
+        print_json(answer)
+        return
+    rows: list[tuple[object, ...]] = []
+    for each in answer["centerResources"]:
+        facts = (each.get("accuracy"), each.get("observedAt"))
+        nodes = each["nodeResources"]
+        for node in nodes:
+            free = node["resourceSpec"]
+            cpu, memory = free["cpu"], free["memory"]
+            rows.append(
+                (
+                    each["centerId"],
+                    int(node["nodeCount"]),
+                    cpu["arch"],
+                    cpu["cores"],
+                    f"{memory['size']} {memory['unit']}",
+                    cards(free),
+                    *facts,
+                )
+            )
+        if not nodes:
+            rows.append((each["centerId"], 0, "", "", "", "", *facts))
+    print(table(("CENTER", "NODES", "ARCH", "CORES", "MEMORY", "ACCELERATORS", "ACCURACY", "OBSERVED"), rows))
+
+
+@app.command("specs", cls=Command, rich_help_panel=RESOURCES)
+def specs(
+    center: Annotated[str | None, typer.Argument(metavar="[CENTER]", help="Only those of this one.")] = None,
+    limit: Limit = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """List what a node of a job can get: the ids for submit --spec."""
+    query = {"centerId": center, "sort": "resourceSpecId", "order": "asc", "pageSize": limit, "page": page}
+    answer = connect().specs(query)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            each["resourceSpecId"],
+            each["resourceSpecName"],
+            each["cpu"]["arch"],
+            each["cpu"]["cores"],
+            f"{each['memory']['size']} {each['memory']['unit']}",
+            cards(each),
+        )
+        for each in answer["resourceSpecs"]
+    ]
+    print(table(("SPEC", "NAME", "ARCH", "CORES", "MEMORY", "ACCELERATORS"), rows))
+    _tell_rest(len(rows), answer["totalSize"])
+
+
+def _tell_rest(shown: int, total: int) -> None:
+    if shown < total:
+        notice(f"{shown} of {total}; more with --limit and --page")
+
+
+@app.command("drain", cls=Command, rich_help_panel=OPERATORS)
+def drain(center: CenterArgument) -> None:
+    """Send no more jobs to a center; those there go on."""
+    answer = connect().command_center(center, "drain")
+    print(f"{answer['centerId']} {answer['state']}")
+
+
+@app.command("resume", cls=Command, rich_help_panel=OPERATORS)
+def resume(center: CenterArgument) -> None:
+    """Send jobs to a drained center again."""
+    answer = connect().command_center(center, "resume")
+    print(f"{answer['centerId']} {answer['state']}")

@@ -1,0 +1,159 @@
+"""The commands of operators about runs and accounts: resolve, user.
+
+What belongs here: what an operator may say and to whom.  What does not: centers (broker.cli_centers).
+`user add` works on the store of a configuration, every other command through the API.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker.cli_app import (
+    CONTEXT,
+    OPERATORS,
+    Command,
+    Failed,
+    Group,
+    WrongUsage,
+    app,
+    connect,
+    notice,
+    print_json,
+    read_secret,
+    with_job,
+)
+from broker.display import table
+
+ROLES = ("user", "tenant-admin", "operator")
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")]
+PasswordStdin = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+]
+
+
+@app.command("resolve", cls=Command, rich_help_panel=OPERATORS)
+def resolve(
+    job: Annotated[str, typer.Argument(metavar="ID", help="A job whose run is in doubt or lost.")],
+    never_ran: Annotated[
+        bool, typer.Option("--never-ran", help="The center never got it: it may run again.")
+    ] = False,
+    remote: Annotated[str, typer.Option(metavar="NATIVE", help="It is this one at the center.")] = "",
+    ended: Annotated[str, typer.Option(metavar="STATE", help="It ended: SUCCEEDED, FAILED or STOPPED.")] = "",
+) -> None:
+    """Settle what became of a run in doubt or lost."""
+    if [never_ran, bool(remote), bool(ended)].count(True) != 1:
+        raise WrongUsage("say what became of the run: one of --never-ran, --remote NATIVE and --ended STATE")
+    if ended and ended.upper() not in ENDED:
+        raise WrongUsage(f"--ended: {ended!r} is not one of {', '.join(ENDED)}")
+    verdict: dict[str, bool | str] = {"neverRan": True}
+    if remote:
+        verdict = {"remote": remote}
+    elif ended:
+        verdict = {"ended": ended.upper()}
+    client = connect()
+    with_job(client, job, lambda each: client.resolve_job(each, verdict))
+    notice(f"{job} is settled; see: broker show {job}")
+
+
+user = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
+    help="Accounts of this broker.",
+)
+app.add_typer(user, name="user", rich_help_panel=OPERATORS)
+
+
+@user.command("add", cls=Command)
+def add(
+    name: Name,
+    role: Annotated[str, typer.Option(metavar="|".join(ROLES), help="What the account may do.")],
+    tenant: Annotated[str, typer.Option(help="Whose budget and quota it uses.")] = "default",
+    password_stdin: PasswordStdin = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The daemon's configuration; default: the embedded one."),
+    ] = None,
+) -> None:
+    """Make an account, whether the daemon runs or not."""
+    if role not in ROLES:
+        raise WrongUsage(f"--role: {role!r} is not one of {', '.join(ROLES)}")
+    password = read_secret("Password", from_stdin=password_stdin)
+    from broker.cli_daemon import configuration_errors
+    from broker.core.model import Role
+    from broker.daemon import add_user
+    from broker.store import Rejected, StoreUnavailable
+
+    with configuration_errors(config):
+        try:
+            add_user(config, name=name, role=Role(role), tenant=tenant, password=password)
+        except (ValueError, Rejected, StoreUnavailable) as error:
+            raise Failed(str(error)) from error
+    notice(f"{name} can log in now")
+
+
+@user.command("list", cls=Command)
+def list_users(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")] = False,
+) -> None:
+    """List the accounts."""
+    answer = connect().accounts()
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            each["name"],
+            each["role"],
+            each["tenant"],
+            "yes" if each.get("vip") else "no",
+            "yes" if each.get("frozen") else "no",
+        )
+        for each in answer["items"]
+    ]
+    print(table(("NAME", "ROLE", "TENANT", "VIP", "FROZEN"), rows))
+
+
+Right = Annotated[str, typer.Argument(metavar="RIGHT", help="A right; there is one, vip.")]
+
+
+@user.command("grant", cls=Command)
+def grant(name: Name, right: Right) -> None:
+    """Give an account a right."""
+    connect().change_account(name, "grant", {"right": right})
+    notice(f"{name} has the right {right}")
+
+
+@user.command("revoke", cls=Command)
+def revoke(name: Name, right: Right) -> None:
+    """Take a right from an account."""
+    connect().change_account(name, "revoke", {"right": right})
+    notice(f"{name} has no longer the right {right}")
+
+
+@user.command("freeze", cls=Command)
+def freeze(name: Name) -> None:
+    """Let nobody use an account; its jobs go on."""
+    connect().change_account(name, "freeze")
+    notice(f"{name} is frozen")
+
+
+@user.command("unfreeze", cls=Command)
+def unfreeze(name: Name) -> None:
+    """Let an account be used again."""
+    connect().change_account(name, "unfreeze")
+    notice(f"{name} is not frozen any more")
+
+
+@user.command("password", cls=Command)
+def set_password(name: Name, password_stdin: PasswordStdin = False) -> None:
+    """Set the password of an account."""
+    client = connect()
+    client.change_account(name, "password", {"password": read_secret("Password", from_stdin=password_stdin)})
+    notice(f"{name} has a new password")

@@ -1,0 +1,104 @@
+"""The leader's adapters: opened when first needed, closed at the end.
+
+What belongs here: which adapter serves which center.  An adapter that cannot be opened (not built,
+wrong options, platform unreachable) is tried again at the next poll and its center is shown as
+disconnected with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
+
+from broker.adapter import Adapter, AdapterFactory, Connection, Unavailable
+from broker.config import CenterSettings
+from broker.core.model import CenterId
+from broker.telemetry import CALLS, log
+
+T = TypeVar("T")
+
+
+class Connections:
+    """Adapters by center.  `factories` maps the configuration's adapter words to what opens them."""
+
+    def __init__(self, factories: Mapping[str, AdapterFactory], *, prefix: str) -> None:
+        self._factories = factories
+        self._prefix = prefix
+        self._settings: dict[CenterId, CenterSettings] = {}
+        self._open: dict[CenterId, Adapter] = {}
+        self._opening: dict[CenterId, asyncio.Lock] = {}
+
+    async def configure(self, centers: Iterable[CenterSettings]) -> None:
+        """The centers of the configuration.  One whose options changed is opened anew; one that is
+        gone keeps its adapter, because its runs are tracked to their end."""
+        for center in centers:
+            before = self._settings.get(center.id)
+            self._settings[center.id] = center
+            if before is not None and before != center:
+                await self._close(center.id)
+
+    def settings(self, center: CenterId) -> CenterSettings:
+        return self._settings[center]
+
+    def known(self) -> list[CenterId]:
+        return list(self._settings)
+
+    def current(self, center: CenterId) -> Adapter | None:
+        """The adapter if it is open; opens nothing."""
+        return self._open.get(center)
+
+    async def adapter(self, center: CenterId) -> Adapter:
+        """The adapter of a center, opened if need be.
+
+        Raises Unavailable, with the reason, when there is none of that kind or it cannot be opened.
+        """
+        async with self._opening.setdefault(center, asyncio.Lock()):
+            if (adapter := self._open.get(center)) is not None:
+                return adapter
+            settings = self._settings.get(center)
+            if settings is None:
+                raise Unavailable(f"center {center!r} is not in the configuration any more")
+            factory = self._factories.get(settings.adapter)
+            if factory is None:
+                raise Unavailable(f"this version has no adapter {settings.adapter!r}")
+            connection = Connection(
+                center=center,
+                prefix=self._prefix,
+                options=settings.connection,
+                credentials=settings.credentials,
+                pools=settings.pools,
+            )
+            try:
+                adapter = await factory(connection)
+            except (ValueError, OSError) as error:
+                raise Unavailable(str(error)) from error
+            self._open[center] = adapter
+            log.info("center_connected", center=center, adapter=settings.adapter)
+            return adapter
+
+    async def aclose(self) -> None:
+        for center in list(self._open):
+            await self._close(center)
+
+    async def _close(self, center: CenterId) -> None:
+        adapter = self._open.pop(center, None)
+        if adapter is not None:
+            await adapter.aclose()
+
+
+async def timed(center: CenterId, call: str, make: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+    """Make one call with a deadline, and record how long it took and how it ended.
+
+    Raises TimeoutError, and what the call raises.
+    """
+    started = asyncio.get_running_loop().time()
+    outcome = "ok"
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await make()
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        CALLS.labels(center, call, outcome).observe(asyncio.get_running_loop().time() - started)

@@ -1,0 +1,113 @@
+"""The round: mirror, snapshot, schedule() in a thread, commit.
+
+What belongs here: when a round runs, its wall limits and the solver's cache.  What does not: any
+decision (broker.core.scheduler).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from broker.core.explain import Reason
+from broker.core.model import PoolId
+from broker.core.plan import Plan
+from broker.core.policy import PolicySet
+from broker.core.resources import Catalogue
+from broker.core.scheduler import schedule
+from broker.core.solver import LP
+from broker.leader import Lease
+from broker.mirror import Mirror
+from broker.store import Store, feed, rounds
+from broker.telemetry import PLACED, QUEUED, ROUND, ROUNDS, log
+
+
+def minute_of_week(now_ms: int, zone: ZoneInfo) -> int:
+    """Local minute of the week, Monday 00:00 is 0."""
+    local = datetime.fromtimestamp(now_ms / 1000, zone)
+    return local.weekday() * 24 * 60 + local.hour * 60 + local.minute
+
+
+class Cycle:
+    """`once()` makes one round.  `policies` may be replaced between rounds."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        lease: Lease,
+        mirror: Mirror,
+        policies: PolicySet,
+        catalogue: Catalogue,
+        zone: ZoneInfo,
+        solve_limit_s: float,
+    ) -> None:
+        self.policies = policies
+        self._store = store
+        self._lease = lease
+        self._mirror = mirror
+        self._accelerators = dict(catalogue.products)
+        self._zone = zone
+        self._lp = LP(time_limit_s=solve_limit_s)
+        self._deferred: Mapping[str, tuple[Reason, ...]] | None = None
+
+    async def once(self) -> None:
+        """Refresh, plan, commit."""
+        await self._mirror.refresh(self._store)
+        QUEUED.set(self._mirror.queued)
+        if not self._mirror.queued and not self._deferred:
+            return
+        world = await self._store.read(feed.world)
+        now_ms = self._store.clock()
+        snapshot = self._mirror.snapshot(
+            world,
+            now_ms=now_ms,
+            minute_of_week=minute_of_week(now_ms, self._zone),
+            accelerators=self._accelerators,
+        )
+        started = time.perf_counter()
+        plan = await asyncio.to_thread(schedule, snapshot, self.policies, self._lp)
+        solved = time.perf_counter()
+        natives = {pool.id: pool.native for pool in world.pools}
+        placed = await self._commit(plan, natives)
+        ROUND.labels("solve").observe(solved - started)
+        ROUND.labels("commit").observe(time.perf_counter() - solved)
+        ROUNDS.labels(plan.source).inc()
+        if placed:
+            log.info(
+                "round",
+                queued=self._mirror.queued,
+                placed=placed,
+                source=plan.source,
+                solver=plan.solver_status,
+                objective=plan.objective,
+                solve_ms=round((solved - started) * 1000, 1),
+            )
+
+    async def _commit(self, plan: Plan, natives: Mapping[PoolId, str]) -> int:
+        placed = 0
+        for first in range(0, len(plan.placements), rounds.CHUNK):
+            chunk = plan.placements[first : first + rounds.CHUNK]
+            placed += await self._store.write(
+                rounds.commit_placements, chunk, natives=natives, epoch=self._lease.epoch
+            )
+        for placement in plan.placements:
+            PLACED.labels(placement.center).inc()
+        await self._commit_deferrals(plan.deferrals)
+        return placed
+
+    async def _commit_deferrals(self, deferrals: Mapping[str, tuple[Reason, ...]]) -> None:
+        if self._deferred is None:  # what an earlier leader wrote is forgotten unless it still holds
+            self._deferred = dict.fromkeys(await self._store.read(rounds.deferred_classes), ())
+        changed = {key: why for key, why in deferrals.items() if self._deferred.get(key) != why}
+        gone = [key for key in self._deferred if key not in deferrals]
+        if changed or gone:
+            await self._store.write(
+                rounds.commit_deferrals, changed, gone, epoch=self._lease.epoch
+            )
+        self._deferred = dict(deferrals)
+
+

@@ -1,0 +1,469 @@
+"""The composition root: builds the parts, holds the lease, runs the loops, minds the signals.
+
+What belongs here: who gets what, in which order things start and end.  What does not: any of the
+work.  Only this module names adapters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import IO
+
+from aiohttp import web
+from argon2 import PasswordHasher
+
+from broker import config as configuration
+from broker import telemetry
+from broker.adapter import Adapter, AdapterFactory, Connection
+from broker.api.app import application
+from broker.api.context import Context
+from broker.chores import Chores
+from broker.collect import Collect
+from broker.config import CenterSettings, ConfigError, Settings
+from broker.connections import Connections
+from broker.core.model import CenterId, Role, Spec
+from broker.core.policy import PolicyError, PolicySet, load_policies
+from broker.core.problem import class_key
+from broker.core.resources import Catalogue, load_catalogue, spec_id
+from broker.cycle import Cycle
+from broker.dispatch import Dispatch
+from broker.files import DataDirectory
+from broker.inventory import Poll
+from broker.leader import Lease
+from broker.mirror import Mirror
+from broker.stage import Stage
+from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts, centers, runs
+from broker.store.centers import CenterEntry
+from broker.store.schema import SchemaTooNew
+from broker.supervise import loop
+from broker.telemetry import log
+from broker.track import Track
+
+ADAPTERS = {"local": "adapters.local"}
+"""Modules with a `connect(connection)`, by the configuration's word; loaded when first used."""
+
+IDENTITY = (
+    *("work_dir", "base_url", "endpoint", "user_url", "url", "kubeconfig", "context", "namespace"),
+    *("region", "project_id", "user", "username", "access_key"),
+)
+"""Connection and credential keys that say whose account at which platform a center is."""
+
+SIGNING_KEY = "signing_key"
+DISPATCH_PERIOD_S = 1.0
+COLLECT_PERIOD_S = 5.0
+
+
+class StartupError(Exception):
+    """The daemon cannot start; the text says why and what to do."""
+
+
+def serve(config: Path | None) -> int:
+    """Run the daemon in the foreground; its exit code."""
+    try:
+        settings, notice = read_settings(config)
+    except ConfigError as error:
+        print(configuration.render_errors(error, config or Path("broker.toml")), file=sys.stderr)
+        return 2
+    telemetry.configure(settings.server.log_level)
+    if notice:
+        print(notice, file=sys.stderr)
+    try:
+        lock = _lock(settings)
+        return asyncio.run(Daemon(settings, embedded=config is None).run(alone=lock is not None))
+    except (StartupError, StoreUnavailable, SchemaTooNew, Rejected, OSError) as error:
+        print(f"broker: {error}", file=sys.stderr)
+        return 1
+
+
+def read_settings(config: Path | None) -> tuple[Settings, str]:
+    """The configuration of a file, or the embedded default with a word about it.  Raises ConfigError."""
+    if config is not None:
+        return configuration.load(config, environ=os.environ, known_accelerator=_catalogue(config).canonical), ""
+    home = configuration.data_home(os.environ)
+    _text, settings = configuration.embedded_default(home)
+    return settings, f"no --config: using the embedded default below {home / 'computing-broker'}"
+
+
+def _catalogue(config: Path | None) -> Catalogue:
+    """The accelerator catalogue beside the configuration, else the one that comes with the broker."""
+    base = config.parent if config is not None else Path()
+    file = configuration.file_beside(base, "accelerators.toml")
+    try:
+        return load_catalogue(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError((configuration.Problem("accelerators", 1, f"{file}: {error}"),)) from error
+
+
+def _policies(settings: Settings) -> PolicySet:
+    """The policies in force.  Raises ConfigError."""
+    file = settings.scheduler.policy
+    available = {entry.name: entry.load() for entry in entry_points(group="broker.policies")}
+    try:
+        return load_policies(file.read_text(encoding="utf-8"), available)
+    except PolicyError as error:
+        problems = tuple(configuration.Problem(key, 1, message) for key, message in error.errors)
+        raise ConfigError(problems) from error
+
+
+def _lock(settings: Settings) -> IO[str] | None:
+    """An exclusive lock beside a SQLite file; None for a database server.
+
+    Raises StartupError when another daemon holds it.
+    """
+    prefix = "sqlite:///"
+    if not settings.store.url.startswith(prefix):
+        return None
+    path = Path(settings.store.url.removeprefix(prefix) + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = path.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StartupError(
+            f"another broker runs on {settings.store.url} (it holds {path}): stop it, or use another store"
+        ) from error
+    return lock
+
+
+async def _adapter(module: str, connection: Connection) -> Adapter:
+    adapter: Adapter = await importlib.import_module(module).connect(connection)
+    return adapter
+
+
+def _factories() -> Mapping[str, AdapterFactory]:
+    def factory(module: str) -> AdapterFactory:
+        return lambda connection: _adapter(module, connection)
+
+    return {name: factory(module) for name, module in ADAPTERS.items()}
+
+
+@dataclass(slots=True)
+class Parts:
+    """What one running daemon is made of."""
+
+    store: Store
+    files: DataDirectory
+    lease: Lease
+    connections: Connections
+    catalogue: Catalogue
+    cycle: Cycle
+    dispatch: Dispatch
+    collect: Collect
+    stage: Stage
+    chores: Chores
+
+
+class Daemon:
+    """One run of the service, from the open store to the closed one."""
+
+    def __init__(self, settings: Settings, *, embedded: bool = False) -> None:
+        self._settings = settings
+        self._embedded = embedded
+        self._stopping = asyncio.Event()
+        self._loops: dict[CenterId, list[asyncio.Task[None]]] = {}
+        self._started = False
+
+    async def run(self, *, alone: bool) -> int:
+        """Start, serve until a signal, end.  `alone`: the store's file lock is ours."""
+        store = Store(self._settings.store.url, max_batch=self._settings.store.commit_batch)
+        await store.open()
+        try:
+            parts = await self._build(store)
+            key = await self._prepare(parts, alone=alone)
+            runner = await self._listen(parts, key)
+            try:
+                return await self._work(parts, runner)
+            finally:
+                await runner.cleanup()
+                await parts.connections.aclose()
+        finally:
+            await store.close()
+
+    async def _build(self, store: Store) -> Parts:
+        settings = self._settings
+        files = DataDirectory(settings.store.data_dir)
+        files.create()
+        catalogue = _catalogue(settings.source)
+        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        lease = Lease(store, holder=holder, ttl_s=settings.scheduler.lease_s)
+        connections = Connections(_factories(), prefix=settings.server.name)
+        return Parts(
+            store=store,
+            files=files,
+            lease=lease,
+            connections=connections,
+            catalogue=catalogue,
+            cycle=Cycle(
+                store=store,
+                lease=lease,
+                mirror=Mirror(),
+                policies=_policies(settings),
+                catalogue=catalogue,
+                zone=settings.server.zone,
+                solve_limit_s=settings.scheduler.solve_limit_s,
+            ),
+            dispatch=Dispatch(
+                store=store,
+                lease=lease,
+                connections=connections,
+                concurrency=settings.scheduler.dispatch_concurrency,
+            ),
+            collect=Collect(store=store, lease=lease, connections=connections, files=files),
+            stage=Stage(store=store, lease=lease, connections=connections, files=files),
+            chores=Chores(store=store, lease=lease, files=files, settings=settings.store),
+        )
+
+    async def _prepare(self, parts: Parts, *, alone: bool) -> bytes:
+        """Bring the store in line with the configuration and take the lead; the signing key."""
+        store = parts.store
+        key = await store.write(accounts.setting, SIGNING_KEY, secrets.token_hex(32))
+        await store.write(runs.fix_prefix, self._settings.server.name)
+        if await store.read(accounts.count_accounts) == 0:
+            await self._first_account(store)
+        while not await parts.lease.acquire(alone=alone):
+            log.info("waiting_for_lease")
+            await asyncio.sleep(parts.lease.ttl_s / 3)
+        doubtful = await store.write(runs.doubt_unfinished, epoch=parts.lease.epoch)
+        if doubtful:
+            log.warning("submissions_in_doubt", runs=doubtful)
+        await self._configure(parts)
+        return bytes.fromhex(key)
+
+    async def _first_account(self, store: Store) -> None:
+        if not self._embedded:
+            log.warning("no_accounts", hint="add one: broker user add NAME --role operator --config FILE")
+            return
+        password = secrets.token_urlsafe(12)
+        await store.write(
+            accounts.add_account,
+            name="admin",
+            tenant="default",
+            role=Role.OPERATOR,
+            password_hash=await asyncio.to_thread(PasswordHasher().hash, password),
+        )
+        print(
+            f"first account (shown once): user admin, password {password}\n"
+            f"log in with: broker login --url {self._settings.server.public_url} --user admin",
+            file=sys.stderr,
+        )
+
+    async def _configure(self, parts: Parts) -> None:
+        entries = [_entry(center) for center in self._settings.centers]
+        await parts.store.write(centers.configure, entries)
+        await parts.connections.configure(self._settings.centers)
+
+    async def _listen(self, parts: Parts, key: bytes) -> web.AppRunner:
+        server = self._settings.server
+        context = Context(
+            store=parts.store,
+            files=parts.files,
+            catalogue=parts.catalogue,
+            class_key=class_key,
+            signing_key=key,
+            ready=lambda: self._started,
+            server_name=server.name,
+            public_url=server.public_url.rstrip("/"),
+            timezone=server.zone,
+            max_page_size=server.max_page_size,
+            max_body_bytes=server.max_body_bytes,
+            max_upload_bytes=server.max_upload_bytes,
+            token_ttl_s=self._settings.auth.token_ttl_s,
+            freeze_after=self._settings.auth.freeze_after_failures,
+            link_ttl_s=self._settings.auth.log_link_ttl_s,
+            submit_image=self._settings.submit.image,
+            extra_specs=tuple(
+                Spec(spec_id(spec.shape), spec.name, spec.shape) for spec in self._settings.specs
+            ),
+        )
+        runner = web.AppRunner(
+            application(context), access_log=None, shutdown_timeout=server.shutdown_s
+        )
+        await runner.setup()
+        host, port = server.address
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise StartupError(f"cannot listen on {server.listen}: {error.strerror}") from error
+        log.info("listening", address=server.listen, url=server.public_url)
+        return runner
+
+    # ------------------------------------------------------------ running
+
+    async def _work(self, parts: Parts, runner: web.AppRunner) -> int:
+        events = asyncio.get_running_loop()
+        reload = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            events.add_signal_handler(number, self._stopping.set)
+        events.add_signal_handler(signal.SIGHUP, reload.set)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._start_loops(parts, group)
+                parts.chores.start()
+                self._started = True
+                log.info("started", centers=len(self._settings.centers))
+                watcher = group.create_task(self._reloads(parts, group, reload), name="reload")
+                await self._stopping.wait()
+                log.info("stopping")
+                watcher.cancel()
+                await runner.cleanup()
+                await self._finish(parts)
+        except BaseExceptionGroup as ended:
+            if (lost := ended.subgroup(LostLease)) is None:
+                raise
+            log.error("lease_lost", error=str(lost.exceptions[0]))
+            return 1
+        log.info("stopped")
+        return 0
+
+    async def _finish(self, parts: Parts) -> None:
+        """What is in flight ends, within `shutdown_s`; what is left is in the store."""
+        try:
+            async with asyncio.timeout(self._settings.server.shutdown_s):
+                await parts.chores.stop()
+                await parts.dispatch.drain()
+        except TimeoutError:
+            log.warning("shutdown_cut_short", after_s=self._settings.server.shutdown_s)
+        await parts.collect.drain()
+        await parts.lease.release()
+
+    def _start_loops(self, parts: Parts, group: asyncio.TaskGroup) -> None:
+        scheduler = self._settings.scheduler
+        for name, once, period_s in (
+            ("cycle", parts.cycle.once, scheduler.interval_s),
+            ("dispatch", parts.dispatch.once, DISPATCH_PERIOD_S),
+            ("collect", parts.collect.once, COLLECT_PERIOD_S),
+            ("stage", parts.stage.once, COLLECT_PERIOD_S),
+            ("lease", parts.lease.renew, parts.lease.ttl_s / 3),
+        ):
+            self._start(group, parts.store, name, once, period_s)
+        for center in self._settings.centers:
+            self._start_center(parts, group, center)
+
+    def _start_center(self, parts: Parts, group: asyncio.TaskGroup, center: CenterSettings) -> None:
+        poll = Poll(
+            center.id,
+            store=parts.store,
+            lease=parts.lease,
+            connections=parts.connections,
+            catalogue=parts.catalogue,
+            settings=self._settings.scheduler,
+        )
+        track = Track(
+            center.id,
+            store=parts.store,
+            lease=parts.lease,
+            connections=parts.connections,
+            files=parts.files,
+            settings=self._settings.scheduler,
+        )
+        self._loops[center.id] = [
+            self._start(group, parts.store, f"inventory:{center.id}", poll.once, center.poll_interval_s),
+            self._start(group, parts.store, f"track:{center.id}", track.once, center.poll_interval_s),
+        ]
+
+    def _start(
+        self,
+        group: asyncio.TaskGroup,
+        store: Store,
+        name: str,
+        once: Callable[[], Awaitable[float | None]],
+        period_s: float,
+    ) -> asyncio.Task[None]:
+        turning = loop(
+            name, once, period_s=period_s, wake=store.wakeup(name), stopping=self._stopping
+        )
+        return group.create_task(turning, name=name)
+
+    # ------------------------------------------------------------ reload
+
+    async def _reloads(self, parts: Parts, group: asyncio.TaskGroup, asked: asyncio.Event) -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            await self._reload(parts, group)
+
+    async def _reload(self, parts: Parts, group: asyncio.TaskGroup) -> None:
+        """Apply the file anew; a file with errors changes nothing."""
+        source = self._settings.source
+        if source is None:
+            log.warning("reload_without_file", hint="the embedded default has no file to reload")
+            return
+        try:
+            new, _ = await asyncio.to_thread(read_settings, source)
+            policies = await asyncio.to_thread(_policies, new)
+        except ConfigError as error:
+            log.error("reload_refused", errors=configuration.render_errors(error, source).splitlines())
+            return
+        restart = configuration.changes_needing_restart(self._settings, new)
+        if restart:
+            log.warning("reload_needs_restart", keys=list(restart))
+        before = {center.id: center for center in self._settings.centers}
+        self._settings = configuration.keeping_restart_keys(self._settings, new)
+        parts.cycle.policies = policies
+        parts.chores.settings = new.store
+        try:
+            await self._configure(parts)
+        except Rejected as error:
+            log.error("reload_refused", errors=[str(error)])
+            return
+        for center in new.centers:
+            if center.id in self._loops and before.get(center.id) == center:
+                continue
+            for task in self._loops.pop(center.id, []):
+                task.cancel()
+            self._start_center(parts, group, center)
+        log.info("reloaded", centers=len(new.centers))
+
+
+def _entry(center: CenterSettings) -> CenterEntry:
+    """A center as the store keeps it.  The account is what must not change under live runs."""
+    known = {**center.connection, **center.credentials}
+    account = [center.adapter, *(str(known[key]) for key in IDENTITY if key in known)]
+    return CenterEntry(
+        id=center.id,
+        name=center.name,
+        province=center.province,
+        city=center.city,
+        desc=center.desc,
+        adapter=center.adapter,
+        account=" ".join(account),
+        state=center.state,
+        max_in_flight=center.max_in_flight,
+    )
+
+
+def add_user(config: Path | None, *, name: str, role: Role, tenant: str, password: str) -> None:
+    """Add an account to the store of a configuration; a running daemon sees it at once.
+
+    Raises ConfigError, StoreUnavailable, accounts.NameInUse.
+    """
+    settings, _ = read_settings(config)
+
+    async def add() -> None:
+        store = Store(settings.store.url)
+        await store.open()
+        try:
+            await store.write(
+                accounts.add_account,
+                name=name,
+                tenant=tenant,
+                role=role,
+                password_hash=PasswordHasher().hash(password),
+                actor="command line",
+            )
+        finally:
+            await store.close()
+
+    asyncio.run(add())

@@ -1,0 +1,151 @@
+"""Polls one center's capacity into the store.
+
+What belongs here: the probe, prices in force, products by their canonical names, and whether a
+center is fresh, suspect or down.  What does not: runs (broker.track).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+
+from broker.adapter import Adapter, AdapterError, Image, Inventory, PoolReport, Traits
+from broker.config import CenterSettings, SchedulerSettings
+from broker.connections import Connections, timed
+from broker.core.model import CenterId, CenterState, Health, Price
+from broker.core.resources import Catalogue
+from broker.leader import Lease
+from broker.store import Store, centers
+from broker.telemetry import CENTER_UP, log
+
+CATALOGUE_PERIOD_S = 600
+"""Images change rarely."""
+
+
+class Poll:
+    """One center's poll; `once()` makes one."""
+
+    def __init__(
+        self,
+        center: CenterId,
+        *,
+        store: Store,
+        lease: Lease,
+        connections: Connections,
+        catalogue: Catalogue,
+        settings: SchedulerSettings,
+    ) -> None:
+        self._center = center
+        self._store = store
+        self._lease = lease
+        self._connections = connections
+        self._catalogue = catalogue
+        self._settings = settings
+        self._health = Health.UNKNOWN
+        self._images_ms: int | None = None
+
+    async def once(self) -> None:
+        """Probe and record; a failure is recorded too."""
+        settings = self._connections.settings(self._center)
+        if settings.state is CenterState.INACTIVE:
+            return
+        try:
+            adapter = await self._connections.adapter(self._center)
+            inventory = await timed(
+                self._center, "probe", adapter.probe, self._settings.probe_timeout_s
+            )
+            await self._images(adapter, settings)
+        except (AdapterError, TimeoutError) as error:
+            await self._silent(f"{type(error).__name__}: {error}".rstrip(": "))
+        except Exception as error:
+            log.exception("probe_defect", center=self._center)
+            await self._silent(f"defect in the adapter: {type(error).__name__}: {error}")
+        else:
+            await self._record(adapter.traits, inventory, settings)
+
+    async def _record(self, traits: Traits, inventory: Inventory, settings: CenterSettings) -> None:
+        known, unknown = canonical(inventory.pools, self._catalogue)
+        for name, reason in unknown:
+            log.warning("pool_quarantined", center=self._center, pool=name, reason=reason)
+        report = replace(inventory, pools=known, quarantined=(*inventory.quarantined, *unknown))
+        await self._store.write(
+            centers.record_inventory,
+            self._center,
+            report,
+            epoch=self._lease.epoch,
+            traits=_stored(traits),
+            prices=[(pool, prices_of(pool, settings)) for pool in known],
+        )
+        if self._health is not Health.FRESH:
+            log.info("center_fresh", center=self._center, pools=len(known))
+        self._health = Health.FRESH
+        CENTER_UP.labels(self._center).set(1)
+
+    async def _silent(self, error: str) -> None:
+        health = await self._store.write(
+            centers.record_silence,
+            self._center,
+            error,
+            epoch=self._lease.epoch,
+            down_after=self._settings.down_after_polls,
+        )
+        if health is not self._health:
+            log.warning("center_silent", center=self._center, health=health, error=error)
+        self._health = health
+        CENTER_UP.labels(self._center).set(0)
+
+    async def _images(self, adapter: Adapter, settings: CenterSettings) -> None:
+        now = self._store.clock()
+        if self._images_ms is not None and now - self._images_ms < CATALOGUE_PERIOD_S * 1000:
+            return
+        found = await timed(
+            self._center, "catalogue", adapter.catalogue, self._settings.probe_timeout_s
+        )
+        images = merged(found.images, settings.images)
+        await self._store.write(
+            centers.record_images, self._center, images, epoch=self._lease.epoch
+        )
+        self._images_ms = now
+
+
+def _stored(traits: Traits) -> dict[str, object]:
+    """What rounds and people need of the traits."""
+    kept = asdict(traits)
+    return {
+        name: kept[name]
+        for name in ("gang", "services", "logs", "results", "any_image_url", "report_lag_s", "max_run_time_s")
+    }
+
+
+def merged(listed: Iterable[Image], stated: Iterable[Image]) -> tuple[Image, ...]:
+    """The platform's images and the operator's; the operator's word wins for the same id."""
+    by_id = {image.id: image for image in listed} | {image.id: image for image in stated}
+    return tuple(by_id.values())
+
+
+def canonical(
+    pools: Iterable[PoolReport], catalogue: Catalogue
+) -> tuple[tuple[PoolReport, ...], tuple[tuple[str, str], ...]]:
+    """Pools with canonical product names, and those of unknown products with the reason (law 10)."""
+    known, unknown = [], []
+    for pool in pools:
+        if not pool.shape.accelerator:
+            known.append(pool)
+        elif (name := catalogue.canonical(pool.shape.accelerator)) is not None:
+            known.append(replace(pool, shape=replace(pool.shape, accelerator=name)))
+        else:
+            text = f"the product {pool.shape.accelerator!r} is not in accelerators.toml"
+            unknown.append((pool.native, text))
+    return tuple(known), tuple(unknown)
+
+
+def prices_of(pool: PoolReport, settings: CenterSettings) -> tuple[Price, ...]:
+    """The operator's prices for the pool's product (or architecture), else the platform's."""
+    shape = pool.shape
+    stated = tuple(
+        price.price
+        for price in settings.prices
+        if (price.accelerator and price.accelerator == shape.accelerator)
+        or (price.arch and not shape.accelerator and price.arch == shape.arch)
+    )
+    return stated or pool.prices

@@ -1,0 +1,70 @@
+"""Eternal loops: period, wake-up, jitter, back-off.
+
+What belongs here: how a loop goes round.  What does not: what it does; a loop's work is an object
+with `once()`, which tests call by hand.  A pass that fails is logged with its traceback and tried
+again later, each time later; a loop that ends by itself is a defect and is loud.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from broker.store import LostLease
+from broker.telemetry import LOOP_ERRORS, log
+
+LONGEST_BACKOFF_S = 60.0
+
+
+async def sleep_until(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait for an event, at most `timeout_s`; True when it came."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def loop(
+    name: str,
+    once: Callable[[], Awaitable[float | None]],
+    *,
+    period_s: float,
+    wake: asyncio.Event,
+    stopping: asyncio.Event,
+) -> None:
+    """Call `once` every `period_s` (a tenth more or less, so that loops do not march in step) and at
+    each wake-up, until `stopping`.
+
+    `once` may return the seconds after which it wants to be called again.  A lost lease ends the
+    daemon: LostLease passes through.
+    """
+    failures = 0
+    ended = asyncio.create_task(stopping.wait(), name=f"{name}: stop")
+    try:
+        while not stopping.is_set():
+            wake.clear()  # before the pass: a wake-up during it makes another
+            try:
+                wanted = await once()
+                failures = 0
+                delay = period_s if wanted is None else wanted
+            except LostLease:
+                raise
+            except Exception:
+                failures += 1
+                delay = min(LONGEST_BACKOFF_S, max(period_s, 0.1) * 2.0**failures)
+                LOOP_ERRORS.labels(name).inc()
+                log.exception("loop_failed", loop=name, failures=failures, retry_s=delay)
+            woken = asyncio.create_task(wake.wait(), name=f"{name}: wake-up")
+            try:
+                await asyncio.wait(
+                    {woken, ended},
+                    timeout=delay * random.uniform(0.9, 1.1),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                woken.cancel()
+    finally:
+        ended.cancel()

@@ -1,0 +1,241 @@
+"""Looks at the runs of one center, in batches, and turns what is seen into events.
+
+What belongs here: looking, the meaning of a sighting, look-ups of runs in doubt, run-time limits,
+silence, and copying logs that somebody reads.  What does not: calls with an effect (dispatch) and
+what is kept after the end (collect).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from broker.adapter import Adapter, AdapterError, Lookup, RemoteState, RunRef, Sighting
+from broker.config import SchedulerSettings
+from broker.connections import Connections, timed
+from broker.core import machine
+from broker.core.machine import (
+    Found,
+    NotFound,
+    SeenFailed,
+    SeenGone,
+    SeenPending,
+    SeenRunning,
+    SeenStopped,
+    SeenSucceeded,
+    WentSilent,
+)
+from broker.core.model import CenterId, FailureKind, OnLost, RunId, RunState, StopReason
+from broker.files import DataDirectory
+from broker.leader import Lease
+from broker.logs import append_log
+from broker.store import Store, runs
+from broker.store.runs import Watched
+from broker.telemetry import log
+
+HOT_S = 0.5
+"""Pause between looks while a stop is on its way, a run is about to start or a log is read."""
+
+OBSERVE_TIMEOUT_S = 30
+
+
+class Track:
+    """One center's tracker; `once()` looks at all its runs."""
+
+    def __init__(
+        self,
+        center: CenterId,
+        *,
+        store: Store,
+        lease: Lease,
+        connections: Connections,
+        files: DataDirectory,
+        settings: SchedulerSettings,
+    ) -> None:
+        self._center = center
+        self._store = store
+        self._lease = lease
+        self._connections = connections
+        self._files = files
+        self._settings = settings
+        self._answered_ms = store.clock()
+
+    async def once(self) -> float | None:
+        """One look; the pause until the next when it should be short."""
+        watched = await self._store.read(runs.watched, self._center, self._store.clock())
+        if not watched:
+            self._answered_ms = self._store.clock()
+            return None
+        try:
+            adapter = await self._connections.adapter(self._center)
+            await self._look(adapter, watched)
+            await self._look_up(adapter, watched)
+        except (AdapterError, TimeoutError) as error:
+            await self._silence(watched, error)
+            return None
+        self._answered_ms = self._store.clock()
+        await self._limits(watched)
+        await self._copy_logs(adapter, watched)
+        return HOT_S if any(_hot(w, self._store.clock()) for w in watched) else None
+
+    # ------------------------------------------------------------ looking
+
+    async def _look(self, adapter: Adapter, watched: Sequence[Watched]) -> None:
+        """Observe every run whose remote id is known."""
+        known = [w for w in watched if w.remote is not None]
+        for first in range(0, len(known), adapter.traits.max_batch):
+            batch = known[first : first + adapter.traits.max_batch]
+            refs = [RunRef(w.run, w.job, w.remote, w.nodes) for w in batch if w.remote is not None]
+            seen = await timed(
+                self._center, "observe", partial(adapter.observe, refs), OBSERVE_TIMEOUT_S
+            )
+            await asyncio.gather(*(self._record(w, seen) for w in batch))
+
+    async def _record(self, watched: Watched, seen: Mapping[RunId, Sighting]) -> None:
+        sighting = seen.get(watched.run)
+        if sighting is None:
+            return  # no news
+        if not watched.state.live:
+            if sighting.state not in (RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN):
+                await self._store.write(
+                    runs.settle, watched.run, epoch=self._lease.epoch, stop=True
+                )
+            return
+        event = event_of(sighting, self._store.clock())
+        if event is not None and not _nothing_new(watched, event):
+            await self._advance(watched, event, address=sighting.address or None)
+
+    async def _advance(
+        self, watched: Watched, event: machine.Event, *, address: str | None = None
+    ) -> None:
+        state = await self._store.write(
+            runs.advance, watched.run, event, epoch=self._lease.epoch, address=address
+        )
+        if state is not watched.state:
+            log.info(
+                "run",
+                job=watched.job,
+                run=watched.run,
+                center=self._center,
+                seen=type(event).__name__,
+                state=state,
+            )
+        if not state.live:  # its capacity is free: look at the center at once
+            self._store.wakeup(f"inventory:{self._center}").set()
+
+    async def _look_up(self, adapter: Adapter, watched: Sequence[Watched]) -> None:
+        """Look for runs whose submission had no answer, by their names (law 2)."""
+        if adapter.traits.lookup is Lookup.NEITHER:
+            return
+        for run in watched:
+            sought = run.remote is None and (run.state is RunState.DOUBT or not run.state.live)
+            if not sought or self._store.clock() <= run.not_after_ms:
+                continue
+            remote = await timed(
+                self._center, "find", partial(adapter.find, run.run), OBSERVE_TIMEOUT_S
+            )
+            now = self._store.clock()
+            if remote is not None:
+                await self._advance(run, Found(now, remote))
+            elif run.state.live:
+                await self._advance(run, NotFound(now))
+
+    # ------------------------------------------------------------ limits and silence
+
+    async def _limits(self, watched: Sequence[Watched]) -> None:
+        """Ask runs that are over their maxRunTime to stop."""
+        now = self._store.clock()
+        for run in watched:
+            if run.state is not RunState.RUNNING or run.max_run_time_s is None or run.started_ms is None:
+                continue
+            if run.stop is None and now - run.started_ms >= run.max_run_time_s * 1000:
+                await self._store.write(
+                    runs.request_stop, run.run, StopReason.DEADLINE, epoch=self._lease.epoch
+                )
+
+    async def _silence(self, watched: Sequence[Watched], error: Exception) -> None:
+        """The center did not answer: after long enough its runs are LOST (northbound UNKNOWN).
+
+        Runs that would be repeated or given up on that word stay as they are while no center at all
+        answers: then it is more likely this side that is cut off.
+        """
+        now = self._store.clock()
+        silent_s = (now - self._answered_ms) / 1000
+        log.warning("observe_failed", center=self._center, silent_s=silent_s, error=str(error))
+        if silent_s < self._settings.silent_after_s:
+            return
+        alone = await self._store.read(runs.no_center_answers)
+        for run in watched:
+            if run.state not in (RunState.PENDING, RunState.RUNNING):
+                continue
+            if run.on_lost is OnLost.WAIT or not alone:
+                await self._advance(run, WentSilent(now))
+
+    # ------------------------------------------------------------ logs
+
+    async def _copy_logs(self, adapter: Adapter, watched: Sequence[Watched]) -> None:
+        """Copy what is new in logs that somebody reads."""
+        if not adapter.traits.logs:
+            return
+        for run in watched:
+            if run.remote is None or (run.logs_wanted_ms or 0) < self._store.clock():
+                continue
+            ref = RunRef(run.run, run.job, run.remote, run.nodes)
+            for node in range(run.nodes):
+                await append_log(adapter, ref, node, self._files.log(run.run, node))
+            await self._store.write(runs.touch_logs, run.run, epoch=self._lease.epoch)
+
+
+def _hot(run: Watched, now_ms: int) -> bool:
+    return (
+        run.state in (RunState.PENDING, RunState.DOUBT)
+        or run.stop is not None
+        or (run.logs_wanted_ms or 0) > now_ms
+    )
+
+
+def _nothing_new(run: Watched, event: machine.Event) -> bool:
+    if isinstance(event, SeenRunning):
+        return run.state is RunState.RUNNING and event.started_ms in (None, run.started_ms)
+    return isinstance(event, SeenPending) and run.state is RunState.PENDING and not event.message
+
+
+def event_of(seen: Sighting, now_ms: int) -> machine.Event | None:
+    """What a sighting means for the machine; None: a word we do not know, nothing changes."""
+    match seen.state:
+        case RemoteState.PENDING:
+            return SeenPending(now_ms, seen.message)
+        case RemoteState.RUNNING:
+            return SeenRunning(now_ms, seen.started_ms)
+        case RemoteState.SUCCEEDED:
+            return SeenSucceeded(now_ms, seen.started_ms, seen.ended_ms)
+        case RemoteState.FAILED:
+            return SeenFailed(
+                now_ms,
+                failure_of(seen),
+                seen.message or f"ended with exit code {seen.exit_code}",
+                seen.started_ms,
+                seen.ended_ms,
+                seen.exit_code,
+            )
+        case RemoteState.STOPPED if seen.evicted_by:
+            message = f"evicted by {seen.evicted_by}"
+            return SeenFailed(
+                now_ms, FailureKind.EVICTED, message, seen.started_ms, seen.ended_ms, seen.exit_code
+            )
+        case RemoteState.STOPPED:
+            return SeenStopped(now_ms, seen.message, seen.started_ms, seen.ended_ms)
+        case RemoteState.GONE:
+            return SeenGone(now_ms)
+        case RemoteState.UNKNOWN:
+            return None
+
+
+def failure_of(seen: Sighting) -> FailureKind:
+    """Why a run that the center calls failed did fail."""
+    if seen.evicted_by:
+        return FailureKind.EVICTED
+    if seen.host_lost:
+        return FailureKind.HOST
+    return FailureKind.COMMAND if seen.cannot_start else FailureKind.JOB

@@ -1,0 +1,94 @@
+"""Stories of jobs through the whole leader, on scripted centers."""
+
+from pathlib import Path
+
+from adapters.fake import Fault, Script
+from broker.core.model import CenterId, OnLost
+from tests.harness import center, harness
+
+
+async def test_a_job_runs_at_the_cheaper_center(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("dear", price="20"), center("cheap", price="5")) as broker:
+        job = await broker.submit("train", cards=4)
+        await broker.round()
+        await broker.expect(job, "RUNNING", at="cheap")
+        await broker.pass_time(60)
+        await broker.expect(job, "SUCCEEDED", at="cheap", attempts=1)
+        view = await broker.show(job)
+        assert view.runs[0].cost_micro == 4 * 5_000_000 // 60  # four cards for a minute
+        assert len(broker.executions(job)) == 1
+
+
+async def test_a_lost_reply_is_not_sent_again(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        fake = broker.fakes[CenterId("a")]
+        fake.fail("submit", Fault.LOST_REPLY)
+        job = await broker.submit()
+        await broker.round()
+        assert (await broker.show(job)).runs[0].state == "DOUBT"
+        await broker.expect(job, "PENDING")
+        await broker.pass_time(200)
+        await broker.expect(job, "SUCCEEDED", attempts=1)
+        assert len(broker.executions(job)) == 1
+        broker.never_twice_at_once()
+
+
+async def test_a_dropped_request_is_sent_again_only_after_two_looks(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        fake = broker.fakes[CenterId("a")]
+        fake.fail("submit", Fault.DROPPED)
+        job = await broker.submit()
+        await broker.pass_time(400)
+        await broker.expect(job, "SUCCEEDED", attempts=2)
+        looks = [call.at_ms for call in fake.calls if call.name == "find"]
+        assert len(looks) >= 2
+        broker.never_twice_at_once()
+
+
+async def test_a_restart_between_claim_and_outcome_doubts(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        job = await broker.submit()
+        await broker.plan()
+        await broker.restart()
+        await broker.poll()
+        await broker.pass_time(120)
+        await broker.expect(job, "SUCCEEDED", attempts=1)
+        assert len(broker.executions(job)) == 1
+
+
+async def test_logs_and_results_are_kept(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        broker.fakes[CenterId("a")].script(Script(log=b"hello\n", results={"out/model.bin": b"weights"}))
+        job = await broker.submit()
+        await broker.round()
+        await broker.pass_time(61)
+        run = (await broker.show(job)).runs[0].id
+        assert broker.files.log(run, 0).read_bytes() == b"hello\n"
+        assert (broker.files.results(run) / "out/model.bin").read_bytes() == b"weights"
+
+
+async def test_a_silent_center_makes_runs_unknown_and_they_come_back(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a"), center("b", price="50")) as broker:
+        fake = broker.fakes[CenterId("a")]
+        fake.script(Script(run_s=2000))
+        job = await broker.submit(on_lost=OnLost.WAIT)
+        await broker.round()
+        await broker.expect(job, "RUNNING", at="a")
+        fake.silence(broker.clock(), broker.clock() + 900_000)
+        await broker.pass_time(600)
+        await broker.expect(job, "UNKNOWN", attempts=1)
+        await broker.pass_time(400)
+        await broker.expect(job, "RUNNING", attempts=1)
+        await broker.pass_time(1100)
+        await broker.expect(job, "SUCCEEDED", attempts=1)
+
+
+async def test_a_user_stop_beats_everything(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        broker.fakes[CenterId("a")].script(Script(run_s=5000, stop_s=3))
+        job = await broker.submit()
+        await broker.round()
+        await broker.stop(job)
+        await broker.expect(job, "RUNNING")
+        await broker.pass_time(20)
+        await broker.expect(job, "STOPPED", attempts=1)
