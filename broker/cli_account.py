@@ -7,6 +7,7 @@ What belongs here: what is asked and what is stored.  What does not: where it is
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -51,8 +52,8 @@ def login(
     client = connect(address)
     name = user or (last.user if last else "")
     if not name:
-        if password_stdin:
-            raise WrongUsage("say whose password it is, with --user NAME")
+        if password_stdin or not sys.stdin.isatty():
+            raise WrongUsage("say who logs in, with --user NAME")
         name = str(typer.prompt("User", err=True))
     password = read_secret("Password", from_stdin=password_stdin)
     with _wrong_password("the name or the password is wrong"):

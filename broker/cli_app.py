@@ -49,8 +49,9 @@ class Failed(Exception):
 
 
 def notice(text: str) -> None:
-    """A line for the person at the terminal, beside the output."""
-    print(text, file=sys.stderr, flush=True)
+    """Lines for the person at the terminal, beside the output; nothing in them steers the terminal."""
+    harmless = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    print(harmless, file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:
@@ -218,14 +219,18 @@ class _Words:
             raise typer.BadParameter(f"{value!r} is not a whole number.") from error
 
 
+READ_AS: dict[Any, type] = {str: str, int: int, bool: bool, Path: Path, list[str]: str}
+"""What a parameter is declared as, and what reads each of its words."""
+
+
 def _lighten(params: Sequence[Any]) -> None:
     """Give the parameters of a command the light reader where their type allows it."""
     for param in params:
-        # typer keeps its reader here once it is made; without the attribute, typer's own is used.
-        kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
-        plain = {str: str, int: int, bool: bool, Path: Path, list[str]: str}.get(kind) if kind else None
-        if plain is not None and getattr(param, "_runtime_param", param) is None:
-            param._runtime_param = _Words(plain)
+        # typer keeps a parameter's reader in `_runtime_param` once it is made.  A typer that does
+        # otherwise goes on with its own: the same result, more slowly.
+        kind = READ_AS.get(getattr(getattr(param, "type_descriptor", None), "annotation", None))
+        if kind is not None and getattr(param, "_runtime_param", param) is None:
+            param._runtime_param = _Words(kind)
 
 
 class Command(TyperCommand):
@@ -282,7 +287,18 @@ def run(prepare: Callable[[], None]) -> NoReturn:
         _end(str(error), Code.FAILED)
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename else str(error), Code.FAILED)
+    finally:
+        _flush()
     sys.exit(Code.DONE)
+
+
+def _flush() -> None:
+    """Write out what was printed; a reader that went away, as `head` does, is no error to tell."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(text: str, code: Code) -> NoReturn:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,43 +40,52 @@ class Entry:
 def entries(folder: Path) -> list[Entry]:
     """Everything of `folder` in order, but version control and caches; UnsafeFolder.
 
-    Symbolic links are kept as links and must point to something inside the folder.
+    A symbolic link must point to something inside the folder, which is sent in its place.
     """
     if not folder.is_dir():
         raise UnsafeFolder(f"{folder} is not a folder")
-    root = folder.resolve()
     found: list[Entry] = []
-
-    def walk(directory: Path, prefix: str) -> None:
-        for each in sorted(os.scandir(directory), key=lambda item: item.name):
-            if each.name in LEFT_OUT:
-                continue
-            path, name = Path(each.path), prefix + each.name
-            mode = each.stat(follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode):
-                _check_link(path, root)
-            elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise UnsafeFolder(f"{path} is neither a file nor a folder; remove it or move it away")
-            found.append(Entry(path, name))
-            if stat.S_ISDIR(mode):
-                walk(path, name + "/")
-
     try:
-        walk(folder, "")
+        _walk(found, "", (folder.resolve(),))
     except OSError as error:
         raise UnsafeFolder(f"{error.filename} cannot be read: {error.strerror}") from error
     return found
 
 
-def _check_link(path: Path, root: Path) -> None:
-    target = os.readlink(path)
-    if os.path.isabs(target) or not path.resolve().is_relative_to(root):
-        raise UnsafeFolder(f"{path} is a link to {target}, outside the folder; copy what it points to")
+def _walk(found: list[Entry], prefix: str, inside: tuple[Path, ...]) -> None:
+    """Note what is in the last folder of `inside`, which is the real path from the root down to it."""
+    for name in sorted(os.listdir(inside[-1])):
+        if name in LEFT_OUT:
+            continue
+        path = inside[-1] / name
+        if path.is_symlink():
+            path = _target(path, inside)
+        if not (path.is_file() or path.is_dir()):
+            raise UnsafeFolder(f"{path} is neither a file nor a folder; remove it or move it away")
+        found.append(Entry(path, prefix + name))
+        if path.is_dir():
+            _walk(found, f"{prefix}{name}/", (*inside, path))
+
+
+def _target(link: Path, inside: tuple[Path, ...]) -> Path:
+    """What a link points to, below the root and not around a folder that it is in."""
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise UnsafeFolder(
+            f"{link} is a link to {os.readlink(link)}, which is not there; remove it"
+        ) from error
+    if not target.is_relative_to(inside[0]):
+        raise UnsafeFolder(f"{link} is a link to {target}, outside the folder; copy what it points to")
+    if any(each.is_relative_to(target) for each in inside):
+        raise UnsafeFolder(f"{link} is a link to {target}, which it is in; remove it")
+    return target
 
 
 def pack(contents: Sequence[Entry], sink: Sink) -> None:
-    """Write a tar.gz of `contents` to `sink`; nothing tells who owned the files."""
+    """Write a tar.gz of files and folders to `sink`; nothing in it tells who owned them."""
     with tarfile.open(fileobj=cast(IO[bytes], sink), mode="w|gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.dereference = True  # two names of one file become two files
         for entry in contents:
             archive.add(entry.path, entry.name, recursive=False, filter=_anonymous)
 

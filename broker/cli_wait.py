@@ -30,8 +30,8 @@ PATIENCE_S = 60.0
 def follow(client: Client, jobs: Sequence[str]) -> list[JobDetail]:
     """Wait until all have ended; their details in the order given.
 
-    An interrupt leaves the jobs running and ends the command with 130.  Raises Unreachable when the
-    broker was never there or stays away.
+    The broker has just answered for these jobs.  An interrupt leaves them running and ends the
+    command with 130.  Raises Unreachable when the broker stays away.
     """
     waiting = _Waiting(client)
     try:
@@ -53,7 +53,7 @@ class _Waiting:
         self._pending_since: dict[str, float] = {}
         self._why: dict[str, str] = {}
         self._asked: dict[str, float] = {}
-        self._seen_at: float | None = None  # when the broker last answered
+        self._seen_at = time.monotonic()  # when the broker last answered
 
     def all(self, jobs: Sequence[str]) -> list[JobDetail]:
         pause_s = FIRST_POLL_S
@@ -77,7 +77,7 @@ class _Waiting:
                 raise
             return error.retry_after_s or 1
         except Unreachable as error:
-            if self._seen_at is None or time.monotonic() - self._seen_at > PATIENCE_S:
+            if time.monotonic() - self._seen_at > PATIENCE_S:
                 raise
             self.progress.say(f"{error}; trying again")
             return 2.0
