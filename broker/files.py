@@ -21,7 +21,8 @@ class DataDirectory:
         self.root = root
 
     def create(self) -> None:
-        """Make the folders, readable by the broker's user only."""
+        """Make the folders, readable by the broker's user only, and forget what arrived half."""
+        shutil.rmtree(self.root / "incoming", ignore_errors=True)
         for name in ("logs", "results", "datasets", "incoming"):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 

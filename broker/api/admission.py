@@ -39,7 +39,7 @@ def admit(config: Config, kind: Kind, caller: Caller, facts: Admission, context:
     if config.image_id and facts.image_centers.isdisjoint(center.id for center in centers):
         where = "the centers named" if config.center_id else "any center"
         raise ApiError("0221", f"config.imageId: {shown(config.image_id)} is not offered by {where}")
-    return _request(config, kind, spec)
+    return request_of(config, kind, spec)
 
 
 def _candidates(listed: Sequence[str], centers: Sequence[CenterView]) -> list[CenterView]:
@@ -112,8 +112,12 @@ def _gflops(flops: int) -> int:
     return -(-flops // wire.FLOPS_PER_GFLOPS)
 
 
-def _request(config: Config, kind: Kind, spec: Spec | None) -> JobRequest:
-    """All listed centers stay candidates: one that is silent now may be back when the job starts."""
+def request_of(config: Config, kind: Kind, spec: Spec | None) -> JobRequest:
+    """A body's config as the domain has it.
+
+    All listed centers stay candidates: one that is silent now may be back when the job
+    starts.
+    """
     tier = Tier.VIP if config.is_vip else Tier[config.priority.upper()]
     preemptible = tier <= Tier.NORMAL if config.preemptible is None else config.preemptible
     return JobRequest(

@@ -76,8 +76,18 @@ def application(context: Context) -> web.Application:
     app[uploads.UNPACKING] = asyncio.Semaphore(uploads.UNPACK_AT_ONCE)
     for method, path, handler in (*OPEN, *CLOSED):
         app.router.add_route(method, path, handler)
+    app.on_startup.append(_open_gate)
     app.on_shutdown.append(_stop_waiting)
+    app.on_cleanup.append(_close_gate)
     return app
+
+
+async def _open_gate(app: web.Application) -> None:
+    await app[auth.GATE].open()
+
+
+async def _close_gate(app: web.Application) -> None:
+    await app[auth.GATE].close()
 
 
 async def _stop_waiting(app: web.Application) -> None:

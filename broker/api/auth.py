@@ -22,6 +22,8 @@ from broker.api.reading import no_query, read_body
 from broker.core.model import Role
 from broker.store import accounts, views
 from broker.store.accounts import Caller, Login, LoginSession
+from broker.store.writer import StoreUnavailable
+from broker.telemetry import log
 
 REMEMBER_S = 1.0
 REMEMBERED_TOKENS = 10_000
@@ -37,6 +39,15 @@ class Gate:
         self._argon2 = asyncio.Semaphore(ARGON2_AT_ONCE)
         self._found: dict[str, tuple[float, LoginSession]] = {}
         self._decoy = ""
+        self._noting: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Make the hash that stands in for names that do not exist."""
+        self._decoy = await self.hash(secrets.token_urlsafe())
+
+    async def close(self) -> None:
+        """Wait for failed logins that are being written."""
+        await asyncio.gather(*self._noting)
 
     async def hash(self, password: str) -> str:
         async with self._argon2:
@@ -44,12 +55,24 @@ class Gate:
 
     async def matches(self, login: Login | None, password: str) -> bool:
         """Whether the password is right; takes as long for a name that does not exist."""
-        if login is None and not self._decoy:
-            self._decoy = await self.hash(secrets.token_urlsafe())
         expected = login.password_hash if login is not None else self._decoy
         async with self._argon2:
             right = await asyncio.to_thread(_verify, self._context.hasher, expected, password)
         return right and login is not None
+
+    def note_failure(self, account: str) -> None:
+        """Count a wrong password without waiting: an answer that waited would tell that the name
+        exists.  The writer works in order, so a later login sees the count."""
+        task = asyncio.create_task(self._note_failure(account))
+        self._noting.add(task)
+        task.add_done_callback(self._noting.discard)
+
+    async def _note_failure(self, account: str) -> None:
+        try:
+            await self._context.store.write(accounts.record_failed_login, account, self._context.freeze_after)
+        except StoreUnavailable as error:
+            log.error("login.failure_not_counted", accountId=account, error=str(error))
+        self.forget()
 
     async def find(self, token: str) -> LoginSession | None:
         digest = token_hash(token)
@@ -138,8 +161,7 @@ async def log_in(request: web.Request) -> web.Response:
     if login is None:
         raise wrong
     if not right:
-        await context.store.write(accounts.record_failed_login, login.caller.id, context.freeze_after)
-        gate.forget()
+        gate.note_failure(login.caller.id)
         raise wrong
     token = secrets.token_urlsafe(32)
     expires_ms = context.clock() + context.token_ttl_s * 1000
@@ -170,7 +192,7 @@ async def change_password(request: web.Request) -> web.Response:
     context, gate, caller = request.app[CONTEXT], request.app[GATE], request[CALLER]
     login = await context.store.read(accounts.find_login, caller.name)
     if login is None or not await gate.matches(login, body.old):
-        await context.store.write(accounts.record_failed_login, caller.id, context.freeze_after)
+        gate.note_failure(caller.id)
         raise ApiError("0101", "old: the password is wrong", 401)
     hashed = await gate.hash(body.new)
     await context.store.write(accounts.set_password, caller.name, hashed, actor=caller.name)

@@ -174,7 +174,8 @@ def _pattern(pattern: re.Pattern[str], text: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Password = Annotated[Text, Field(min_length=1, max_length=1024)]
+Password = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul)]
+ShortText = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul)]
 AccountName = Annotated[str, _pattern(_ACCOUNT_NAME, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_', '@', '-'")]
 TenantName = Annotated[str, _pattern(_TENANT, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")]
 RoleName = Annotated[Literal["user", "tenant-admin", "operator"], BeforeValidator(_is_text)]
@@ -266,7 +267,7 @@ class Config(Body):
         Field(description="VIP only. 1 (default): wait for lower jobs to end; 2: stop them."),
     ] = None
     vip_node_names: Annotated[
-        list[Annotated[Text, Field(min_length=1, max_length=255)]] | None,
+        list[ShortText] | None,
         Field(max_length=1024, description="VIP only. Nodes held for the job, where the platform can."),
     ] = None
     preemptible: Annotated[
@@ -354,9 +355,7 @@ class Resolve(Body):
     """An operator's word on a run in doubt or lost: exactly one of the three."""
 
     never_ran: Annotated[bool | None, Field(description="true: it never ran.")] = None
-    remote: Annotated[
-        Text | None, Field(min_length=1, max_length=255, description="Its name at the center.")
-    ] = None
+    remote: Annotated[ShortText | None, Field(description="Its name at the center.")] = None
     ended: Annotated[Literal["SUCCEEDED", "FAILED", "STOPPED"] | None, Field(description="How it ended.")] = (
         None
     )

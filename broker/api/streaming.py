@@ -51,7 +51,12 @@ async def send(
 
 
 def file_bytes(path: Path, *, size: int, start: int = 0) -> Generator[bytes, None, None]:
-    """`size` bytes of a file from `start`.  Raises FileChanged when there are fewer."""
+    """`size` bytes of a file from `start`; a file of which nothing is wanted need not exist.
+
+    Raises FileChanged when there are fewer.
+    """
+    if size == 0:
+        return
     with path.open("rb") as file:
         file.seek(start)
         while size > 0:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+_DAY_MS = 86_400_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STAMP = re.compile(
     r"(?P<day>\d{4}-\d{2}-\d{2})"
@@ -44,10 +45,11 @@ def bounds(text: str, zone: ZoneInfo) -> tuple[int, int]:
         else:
             moment = datetime.fromisoformat(stamp + offset.replace(" ", "+"))
         start = (moment - _EPOCH) // timedelta(milliseconds=1)
-        if hour is None:  # a day has 23 to 25 hours where clocks change
+        if hour is None and moment.date() < date.max:
+            # a day has 23 to 25 hours where clocks change
             end = (moment + timedelta(days=1) - _EPOCH) // timedelta(milliseconds=1) - 1
             return start, end
     except OverflowError as error:
         raise ValueError(f"{text!r} is out of range") from error
-    span_ms = 60_000 if second is None else 1000 if fraction is None else 1
+    span_ms = _DAY_MS if hour is None else 60_000 if second is None else 1000 if fraction is None else 1
     return start, start + span_ms - 1

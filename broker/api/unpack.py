@@ -88,7 +88,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, abandoned: threading.
     try:
         with gzip.open(archive, "rb") as source:
             return _unpack(cast(BinaryIO, source), folder, max_bytes, abandoned)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise BadArchive(f"not a tar.gz: {error}") from error
     except OSError as error:
@@ -106,6 +106,10 @@ def _unpack(source: BinaryIO, folder: Path, max_bytes: int, abandoned: threading
     entries = files = total = 0
     with tarfile.open(fileobj=cast(Any, stream), mode="r:", errorlevel=2) as tar:
         for member in tar:
+            if abandoned.is_set():
+                raise Abandoned
+            if member.size < 0:
+                raise BadArchive(f"{member.name!r} has a size of {member.size}")
             entries += 1
             total += member.size
             if entries > MAX_ENTRIES:

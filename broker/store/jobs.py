@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_
@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 
 from broker.core.charges import metered_micro
 from broker.core.identity import avoiding_key
+from broker.core.machine import Resolved
 from broker.core.model import (
     CenterId,
     JobId,
@@ -23,7 +24,6 @@ from broker.core.model import (
     StopReason,
     public_run_status,
 )
-from broker.core.machine import Resolved
 from broker.store import runs
 from broker.store.accounts import Caller, visible
 from broker.store.codec import request_from_json, request_to_json, spec_from_json
@@ -182,7 +182,7 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
                     f"Idempotency-Key {new.idempotency_key!r} was used with another body"
                     f" (job {before.job_id})"
                 )
-            return _summary(tx.session.get_one(Job, before.job_id))
+            return summary(tx.session.get_one(Job, before.job_id))
     taken = (
         select(Job.id)
         .where(Job.account_id == new.account)
@@ -226,10 +226,11 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
         )
     tx.event("job.created", job=new.id, actor=new.account)
     tx.wake("cycle")
-    return _summary(job)
+    return summary(job)
 
 
-def _summary(row: Job) -> JobSummary:
+def summary(row: Job) -> JobSummary:
+    """A job as lists show it."""
     return JobSummary(
         id=JobId(row.id),
         kind=Kind(row.kind),
@@ -259,7 +260,7 @@ def list_jobs(
         .limit(paging.size)
         .offset((paging.page - 1) * paging.size)
     )
-    return [_summary(row) for row in session.exec(query).all()], total
+    return [summary(row) for row in session.exec(query).all()], total
 
 
 def _where(caller: Caller, wanted: JobFilter) -> list[ColumnElement[bool]]:
@@ -374,14 +375,14 @@ def stop_job(tx: Tx, caller: Caller, job: JobId, kind: Kind | None) -> JobSummar
     row = visible_job(tx.session, caller, job, kind)
     status = PublicStatus(row.status)
     if status is PublicStatus.STOPPED:
-        return _summary(row)
+        return summary(row)
     if status not in (PublicStatus.PENDING, PublicStatus.RUNNING):
         raise WrongState(status, f"job {job} is {status}; only PENDING and RUNNING jobs can be stopped")
     run = _live_run(tx, job)
     assert run is not None, "a job that has not ended has a live run"
     runs.stop(tx, row, run, StopReason.CANCEL, actor=caller.name)
     tx.event("job.stop_requested", job=job, actor=caller.name)
-    return _summary(row)
+    return summary(row)
 
 
 def delete_job(tx: Tx, caller: Caller, job: JobId, kind: Kind | None) -> list[RunId]:
@@ -419,7 +420,7 @@ def resolve_job(tx: Tx, caller: Caller, job: JobId, verdict: Resolved) -> JobSum
     runs.apply(tx, row, run, verdict, actor=caller.name)
     data = {"neverRan": verdict.never_ran, "remote": verdict.remote, "ended": verdict.ended}
     tx.event("job.resolved", job=job, run=run.id, actor=caller.name, data=data)
-    return _summary(row)
+    return summary(row)
 
 
 def queue_position(session: Session, job: JobView) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from broker.core.model import JobId, Kind, PublicStatus, RunId, RunState
+from broker.core.model import JobId, RunId, RunState
 from broker.store import accounts, centers, datasets, jobs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView, NoSuchCenter
@@ -93,18 +93,7 @@ def job_summary(session: Session, job: JobId) -> JobSummary:
     row = session.get(Job, job)
     if row is None:
         raise NoSuchJob(f"there is no job {job!r}")
-    return JobSummary(
-        id=job,
-        kind=Kind(row.kind),
-        name=row.name,
-        desc=row.desc,
-        account=row.account_id,
-        status=PublicStatus(row.status),
-        created_ms=row.created_ms,
-        ended_ms=row.ended_ms,
-        center=row.center_id,
-        tier=row.tier,
-    )
+    return jobs.summary(row)
 
 
 def job_page(
