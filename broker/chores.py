@@ -29,9 +29,7 @@ RUNS_PER_PASS = 1000
 class Chores:
     """`start()`, then `stop()`; each chore is a method that tests call by hand."""
 
-    def __init__(
-        self, *, store: Store, lease: Lease, files: DataDirectory, settings: StoreSettings
-    ) -> None:
+    def __init__(self, *, store: Store, lease: Lease, files: DataDirectory, settings: StoreSettings) -> None:
         self._store = store
         self._lease = lease
         self._files = files

@@ -72,13 +72,11 @@ def init(
 def check_config(
     config: Annotated[Path, typer.Option(metavar="FILE", help="The configuration.")],
 ) -> None:
-    """Check a configuration; every error with its line, and exit 2."""
-    from broker.config import find_config_file, load
-    from broker.core.resources import load_catalogue
+    """Check a configuration and its policy file; every error with its line, and exit 2."""
+    from broker.companions import read_settings
 
-    catalogue = load_catalogue(find_config_file("accelerators.toml").read_text(encoding="utf-8"))
     with configuration_errors(config):
-        settings = load(config, environ=os.environ, known_accelerator=catalogue.canonical)
+        settings, _catalogue, _policies = read_settings(config, os.environ)
     centers = ", ".join(f"{each.id} ({each.adapter})" for each in settings.centers) or "none"
     pools = sum(len(each.pools) for each in settings.centers)
     print(f"ok: listens at {settings.server.listen}; centers: {centers}; stated pools: {pools}")

@@ -31,9 +31,7 @@ TRIES = 20
 class Collect:
     """`once()` starts copies that are due; they end by themselves."""
 
-    def __init__(
-        self, *, store: Store, lease: Lease, connections: Connections, files: DataDirectory
-    ) -> None:
+    def __init__(self, *, store: Store, lease: Lease, connections: Connections, files: DataDirectory) -> None:
         self._store = store
         self._lease = lease
         self._connections = connections
@@ -42,9 +40,7 @@ class Collect:
 
     async def once(self) -> None:
         """Start what is due."""
-        owed = await self._store.read(
-            runs.collections_owed, self._store.clock(), AT_ONCE + len(self._copies)
-        )
+        owed = await self._store.read(runs.collections_owed, self._store.clock(), AT_ONCE + len(self._copies))
         for debt in owed:
             if debt.run in self._copies or len(self._copies) >= AT_ONCE:
                 continue

@@ -121,8 +121,9 @@ def parse(
 
 def render_errors(error: ConfigError, path: Path) -> str:
     """One line per error, `FILE:LINE: key: message`, as editors and compilers write it."""
+    file = error.file or path
     return "\n".join(
-        f"{path}:{each.line}: {each.key + ': ' if each.key else ''}{each.message}" for each in error.errors
+        f"{file}:{each.line}: {each.key + ': ' if each.key else ''}{each.message}" for each in error.errors
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from broker.config_lines import KeyPath, key_lines
@@ -30,11 +31,15 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used, with all that is wrong, in the order of the file."""
+    """A configuration that cannot be used, with all that is wrong, in the order of the file.
 
-    def __init__(self, errors: tuple[Problem, ...]) -> None:
+    `file` is set when it is another file than the one that was asked for.
+    """
+
+    def __init__(self, errors: tuple[Problem, ...], file: Path | None = None) -> None:
         super().__init__("; ".join(f"line {each.line}: {each.key}: {each.message}" for each in errors))
         self.errors = errors
+        self.file = file
 
 
 def _number(text: str) -> Decimal:

@@ -18,6 +18,9 @@ from broker.telemetry import CALLS, log
 
 T = TypeVar("T")
 
+OPEN_TIMEOUT_S = 30
+"""An adapter that is not open after this is tried again at the next poll."""
+
 
 class Connections:
     """Adapters by center.  `factories` maps the configuration's adapter words to what opens them."""
@@ -34,6 +37,8 @@ class Connections:
         gone keeps its adapter, because its runs are tracked to their end."""
         for center in centers:
             before = self._settings.get(center.id)
+            if center.adapter not in self._factories and before != center:
+                log.error("adapter_not_built", center=center.id, adapter=center.adapter)
             self._settings[center.id] = center
             if before is not None and before != center:
                 await self._close(center.id)
@@ -70,7 +75,10 @@ class Connections:
                 pools=settings.pools,
             )
             try:
-                adapter = await factory(connection)
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    adapter = await factory(connection)
+            except TimeoutError as error:
+                raise Unavailable(f"no connection within {OPEN_TIMEOUT_S} s") from error
             except (ValueError, OSError) as error:
                 raise Unavailable(str(error)) from error
             self._open[center] = adapter

@@ -13,7 +13,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from broker.core.explain import Reason
-from broker.core.model import PoolId
+from broker.core.model import PoolId, TenantId
 from broker.core.plan import Plan
 from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
@@ -23,6 +23,9 @@ from broker.leader import Lease
 from broker.mirror import Mirror
 from broker.store import Store, feed, rounds
 from broker.telemetry import PLACED, QUEUED, ROUND, ROUNDS, log
+
+USAGE_PERIOD_S = 60
+"""Usage is a matter of hours."""
 
 
 def minute_of_week(now_ms: int, zone: ZoneInfo) -> int:
@@ -53,6 +56,8 @@ class Cycle:
         self._zone = zone
         self._lp = LP(time_limit_s=solve_limit_s)
         self._deferred: Mapping[str, tuple[Reason, ...]] | None = None
+        self._held = False  # the store may have reservations
+        self._usage: tuple[int, Mapping[TenantId, int]] | None = None
 
     async def once(self) -> None:
         """Refresh, plan, commit."""
@@ -60,19 +65,22 @@ class Cycle:
         QUEUED.set(self._mirror.queued)
         if not self._mirror.queued and not self._deferred:
             return
-        world = await self._store.read(feed.world)
         now_ms = self._store.clock()
+        world = await self._store.read(feed.world, now_ms)
         snapshot = self._mirror.snapshot(
             world,
             now_ms=now_ms,
             minute_of_week=minute_of_week(now_ms, self._zone),
             accelerators=self._accelerators,
+            usage=await self._used(now_ms),
         )
+        self._held |= bool(snapshot.reservations)
         started = time.perf_counter()
         plan = await asyncio.to_thread(schedule, snapshot, self.policies, self._lp)
         solved = time.perf_counter()
         natives = {pool.id: pool.native for pool in world.pools}
         placed = await self._commit(plan, natives)
+        await self._commit_holds(plan)
         ROUND.labels("solve").observe(solved - started)
         ROUND.labels("commit").observe(time.perf_counter() - solved)
         ROUNDS.labels(plan.source).inc()
@@ -88,6 +96,9 @@ class Cycle:
             )
 
     async def _commit(self, plan: Plan, natives: Mapping[PoolId, str]) -> int:
+        # Reasons are worked out when asked: not on the event loop.
+        deferrals = await asyncio.to_thread(dict, plan.deferrals)
+        await self._commit_deferrals(deferrals)  # first: a placement may have to wait for its data
         placed = 0
         for first in range(0, len(plan.placements), rounds.CHUNK):
             chunk = plan.placements[first : first + rounds.CHUNK]
@@ -96,8 +107,28 @@ class Cycle:
             )
         for placement in plan.placements:
             PLACED.labels(placement.center).inc()
-        await self._commit_deferrals(plan.deferrals)
         return placed
+
+    async def _commit_holds(self, plan: Plan) -> None:
+        """After the placements: what they have taken is not held any more."""
+        if not (plan.reservations or plan.preemptions or self._held):
+            return
+        stopped = await self._store.write(
+            rounds.commit_holds, plan.reservations, plan.preemptions, epoch=self._lease.epoch
+        )
+        self._held = bool(plan.reservations)
+        if stopped:
+            jobs = [preemption.job for preemption in plan.preemptions]
+            log.info("preempted", runs=stopped, jobs=jobs)
+
+    async def _used(self, now_ms: int) -> Mapping[TenantId, int]:
+        """Usage per tenant where a policy asks for it, read once in a while."""
+        half_life_s = self.policies.usage_half_life_s
+        if half_life_s is None:
+            return {}
+        if self._usage is None or now_ms - self._usage[0] >= USAGE_PERIOD_S * 1000:
+            self._usage = (now_ms, await self._store.read(feed.usage, now_ms, half_life_s))
+        return self._usage[1]
 
     async def _commit_deferrals(self, deferrals: Mapping[str, tuple[Reason, ...]]) -> None:
         if self._deferred is None:  # what an earlier leader wrote is forgotten unless it still holds
@@ -105,9 +136,5 @@ class Cycle:
         changed = {key: why for key, why in deferrals.items() if self._deferred.get(key) != why}
         gone = [key for key in self._deferred if key not in deferrals]
         if changed or gone:
-            await self._store.write(
-                rounds.commit_deferrals, changed, gone, epoch=self._lease.epoch
-            )
+            await self._store.write(rounds.commit_deferrals, changed, gone, epoch=self._lease.epoch)
         self._deferred = dict(deferrals)
-
-

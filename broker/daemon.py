@@ -16,15 +16,14 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO
 
 from aiohttp import web
 from argon2 import PasswordHasher
 
+from broker import companions, telemetry
 from broker import config as configuration
-from broker import telemetry
 from broker.adapter import Adapter, AdapterFactory, Connection
 from broker.api.app import application
 from broker.api.context import Context
@@ -33,9 +32,9 @@ from broker.collect import Collect
 from broker.config import CenterSettings, ConfigError, Settings
 from broker.connections import Connections
 from broker.core.model import CenterId, Role, Spec
-from broker.core.policy import PolicyError, PolicySet, load_policies
+from broker.core.policy import PolicySet
 from broker.core.problem import class_key
-from broker.core.resources import Catalogue, load_catalogue, spec_id
+from broker.core.resources import Catalogue, spec_id
 from broker.cycle import Cycle
 from broker.dispatch import Dispatch
 from broker.files import DataDirectory
@@ -71,49 +70,32 @@ class StartupError(Exception):
 def serve(config: Path | None) -> int:
     """Run the daemon in the foreground; its exit code."""
     try:
-        settings, notice = read_settings(config)
+        settings, catalogue, policies = read_settings(config)
     except ConfigError as error:
         print(configuration.render_errors(error, config or Path("broker.toml")), file=sys.stderr)
         return 2
     telemetry.configure(settings.server.log_level)
-    if notice:
-        print(notice, file=sys.stderr)
+    if config is None:
+        print(
+            f"no --config: using the embedded default below {settings.store.data_dir.parent}", file=sys.stderr
+        )
     try:
         lock = _lock(settings)
-        return asyncio.run(Daemon(settings, embedded=config is None).run(alone=lock is not None))
+        daemon = Daemon(settings, catalogue, policies, embedded=config is None)
+        return asyncio.run(daemon.run(alone=lock is not None))
     except (StartupError, StoreUnavailable, SchemaTooNew, Rejected, OSError) as error:
         print(f"broker: {error}", file=sys.stderr)
         return 1
 
 
-def read_settings(config: Path | None) -> tuple[Settings, str]:
-    """The configuration of a file, or the embedded default with a word about it.  Raises ConfigError."""
+def read_settings(config: Path | None) -> tuple[Settings, Catalogue, PolicySet]:
+    """The configuration of a file, or the embedded default.  Raises ConfigError."""
     if config is not None:
-        return configuration.load(config, environ=os.environ, known_accelerator=_catalogue(config).canonical), ""
-    home = configuration.data_home(os.environ)
-    _text, settings = configuration.embedded_default(home)
-    return settings, f"no --config: using the embedded default below {home / 'computing-broker'}"
-
-
-def _catalogue(config: Path | None) -> Catalogue:
-    """The accelerator catalogue beside the configuration, else the one that comes with the broker."""
-    base = config.parent if config is not None else Path()
-    file = configuration.file_beside(base, "accelerators.toml")
-    try:
-        return load_catalogue(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError((configuration.Problem("accelerators", 1, f"{file}: {error}"),)) from error
-
-
-def _policies(settings: Settings) -> PolicySet:
-    """The policies in force.  Raises ConfigError."""
-    file = settings.scheduler.policy
-    available = {entry.name: entry.load() for entry in entry_points(group="broker.policies")}
-    try:
-        return load_policies(file.read_text(encoding="utf-8"), available)
-    except PolicyError as error:
-        problems = tuple(configuration.Problem(key, 1, message) for key, message in error.errors)
-        raise ConfigError(problems) from error
+        return companions.read_settings(config, os.environ)
+    _text, settings = configuration.embedded_default(configuration.data_home(os.environ))
+    folder = settings.store.data_dir.parent
+    policies = companions.read_policies(settings.scheduler.policy)
+    return settings, companions.read_catalogue(folder), policies
 
 
 def _lock(settings: Settings) -> IO[str] | None:
@@ -156,7 +138,6 @@ class Parts:
     files: DataDirectory
     lease: Lease
     connections: Connections
-    catalogue: Catalogue
     cycle: Cycle
     dispatch: Dispatch
     collect: Collect
@@ -167,8 +148,12 @@ class Parts:
 class Daemon:
     """One run of the service, from the open store to the closed one."""
 
-    def __init__(self, settings: Settings, *, embedded: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, policies: PolicySet, *, embedded: bool = False
+    ) -> None:
         self._settings = settings
+        self._catalogue = catalogue
+        self._policies = policies
         self._embedded = embedded
         self._stopping = asyncio.Event()
         self._loops: dict[CenterId, list[asyncio.Task[None]]] = {}
@@ -194,7 +179,6 @@ class Daemon:
         settings = self._settings
         files = DataDirectory(settings.store.data_dir)
         files.create()
-        catalogue = _catalogue(settings.source)
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         lease = Lease(store, holder=holder, ttl_s=settings.scheduler.lease_s)
         connections = Connections(_factories(), prefix=settings.server.name)
@@ -203,13 +187,12 @@ class Daemon:
             files=files,
             lease=lease,
             connections=connections,
-            catalogue=catalogue,
             cycle=Cycle(
                 store=store,
                 lease=lease,
                 mirror=Mirror(),
-                policies=_policies(settings),
-                catalogue=catalogue,
+                policies=self._policies,
+                catalogue=self._catalogue,
                 zone=settings.server.zone,
                 solve_limit_s=settings.scheduler.solve_limit_s,
             ),
@@ -268,7 +251,7 @@ class Daemon:
         context = Context(
             store=parts.store,
             files=parts.files,
-            catalogue=parts.catalogue,
+            catalogue=self._catalogue,
             class_key=class_key,
             signing_key=key,
             ready=lambda: self._started,
@@ -286,9 +269,7 @@ class Daemon:
                 Spec(spec_id(spec.shape), spec.name, spec.shape) for spec in self._settings.specs
             ),
         )
-        runner = web.AppRunner(
-            application(context), access_log=None, shutdown_timeout=server.shutdown_s
-        )
+        runner = web.AppRunner(application(context), access_log=None, shutdown_timeout=server.shutdown_s)
         await runner.setup()
         host, port = server.address
         try:
@@ -310,6 +291,7 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as group:
                 self._start_loops(parts, group)
+                await self._mind_removed(parts, group)
                 parts.chores.start()
                 self._started = True
                 log.info("started", centers=len(self._settings.centers))
@@ -351,27 +333,45 @@ class Daemon:
         for center in self._settings.centers:
             self._start_center(parts, group, center)
 
+    async def _mind_removed(self, parts: Parts, group: asyncio.TaskGroup) -> None:
+        """Centers that the file no longer names but where runs live: without their options they
+        cannot be reached, so their runs become UNKNOWN, and the operator is told."""
+        named = {center.id for center in self._settings.centers}
+        for center in await parts.store.read(centers.obliged):
+            if center in named or center in self._loops:
+                continue
+            log.error(
+                "center_removed_with_live_runs", center=center, hint='put it back, with state = "drain"'
+            )
+            self._loops[center] = [self._start_track(parts, group, center, DISPATCH_PERIOD_S)]
+
     def _start_center(self, parts: Parts, group: asyncio.TaskGroup, center: CenterSettings) -> None:
         poll = Poll(
             center.id,
             store=parts.store,
             lease=parts.lease,
             connections=parts.connections,
-            catalogue=parts.catalogue,
+            catalogue=self._catalogue,
             settings=self._settings.scheduler,
         )
+        name = f"inventory:{center.id}"
+        self._loops[center.id] = [
+            self._start(group, parts.store, name, poll.once, center.poll_interval_s),
+            self._start_track(parts, group, center.id, center.poll_interval_s),
+        ]
+
+    def _start_track(
+        self, parts: Parts, group: asyncio.TaskGroup, center: CenterId, period_s: float
+    ) -> asyncio.Task[None]:
         track = Track(
-            center.id,
+            center,
             store=parts.store,
             lease=parts.lease,
             connections=parts.connections,
             files=parts.files,
             settings=self._settings.scheduler,
         )
-        self._loops[center.id] = [
-            self._start(group, parts.store, f"inventory:{center.id}", poll.once, center.poll_interval_s),
-            self._start(group, parts.store, f"track:{center.id}", track.once, center.poll_interval_s),
-        ]
+        return self._start(group, parts.store, f"track:{center}", track.once, period_s)
 
     def _start(
         self,
@@ -381,9 +381,7 @@ class Daemon:
         once: Callable[[], Awaitable[float | None]],
         period_s: float,
     ) -> asyncio.Task[None]:
-        turning = loop(
-            name, once, period_s=period_s, wake=store.wakeup(name), stopping=self._stopping
-        )
+        turning = loop(name, once, period_s=period_s, wake=store.wakeup(name), stopping=self._stopping)
         return group.create_task(turning, name=name)
 
     # ------------------------------------------------------------ reload
@@ -401,8 +399,7 @@ class Daemon:
             log.warning("reload_without_file", hint="the embedded default has no file to reload")
             return
         try:
-            new, _ = await asyncio.to_thread(read_settings, source)
-            policies = await asyncio.to_thread(_policies, new)
+            new, _catalogue, policies = await asyncio.to_thread(read_settings, source)
         except ConfigError as error:
             log.error("reload_refused", errors=configuration.render_errors(error, source).splitlines())
             return
@@ -449,7 +446,7 @@ def add_user(config: Path | None, *, name: str, role: Role, tenant: str, passwor
 
     Raises ConfigError, StoreUnavailable, accounts.NameInUse.
     """
-    settings, _ = read_settings(config)
+    settings, _catalogue, _policies = read_settings(config)
 
     async def add() -> None:
         store = Store(settings.store.url)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 
 from broker.adapter import (
     Adapter,
@@ -24,15 +25,26 @@ from broker.adapter import (
 from broker.connections import Connections, timed
 from broker.core import machine
 from broker.core.machine import Accepted, OutcomeUnknown, SubmitRefused
-from broker.core.model import CenterFacts, CenterId, CenterState, FailureKind, Health, JobRequest, Tier
+from broker.core.model import (
+    CenterFacts,
+    CenterId,
+    CenterState,
+    FailureKind,
+    Health,
+    JobRequest,
+    RunState,
+    Tier,
+)
 from broker.core.retry import debt_pause_s
 from broker.leader import Lease
-from broker.store import LostLease, Store, centers, datasets, runs
+from broker.store import LostLease, Store, StoreUnavailable, centers, datasets, runs
 from broker.store.runs import Debt, Submission
 from broker.telemetry import DEBTS, log
 
 STOP_TIMEOUT_S = 30
-DEBTS_AT_ONCE = 64
+DEBTS_AT_ONCE = 1000
+"""Read at once: more than one hanging center can keep from being tried."""
+RECORD_AGAIN_S = 1.0
 
 
 class Dispatch:
@@ -41,9 +53,7 @@ class Dispatch:
     At most `concurrency` calls run at one center.  `drain()` waits for those under way.
     """
 
-    def __init__(
-        self, *, store: Store, lease: Lease, connections: Connections, concurrency: int
-    ) -> None:
+    def __init__(self, *, store: Store, lease: Lease, connections: Connections, concurrency: int) -> None:
         self._store = store
         self._lease = lease
         self._connections = connections
@@ -71,10 +81,9 @@ class Dispatch:
         for center in waiting:
             adapter = self._connections.current(center)
             if adapter is None or not _takes(facts.get(center)):
-                recalled = await self._store.write(
-                    runs.recall_unsent, center, epoch=self._lease.epoch
-                )
-                log.warning("placements_recalled", center=center, runs=recalled)
+                recalled = await self._store.write(runs.recall_unsent, center, epoch=self._lease.epoch)
+                if recalled:
+                    log.warning("placements_recalled", center=center, runs=recalled)
                 continue
             room = self._concurrency - len(self._calls.get(center, ()))
             if room > 0:
@@ -84,7 +93,12 @@ class Dispatch:
         now = self._store.clock()
         not_after = min(self._lease.expires_ms, now + adapter.traits.submit_timeout_s * 1000)
         claimed = await self._store.write(
-            runs.claim, epoch=self._lease.epoch, center=center, limit=room, not_after_ms=not_after
+            runs.claim,
+            epoch=self._lease.epoch,
+            center=center,
+            limit=room,
+            not_after_ms=not_after,
+            lookup_lag_s=adapter.traits.lookup_lag_s,
         )
         for submission in claimed:
             self._start(center, self._send(adapter, submission), f"submit {submission.run}")
@@ -106,8 +120,8 @@ class Dispatch:
         try:
             self._lease.check()
             late = now >= submission.not_after_ms
-        except LostLease:
-            return  # the next leader puts it in doubt
+        except LostLease:  # it has run out; it may be renewed yet, and then nobody else leads
+            late = True
         if late:
             await self._unclaim(submission, now)
             return
@@ -117,13 +131,7 @@ class Dispatch:
             wait_ms = int(max(busy.retry_after_s, 0.1) * 1000)
             await self._unclaim(submission, self._store.clock() + wait_ms)
             return
-        state = await self._store.write(
-            runs.record_outcome,
-            submission.run,
-            event,
-            epoch=self._lease.epoch,
-            lookup_lag_s=adapter.traits.lookup_lag_s,
-        )
+        state = await self._record(submission, event)
         log.info(
             "submitted",
             job=submission.job,
@@ -134,9 +142,18 @@ class Dispatch:
         )
         self._store.wakeup(f"track:{submission.center}").set()
 
-    async def _call(
-        self, adapter: Adapter, submission: Submission, timeout_s: float
-    ) -> machine.Event:
+    async def _record(self, submission: Submission, event: machine.Event) -> RunState:
+        """Write the outcome down, however long the store takes: nobody else knows it."""
+        while True:
+            try:
+                return await self._store.write(
+                    runs.record_outcome, submission.run, event, epoch=self._lease.epoch
+                )
+            except StoreUnavailable as error:
+                log.error("outcome_not_recorded_yet", run=submission.run, error=str(error))
+                await asyncio.sleep(RECORD_AGAIN_S)
+
+    async def _call(self, adapter: Adapter, submission: Submission, timeout_s: float) -> machine.Event:
         """The event that the call's answer is.  Raises Throttled."""
         run, center = submission.run, submission.center
         try:
@@ -144,12 +161,10 @@ class Dispatch:
                 assert submission.remote is not None, "a start follows an accepted create"
                 ref = RunRef(run, submission.job, submission.remote, submission.nodes)
                 await timed(center, "start", lambda: adapter.start(ref), timeout_s)
-                return machine.SeenPending(self._store.clock())
+                return Accepted(self._store.clock(), submission.remote)
             spec = await self._run_spec(submission)
             remote = await timed(center, "submit", lambda: adapter.submit(spec), timeout_s)
-            return Accepted(
-                self._store.clock(), remote, to_start=adapter.traits.two_phase_create
-            )
+            return Accepted(self._store.clock(), remote, to_start=adapter.traits.two_phase_create)
         except Throttled:
             raise
         except NoCapacity as no:
@@ -169,9 +184,10 @@ class Dispatch:
         return SubmitRefused(self._store.clock(), kind, str(error))
 
     async def _unclaim(self, submission: Submission, not_before_ms: int) -> None:
-        await self._store.write(
-            runs.unclaim, submission.run, epoch=self._lease.epoch, not_before_ms=not_before_ms
-        )
+        with suppress(LostLease):  # the next leader puts it in doubt
+            await self._store.write(
+                runs.unclaim, submission.run, epoch=self._lease.epoch, not_before_ms=not_before_ms
+            )
 
     async def _run_spec(self, submission: Submission) -> RunSpec:
         request: JobRequest = submission.request
@@ -231,6 +247,7 @@ class Dispatch:
                 debt.run,
                 epoch=self._lease.epoch,
                 next_ms=self._store.clock() + debt_pause_s(debt.tries) * 1000 + pause_ms,
+                stop=debt.stop,
                 message=message,
             )
             self._store.wakeup(f"track:{debt.center}").set()
@@ -247,9 +264,7 @@ class Dispatch:
             self._lease.check()
             if debt.stop:
                 grace_s = debt.stop_grace_s
-                await timed(
-                    debt.center, "stop", lambda: adapter.stop(ref, grace_s=grace_s), STOP_TIMEOUT_S
-                )
+                await timed(debt.center, "stop", lambda: adapter.stop(ref, grace_s=grace_s), STOP_TIMEOUT_S)
             else:
                 await timed(debt.center, "delete", lambda: adapter.delete(ref), STOP_TIMEOUT_S)
         except LostLease:
@@ -263,8 +278,4 @@ class Dispatch:
 
 
 def _takes(center: CenterFacts | None) -> bool:
-    return (
-        center is not None
-        and center.state is CenterState.ACTIVE
-        and center.health is not Health.DOWN
-    )
+    return center is not None and center.state is CenterState.ACTIVE and center.health is not Health.DOWN

@@ -51,9 +51,7 @@ class Poll:
             return
         try:
             adapter = await self._connections.adapter(self._center)
-            inventory = await timed(
-                self._center, "probe", adapter.probe, self._settings.probe_timeout_s
-            )
+            inventory = await timed(self._center, "probe", adapter.probe, self._settings.probe_timeout_s)
             await self._images(adapter, settings)
         except (AdapterError, TimeoutError) as error:
             await self._silent(f"{type(error).__name__}: {error}".rstrip(": "))
@@ -73,7 +71,7 @@ class Poll:
             self._center,
             report,
             epoch=self._lease.epoch,
-            traits=_stored(traits),
+            traits=_stored(traits, settings),
             prices=[(pool, prices_of(pool, settings)) for pool in known],
         )
         if self._health is not Health.FRESH:
@@ -98,23 +96,18 @@ class Poll:
         now = self._store.clock()
         if self._images_ms is not None and now - self._images_ms < CATALOGUE_PERIOD_S * 1000:
             return
-        found = await timed(
-            self._center, "catalogue", adapter.catalogue, self._settings.probe_timeout_s
-        )
+        found = await timed(self._center, "catalogue", adapter.catalogue, self._settings.probe_timeout_s)
         images = merged(found.images, settings.images)
-        await self._store.write(
-            centers.record_images, self._center, images, epoch=self._lease.epoch
-        )
+        await self._store.write(centers.record_images, self._center, images, epoch=self._lease.epoch)
         self._images_ms = now
 
 
-def _stored(traits: Traits) -> dict[str, object]:
-    """What rounds and people need of the traits."""
+def _stored(traits: Traits, settings: CenterSettings) -> dict[str, object]:
+    """What rounds and people need of the traits.  A platform's own kills count where they are allowed."""
     kept = asdict(traits)
-    return {
-        name: kept[name]
-        for name in ("gang", "services", "logs", "results", "any_image_url", "report_lag_s", "max_run_time_s")
-    }
+    names = ("gang", "services", "logs", "results", "any_image_url", "node_hold")
+    facts = {name: kept[name] for name in (*names, "report_lag_s", "max_run_time_s")}
+    return {**facts, "vip_kill": traits.vip_kill and bool(settings.connection.get("allow_preempt_kill"))}
 
 
 def merged(listed: Iterable[Image], stated: Iterable[Image]) -> tuple[Image, ...]:

@@ -1,8 +1,13 @@
-"""Copies a node's output from a center to the data directory, from where the copy ended."""
+"""Copies a node's output from a center to the data directory, from where the copy ended.
+
+Each chunk is written at its own offset: tracking and collecting may copy the same log at once, and
+then they write the same bytes to the same place.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 from broker.adapter import Adapter, RunRef
@@ -13,7 +18,7 @@ async def append_log(adapter: Adapter, run: RunRef, node: int, file: Path) -> in
     offset = await asyncio.to_thread(_length, file)
     added = 0
     async for chunk in adapter.logs(run, node, offset):
-        await asyncio.to_thread(_append, file, chunk)
+        await asyncio.to_thread(_write, file, offset + added, chunk)
         added += len(chunk)
     return added
 
@@ -23,6 +28,7 @@ def _length(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _append(file: Path, chunk: bytes) -> None:
-    with file.open("ab") as out:
+def _write(file: Path, offset: int, chunk: bytes) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as out:
+        out.seek(offset)
         out.write(chunk)

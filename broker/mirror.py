@@ -6,7 +6,9 @@ ids and times; the rest of a job stays in the store until it is placed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from broker.core.identity import avoiding_key
 from broker.core.model import (
@@ -16,26 +18,43 @@ from broker.core.model import (
     JobClass,
     JobId,
     JobRequest,
+    Kills,
     QueuedJob,
     RunId,
     Snapshot,
     TenantId,
 )
+from broker.core.queue import JobQueue
 from broker.store import Store, feed
 
 
 @dataclass(slots=True)
 class _Class:
-    """Jobs of one class that avoid no center.  `ordered` is rebuilt after a change."""
+    """Jobs of one class that avoid no center.  `ordered` lacks what has `gone` and `come` since."""
 
     request: JobRequest
     tenant: TenantId
     jobs: dict[JobId, int] = field(default_factory=dict)
-    ordered: tuple[QueuedJob, ...] | None = None
+    ordered: JobQueue = field(default_factory=JobQueue)
+    gone: dict[JobId, int] = field(default_factory=dict)
+    come: dict[JobId, int] = field(default_factory=dict)
 
-    def in_order(self) -> tuple[QueuedJob, ...]:
-        if self.ordered is None:
-            self.ordered = _jobs([(queued_ms, job) for job, queued_ms in self.jobs.items()])
+    def put(self, job: JobId, queued_ms: int) -> None:
+        if job in self.jobs:
+            self.take(job)
+        self.jobs[job] = self.come[job] = queued_ms
+
+    def take(self, job: JobId) -> None:
+        queued_ms = self.jobs.pop(job)
+        if self.come.pop(job, None) is None:
+            self.gone[job] = queued_ms
+
+    def in_order(self) -> JobQueue:
+        if self.gone or self.come:
+            gone, come = ([QueuedJob(*pair) for pair in pairs.items()] for pairs in (self.gone, self.come))
+            self.ordered = self.ordered.changed(gone, come)
+            self.gone.clear()
+            self.come.clear()
         return self.ordered
 
 
@@ -59,6 +78,7 @@ class Mirror:
         self._avoiding: dict[JobId, _Avoiding] = {}
         self._requests: dict[str, JobRequest] = {}
         self._claims: dict[JobId, dict[RunId, Claim]] = {}
+        self._kills: dict[JobId, Kills] = {}
 
     @property
     def queued(self) -> int:
@@ -76,6 +96,7 @@ class Mirror:
             self._class_of.clear()
             self._avoiding.clear()
             self._claims.clear()
+            self._kills.clear()
         else:
             for job in changes.jobs:
                 self._forget(job)
@@ -88,23 +109,24 @@ class Mirror:
     def _forget(self, job: JobId) -> None:
         self._claims.pop(job, None)
         self._avoiding.pop(job, None)
+        self._kills.pop(job, None)
         key = self._class_of.pop(job, None)
         if key is not None:
             entry = self._classes[key]
-            del entry.jobs[job]
-            entry.ordered = None
+            entry.take(job)
             if not entry.jobs:
                 del self._classes[key]
 
     def _queue(self, row: feed.QueuedRow) -> None:
+        if row.kills is not None:
+            self._kills[row.id] = row.kills
         if row.avoid:
             self._avoiding[row.id] = _Avoiding(row.class_key, row.tenant, row.queued_ms, row.avoid)
             return
         entry = self._classes.get(row.class_key)
         if entry is None:
             entry = self._classes[row.class_key] = _Class(self._requests[row.class_key], row.tenant)
-        entry.jobs[row.id] = row.queued_ms
-        entry.ordered = None
+        entry.put(row.id, row.queued_ms)
         self._class_of[row.id] = row.class_key
 
     def snapshot(
@@ -114,6 +136,7 @@ class Mirror:
         now_ms: int,
         minute_of_week: int,
         accelerators: dict[str, Accelerator],
+        usage: Mapping[TenantId, int] = MappingProxyType({}),
     ) -> Snapshot:
         """Everything a round may look at.  Classes whose data is on its way are left out: no capacity
         is held for them meanwhile."""
@@ -130,6 +153,10 @@ class Mirror:
             reservations=world.reservations,
             classes=tuple(sorted(ready, key=lambda c: (c.key, sorted(c.avoid)))),
             accelerators=accelerators,
+            ready_data=world.ready_data,
+            usage=usage,
+            kills=world.kills,
+            kill_records=dict(self._kills),
         )
 
     def _job_classes(self, now_ms: int) -> list[JobClass]:
@@ -140,7 +167,7 @@ class Mirror:
             groups.setdefault((waiting.key, avoid), []).append((waiting.queued_ms, job))
         classes = []
         for key, entry in self._classes.items():
-            jobs = entry.in_order()
+            jobs: Sequence[QueuedJob] = entry.in_order()
             if (back := groups.pop((key, frozenset()), None)) is not None:  # avoid nothing any more
                 jobs = tuple(sorted((*jobs, *_jobs(back)), key=lambda job: (job.queued_ms, job.id)))
             classes.append(JobClass(key=key, request=entry.request, tenant=entry.tenant, jobs=jobs))

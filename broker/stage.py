@@ -17,9 +17,7 @@ STEP_TIMEOUT_S = 600
 class Stage:
     """`once()` makes one step of every copy that is under way."""
 
-    def __init__(
-        self, *, store: Store, lease: Lease, connections: Connections, files: DataDirectory
-    ) -> None:
+    def __init__(self, *, store: Store, lease: Lease, connections: Connections, files: DataDirectory) -> None:
         self._store = store
         self._lease = lease
         self._connections = connections

@@ -54,7 +54,7 @@ async def loop(
                 raise
             except Exception:
                 failures += 1
-                delay = min(LONGEST_BACKOFF_S, max(period_s, 0.1) * 2.0**failures)
+                delay = min(LONGEST_BACKOFF_S, max(period_s, 0.1) * 2.0 ** min(failures, 16))
                 LOOP_ERRORS.labels(name).inc()
                 log.exception("loop_failed", loop=name, failures=failures, retry_s=delay)
             woken = asyncio.create_task(wake.wait(), name=f"{name}: wake-up")

@@ -152,7 +152,7 @@ class Job(SQLModel, table=True):
 
     `request` is core.model.JobRequest; `status`, `center_id`, `processor` and `spec_id` repeat what
     lists filter and sort by.  `class_key` is core.problem.class_key.  `version` grows with every
-    change and guards it.
+    change and guards it.  `kill_sets`, `last_kill_ms` and `preempted` are core.model.Kills.
     """
 
     __table_args__: ClassVar[Any] = (
@@ -201,6 +201,9 @@ class Job(SQLModel, table=True):
     attempts: int = 1
     retries_used: int = 0
     avoid: Any = Field(default_factory=list, sa_type=JSON)
+    kill_sets: int = 0
+    last_kill_ms: int | None = _ms()
+    preempted: int = 0
     message: str = _text()
     deleted_ms: int | None = _ms()
 
@@ -240,6 +243,7 @@ class Run(SQLModel, table=True):
             postgresql_where=text(_LIVE),
         ),
         Index("ix_run_job", "job_id", "attempt"),
+        Index("ix_run_ended", "ended_ms"),
         Index(
             "ix_run_owed",
             "owed_next_ms",
@@ -309,7 +313,15 @@ class Outbox(SQLModel, table=True):
 class Event(SQLModel, table=True):
     """What happened, numbered in commit order; also the audit log of changes by people."""
 
-    __table_args__: ClassVar[Any] = (Index("ix_event_job", "job_id", "seq"),)
+    __table_args__: ClassVar[Any] = (
+        Index("ix_event_job", "job_id", "seq"),
+        Index(
+            "ix_event_preempted",
+            "at_ms",
+            sqlite_where=text("kind = 'run.preempted'"),
+            postgresql_where=text("kind = 'run.preempted'"),
+        ),
+    )
     seq: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     at_ms: int = Field(default=0, sa_type=BigInteger, index=True)
     kind: str
@@ -346,7 +358,7 @@ class Reservation(SQLModel, table=True):
     slot: int
     nodes: int
     node_names: Any = Field(default_factory=list, sa_type=JSON)
-    job_id: str = Field(foreign_key="job.id", index=True)
+    job_id: str = Field(foreign_key="job.id", unique=True)
     not_before_ms: int = _int64()
     expires_ms: int = _int64()
     why: str = ""

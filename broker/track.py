@@ -38,6 +38,7 @@ HOT_S = 0.5
 """Pause between looks while a stop is on its way, a run is about to start or a log is read."""
 
 OBSERVE_TIMEOUT_S = 30
+LOG_TIMEOUT_S = 30
 
 
 class Track:
@@ -87,9 +88,7 @@ class Track:
         for first in range(0, len(known), adapter.traits.max_batch):
             batch = known[first : first + adapter.traits.max_batch]
             refs = [RunRef(w.run, w.job, w.remote, w.nodes) for w in batch if w.remote is not None]
-            seen = await timed(
-                self._center, "observe", partial(adapter.observe, refs), OBSERVE_TIMEOUT_S
-            )
+            seen = await timed(self._center, "observe", partial(adapter.observe, refs), OBSERVE_TIMEOUT_S)
             await asyncio.gather(*(self._record(w, seen) for w in batch))
 
     async def _record(self, watched: Watched, seen: Mapping[RunId, Sighting]) -> None:
@@ -98,17 +97,13 @@ class Track:
             return  # no news
         if not watched.state.live:
             if sighting.state not in (RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN):
-                await self._store.write(
-                    runs.settle, watched.run, epoch=self._lease.epoch, stop=True
-                )
+                await self._store.write(runs.settle, watched.run, epoch=self._lease.epoch, stop=True)
             return
         event = event_of(sighting, self._store.clock())
-        if event is not None and not _nothing_new(watched, event):
+        if event is not None and not _nothing_new(watched, event, sighting.address):
             await self._advance(watched, event, address=sighting.address or None)
 
-    async def _advance(
-        self, watched: Watched, event: machine.Event, *, address: str | None = None
-    ) -> None:
+    async def _advance(self, watched: Watched, event: machine.Event, *, address: str | None = None) -> None:
         state = await self._store.write(
             runs.advance, watched.run, event, epoch=self._lease.epoch, address=address
         )
@@ -132,9 +127,7 @@ class Track:
             sought = run.remote is None and (run.state is RunState.DOUBT or not run.state.live)
             if not sought or self._store.clock() <= run.not_after_ms:
                 continue
-            remote = await timed(
-                self._center, "find", partial(adapter.find, run.run), OBSERVE_TIMEOUT_S
-            )
+            remote = await timed(self._center, "find", partial(adapter.find, run.run), OBSERVE_TIMEOUT_S)
             now = self._store.clock()
             if remote is not None:
                 await self._advance(run, Found(now, remote))
@@ -182,8 +175,13 @@ class Track:
             if run.remote is None or (run.logs_wanted_ms or 0) < self._store.clock():
                 continue
             ref = RunRef(run.run, run.job, run.remote, run.nodes)
-            for node in range(run.nodes):
-                await append_log(adapter, ref, node, self._files.log(run.run, node))
+            try:
+                async with asyncio.timeout(LOG_TIMEOUT_S):
+                    for node in range(run.nodes):
+                        await append_log(adapter, ref, node, self._files.log(run.run, node))
+            except (AdapterError, TimeoutError, OSError) as error:
+                log.warning("log_not_copied", run=run.run, center=self._center, error=str(error))
+                continue  # the next look goes on where this copy ended
             await self._store.write(runs.touch_logs, run.run, epoch=self._lease.epoch)
 
 
@@ -195,7 +193,9 @@ def _hot(run: Watched, now_ms: int) -> bool:
     )
 
 
-def _nothing_new(run: Watched, event: machine.Event) -> bool:
+def _nothing_new(run: Watched, event: machine.Event, address: str) -> bool:
+    if run.missing_ms is not None or address not in ("", run.address):
+        return False
     if isinstance(event, SeenRunning):
         return run.state is RunState.RUNNING and event.started_ms in (None, run.started_ms)
     return isinstance(event, SeenPending) and run.state is RunState.PENDING and not event.message

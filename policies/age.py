@@ -15,7 +15,7 @@ from broker.core.problem import Problem
 class Age:
     """Adds to the worth of a job for every hour it waits, for each card it asks for.
 
-    The gain does not depend on the run time, so a short job that waits overtakes longer ones.
+    The gain does not depend on the run time, so a long job that waits overtakes shorter ones.
     """
 
     growth: int = 10 * MICRO

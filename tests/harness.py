@@ -15,16 +15,22 @@ does not: any rule of the broker.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
+from unittest.mock import patch
 from zoneinfo import ZoneInfo
+
+from sqlalchemy import inspect
+from sqlmodel import Session, SQLModel, select
 
 from adapters.fake import TRAITS, Fake
 from broker.adapter import Adapter, AdapterFactory, Connection, StatedPool, Traits
+from broker.collect import Collect
 from broker.config import CenterSettings, SchedulerSettings, StatedPrice
 from broker.connections import Connections
 from broker.core.identity import job_id
@@ -38,6 +44,7 @@ from broker.core.model import (
     Price,
     Role,
     RunId,
+    Snapshot,
     Spec,
     StopReason,
     TenantId,
@@ -45,7 +52,6 @@ from broker.core.model import (
 )
 from broker.core.problem import class_key
 from broker.core.resources import Catalogue
-from broker.collect import Collect
 from broker.cycle import Cycle
 from broker.dispatch import Dispatch
 from broker.files import DataDirectory
@@ -53,15 +59,16 @@ from broker.inventory import Poll
 from broker.leader import Lease
 from broker.mirror import Mirror
 from broker.stage import Stage
-from broker.store import Store, accounts, centers, jobs, runs
+from broker.store import Store, accounts, centers, feed, jobs, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
 from broker.store.jobs import JobView, NewJob
 from broker.track import Track
 from tests.builders import ACCELERATORS, NOW_MS, node, policy_set, spec
 
+Row = TypeVar("Row", bound=SQLModel)
 CATALOGUE = Catalogue(products=ACCELERATORS, names={name.casefold(): name for name in ACCELERATORS})
-ANYBODY = dict(name="alice", tenant="lab", role=Role.OPERATOR, password_hash="x")
+ANYBODY = {"name": "alice", "tenant": "lab", "role": Role.OPERATOR, "password_hash": "x"}
 
 
 def center(
@@ -97,9 +104,7 @@ class Harness:
         self.clock = Clock()
         self.folder = folder
         self.settings = {s.id: s for s, _ in settings}
-        self.fakes = {
-            s.id: Fake(s.id, self.clock, pools=s.pools, traits=traits) for s, traits in settings
-        }
+        self.fakes = {s.id: Fake(s.id, self.clock, pools=s.pools, traits=traits) for s, traits in settings}
         self.scheduler = SchedulerSettings()
         self.files = DataDirectory(folder / "data")
         self._numbers = itertools.count(1)
@@ -154,6 +159,17 @@ class Harness:
         await self.close()
         await self.open()
 
+    async def crash(self, before: Literal["call", "record"]) -> None:
+        """The daemon dies after it has claimed what is due: before the calls, or when they have been
+        made and before their outcomes are written.  Another one starts on the same store."""
+
+        async def dies(*_what: object) -> None:
+            raise asyncio.CancelledError
+
+        with patch.object(self.dispatch, f"_{before}", dies):
+            await self.send()
+        await self.restart()
+
     # ------------------------------------------------------------ people
 
     async def caller(self, name: str = "alice", **changes: Any) -> Caller:
@@ -187,10 +203,18 @@ class Harness:
     async def stop(self, job: JobId, *, by: str = "alice") -> None:
         await self.store.write(jobs.stop_job, await self.caller(by), job, None)
 
+    async def delete(self, job: JobId, *, by: str = "alice") -> None:
+        await self.store.write(jobs.delete_job, await self.caller(by), job, None)
+
     async def preempt(self, job: JobId) -> None:
         """The broker asks the job's live run to make room."""
         run = (await self.show(job)).runs[-1].id
         await self.store.write(runs.request_stop, run, StopReason.PREEMPT, epoch=self.lease.epoch)
+
+    async def drain_center(self, center: str, state: CenterState | None = CenterState.DRAIN) -> None:
+        """An operator drains a center, or resumes it (None)."""
+        id = CenterId(center)
+        await self.store.write(centers.set_operator_state, id, state, actor="alice")
 
     async def resolve(self, job: JobId, **verdict: Any) -> None:
         event = Resolved(self.clock(), **verdict)
@@ -246,9 +270,22 @@ class Harness:
             self.clock.now_ms = min(end, self.clock.now_ms + int(step_s * 1000))
             await self.round()
 
+    async def rows(self, table: type[Row], **equal: Any) -> list[Row]:
+        """Rows of a table, detached, in the order of their keys."""
+
+        def query(session: Session) -> list[Row]:
+            wanted = select(table).filter_by(**equal).order_by(*inspect(table).primary_key)
+            found = list(session.exec(wanted).all())
+            session.expunge_all()
+            return found
+
+        return await self.store.read(query)
+
     # ------------------------------------------------------------ what is expected
 
-    async def expect(self, job: JobId, status: str, *, at: str | None = None, attempts: int | None = None) -> None:
+    async def expect(
+        self, job: JobId, status: str, *, at: str | None = None, attempts: int | None = None
+    ) -> None:
         view = await self.show(job)
         assert view.status == status, f"{view.status}, not {status}: {view}"
         if at is not None:
@@ -292,9 +329,7 @@ def _entry(center: CenterSettings) -> CenterEntry:
 
 
 @asynccontextmanager
-async def harness(
-    folder: Path, *settings: tuple[CenterSettings, Traits]
-) -> AsyncIterator[Harness]:
+async def harness(folder: Path, *settings: tuple[CenterSettings, Traits]) -> AsyncIterator[Harness]:
     """A running broker whose centers have been polled once."""
     broker = Harness(folder, settings)
     await broker.open()
@@ -305,9 +340,15 @@ async def harness(
         await broker.close()
 
 
+def picture(mirror: Mirror, world: feed.World, now_ms: int) -> Snapshot:
+    """A mirror's snapshot.  Any job's request may stand for its class, so requests are left out."""
+    taken = mirror.snapshot(world, now_ms=now_ms, minute_of_week=0, accelerators=ACCELERATORS)
+    return replace(taken, classes=tuple(replace(c, request=JobRequest()) for c in taken.classes))
+
+
 def inactive(settings: tuple[CenterSettings, Traits], state: CenterState) -> tuple[CenterSettings, Traits]:
     """The same center in another state of the file."""
     return replace(settings[0], state=state), settings[1]
 
 
-__all__ = ["CATALOGUE", "Harness", "Kind", "Tier", "center", "harness", "inactive"]
+__all__ = ["CATALOGUE", "Harness", "Kind", "Tier", "center", "harness", "inactive", "picture"]

@@ -154,7 +154,7 @@ async def test_faults_of_a_login(world: World, body: Any, code: str, field: str)
 async def test_an_operator_keeps_accounts(world: World) -> None:
     new = {"name": "dave", "password": "d", "role": "tenant-admin", "tenant": "lab"}
     dave = await world.ok("POST", "/broker/v1/accounts", new, as_="root")
-    assert dave == {"name": "dave", "tenant": "lab", "role": "tenant-admin", "vip": False, "frozen": False}
+    assert dave == {"name": "dave", "tenant": "lab", "role": "tenant-admin", "vip": True, "frozen": False}
     await world.ok("POST", "/auth/tokens", login("dave", "d"), as_=None)
 
     listed = await world.ok("GET", "/broker/v1/accounts", as_="root")

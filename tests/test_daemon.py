@@ -51,7 +51,10 @@ def test_a_job_from_the_queue_api_to_its_results(tmp_path: Path) -> None:
     centers = local_center(tmp_path, "dear", price="9.0") + local_center(tmp_path, "cheap", price="0.5")
     with daemon(tmp_path, centers) as broker:
         alice = broker.client("alice")
-        command = 'echo "hello from $BROKER_TASK_ID"; echo 42 > "$BROKER_OUTPUT_DIR/answer.txt"; env > env.txt; cp env.txt "$BROKER_OUTPUT_DIR/"'
+        command = (
+            'echo "hello from $BROKER_TASK_ID"; echo 42 > "$BROKER_OUTPUT_DIR/answer.txt";'
+            ' env > "$BROKER_OUTPUT_DIR/env.txt"'
+        )
         job = create(alice, "first", command)
         found = wait(alice, job)
         assert found["status"] == "SUCCEEDED", found
@@ -294,3 +297,30 @@ def test_a_user_added_while_the_daemon_runs_can_log_in(tmp_path: Path) -> None:
         again = broker.command(*words, "--config", str(broker.config), text=PASSWORD)
         assert again.returncode == 1
         assert "bob" in again.stderr
+
+
+def test_a_removed_center_with_live_runs_is_told_and_comes_back(tmp_path: Path) -> None:
+    with daemon(tmp_path, local_center(tmp_path, "one"), extra="") as broker:
+        alice = broker.client("alice")
+        gate = tmp_path / "gate"
+        job = create(alice, "left", f"while [ ! -e {gate} ]; do sleep 0.1; done")
+        running(alice, job)
+        assert broker.stop() == 0
+        whole = broker.config.read_text()
+        broker.config.write_text(whole[: whole.index("[[centers]]")])
+        broker.start()
+        eventually("the operator is told", lambda: broker.logged("center_removed_with_live_runs"))
+        assert broker.stop() == 0
+        broker.config.write_text(whole)
+        gate.touch()
+        broker.start()
+        assert wait(broker.client("alice"), job)["status"] == "SUCCEEDED"
+
+
+def test_check_config_reads_the_policy_file_too(tmp_path: Path) -> None:
+    broker = DaemonProcess(tmp_path, "")
+    (tmp_path / "policy.toml").write_text("[policies.fit]\n\n[policies.cost]\nweigth = 2\n[policies.cots]\n")
+    done = broker.command("check-config", "--config", str(broker.config))
+    assert done.returncode == 2
+    file = tmp_path / "policy.toml"
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [f"{file}:4", f"{file}:5"]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.companions import available_policies
 from broker.core.explain import MEANINGS, Code, explain, vocabulary
 from broker.core.model import (
     MICRO,
@@ -145,6 +146,8 @@ def test_limits_and_costs_have_codes_too() -> None:
 def test_the_vocabulary_is_closed_and_tested() -> None:
     # Data sets are not in the snapshot, so nothing in a round gives STAGING.
     told = {case[0] for case in CASES} | {Code.QUOTA, Code.COST_ABOVE_WORTH, Code.STAGING}
+    # Tested in test_holds and test_preemption.
+    told |= {Code.RESERVED, Code.NODES_NOT_HELD, Code.GANG_WAITING, Code.VIP_WAITING, Code.PREEMPTING}
     assert told == set(Code) - {Code.ALLOWED} == set(MEANINGS)
     assert len({row[0] for row in vocabulary()}) == len(MEANINGS)
 
@@ -316,7 +319,8 @@ def test_money_far_from_small_stays_exact() -> None:
     wish = job_class(nodes=1000, wish=8, estimated_run_time_s=10_000_000)
     problem = build(snapshot(center(), pool(price=10**9 + 7, nodes=1000), wish), policy_set())
     assert problem.cost.tolist() == [(10**9 + 7) * 8 * 1000 * 10_000_000 // 3600]
-    assert problem.worth[0, 0] == 8 * problem.cost[0]
+    gain = 4 * (20_000_000 * 8000 * Priority().shortness(10_000_000) // 64)
+    assert problem.worth[0, 0] == problem.cost[0] + gain
 
 
 def test_wait_sends_jobs_where_they_start_sooner() -> None:
@@ -332,7 +336,9 @@ def test_wait_sends_jobs_where_they_start_sooner() -> None:
 
 def test_claims_and_reservations_shrink_the_rows() -> None:
     world = snapshot(center(), pool(), claim(wish=4), builders.reservation(8), job_class(wish=1, jobs=9))
-    assert bounds(build(world, policy_set()))["slots:sz-1/a:1"] == 4
+    rows = bounds(build(world, policy_set()))
+    assert rows["slots:sz-1/a:1"] == 12
+    assert rows["limit:held:sz-1/a:1:1"] == 4
 
 
 AVAILABLE: dict[str, type] = {"fit": Fit, "cost": Cost, "wait": Wait, "age": Age, "priority": Priority}
@@ -340,10 +346,12 @@ AVAILABLE: dict[str, type] = {"fit": Fit, "cost": Cost, "wait": Wait, "age": Age
 
 def test_the_shipped_policy_file_states_the_defaults(request: pytest.FixtureRequest) -> None:
     text = (request.config.rootpath / "config" / "policy.toml").read_text(encoding="utf-8")
-    loaded = load_policies(text, AVAILABLE)
-    assert {w.name: (w.policy, w.permille) for w in loaded.policies} == {
-        w.name: (w.policy, w.permille) for w in policy_set().policies
-    }
+    available = available_policies()
+    in_force = {w.name: (w.policy, w.permille) for w in load_policies(text, available).policies}
+    off = {"fairshare", "fragmentation", "balance"}
+    assert in_force == {name: (known(), 1000) for name, known in available.items() if name not in off}
+    switched_on = load_policies(text.replace("enabled = false", "enabled = true"), available)
+    assert {w.name: w.policy for w in switched_on.policies} == {n: known() for n, known in available.items()}
 
 
 def test_policies_are_read_with_weights_and_keys() -> None:

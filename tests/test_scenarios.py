@@ -1,9 +1,11 @@
 """Stories of jobs through the whole leader, on scripted centers."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from adapters.fake import Fault, Script
-from broker.core.model import CenterId, OnLost
+from adapters.fake import TRAITS, Fault, Script
+from broker.adapter import Lookup
+from broker.core.model import CenterId, OnLost, RemoteId
 from tests.harness import center, harness
 
 
@@ -92,3 +94,67 @@ async def test_a_user_stop_beats_everything(tmp_path: Path) -> None:
         await broker.expect(job, "RUNNING")
         await broker.pass_time(20)
         await broker.expect(job, "STOPPED", attempts=1)
+
+
+async def test_a_daemon_that_dies_around_its_calls_runs_every_job_once(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a", nodes=4)) as broker:
+        made = [await broker.submit(cards=8, nodes=n) for n in (1, 1, 2)]
+        await broker.plan()
+        await broker.crash("record")  # the center has them, and nobody knows
+        for job in made:
+            assert [run.state for run in (await broker.show(job)).runs] == ["DOUBT"]
+        await broker.pass_time(150)
+        for job in made:
+            await broker.expect(job, "SUCCEEDED", attempts=1)
+            assert len(broker.executions(job)) == 1
+        late = await broker.submit()
+        await broker.plan()
+        await broker.crash("call")  # claimed, and never sent
+        await broker.pass_time(200)
+        await broker.expect(late, "SUCCEEDED", attempts=2)
+        assert len(broker.executions(late)) == 1
+        broker.never_twice_at_once()
+
+
+async def test_a_preempted_job_runs_again_and_pays_nothing(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        broker.fakes[CenterId("a")].script_next(Script(run_s=5000, stop_s=8))
+        job = await broker.submit(max_retries=1)
+        await broker.round()
+        await broker.preempt(job)
+        await broker.pass_time(120)
+        await broker.expect(job, "SUCCEEDED", attempts=2)
+        assert (await broker.show(job)).retries_used == 0
+        broker.never_twice_at_once()
+
+
+async def test_a_user_stop_overrides_a_preemption(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        broker.fakes[CenterId("a")].script(Script(run_s=5000, stop_s=8))
+        job = await broker.submit()
+        await broker.round()
+        await broker.preempt(job)
+        await broker.stop(job)
+        await broker.pass_time(30)
+        await broker.expect(job, "STOPPED", attempts=1)
+
+
+async def test_an_operator_settles_a_doubt(tmp_path: Path) -> None:
+    unsearchable = replace(TRAITS, lookup=Lookup.NEITHER)
+    async with harness(tmp_path, center("a", traits=unsearchable)) as broker:
+        fake = broker.fakes[CenterId("a")]
+        fake.fail("submit", Fault.LOST_REPLY, Fault.DROPPED)
+        arrived, dropped = await broker.submit(), await broker.submit()
+        await broker.pass_time(300)
+        runs = {job: (await broker.show(job)).runs for job in (arrived, dropped)}
+        assert [[run.state for run in each] for each in runs.values()] == [["DOUBT"], ["DOUBT"]]
+        there = {job for job in runs if broker.executions(job)}
+        for job, (run,) in runs.items():
+            if job in there:
+                await broker.resolve(job, remote=RemoteId(run.id))
+            else:
+                await broker.resolve(job, never_ran=True)
+        await broker.pass_time(200)
+        for job in runs:
+            await broker.expect(job, "SUCCEEDED", attempts=1 if job in there else 2)
+            assert len(broker.executions(job)) == 1

@@ -34,7 +34,7 @@ def test_every_plan_can_be_carried_out(world: Snapshot) -> None:
     y = problem.counts(plan.placements)
     assert problem.feasible(y)
     assert plan.objective == problem.objective(y)
-    assert plan.bound is None or plan.bound <= plan.objective
+    assert plan.bound <= plan.objective
     assert plan.objective <= problem.objective(greedy(problem))
 
 
@@ -149,7 +149,7 @@ def test_the_relaxation_beats_greedy_where_greedy_blocks_itself() -> None:
     # Greedy gives the picky class's only pool to the class that could go elsewhere for a little more.
     shared, spare = pool("a/1", nodes=1, price=1_000_000), pool("a/2", cpu_node(), nodes=1)
     dear = pool("b/1", nodes=1, price=1_100_000)
-    free_choice = job_class("any", 8, estimated_run_time_s=7200)
+    free_choice = job_class("any", 8, estimated_run_time_s=600)
     picky = job_class("picky", 8, centers=("a",))
     world = snapshot(center("a"), center("b"), shared, spare, dear, free_choice, picky)
     plan = schedule(world, policy_set())
@@ -183,7 +183,7 @@ def test_a_solve_cut_short_still_gives_a_plan() -> None:
     world = snapshot(center(max_in_flight=500), *there, *wishes)
     plan = schedule(world, policy_set(), LP(iterations=1))
     assert plan.solver_status != SolverStatus.OPTIMAL
-    assert plan.bound is None
+    assert plan.bound <= plan.objective
     assert violations(plan, world) == []
     assert len(plan.placements) > 20
 
@@ -204,7 +204,7 @@ def test_two_plans_that_cannot_be_carried_out_are_a_defect() -> None:
             return Verdict(codes=nothing, need=nothing, have=nothing)
 
     wrong = PolicySet((Weighted("anywhere", Anywhere()), *policy_set().policies[1:]))
-    world = snapshot(center(), pool(shape=node(8, arch="ARM")), job_class())
+    world = snapshot(center(), pool(shape=node(8, arch="ARM")), job_class(jobs=2))
     with pytest.raises(InfeasiblePlan, match=r"snapshot 7: greedy: job k-0 in sz-1/a: X86 on ARM .* lp: "):
         schedule(world, wrong)
 
@@ -263,15 +263,16 @@ def test_any_allowed_option_beats_waiting() -> None:
     assert len(plan.placements) == 1
 
 
-def test_age_lets_an_old_short_job_pass_a_young_long_one() -> None:
-    long = job_class("long", 8, estimated_run_time_s=7200)
+def test_short_jobs_go_first_until_age_lets_an_old_long_one_pass() -> None:
+    short = job_class("short", 8, estimated_run_time_s=600)
 
     def first(age_s: int) -> str:
-        short = job_class("short", 8, estimated_run_time_s=600, age_s=age_s)
+        long = job_class("long", 8, estimated_run_time_s=7200, age_s=age_s)
         return schedule(snapshot(center(), pool(nodes=1), long, short), policy_set()).placements[0].class_key
 
-    assert first(0) == "long"
-    assert first(86_400) == "short"
+    assert first(0) == "short"
+    assert first(86_400) == "long"
+    long = job_class("long", 8, estimated_run_time_s=7200)
     problem = build(snapshot(center(), pool(), long), policy_set())
     assert Age(growth=10 * MICRO).worth(problem, 0).tolist() == [
         8 * 10 * MICRO * s // 3600 for s in (0, 60, 300, 900, 3600, 14_400, 86_400)
@@ -311,7 +312,7 @@ def test_a_good_plan_has_no_fault() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"job": JobId("k-1")}, "job k-1 is placed 2 times"),
+        ({"job": JobId("k-1")}, "job k-1 is placed more than once"),
         ({"job": JobId("x")}, "job x is not queued"),
         ({"class_key": "other"}, "is of class k"),
         ({"center": "sz-2"}, "no pool sz-1/a at sz-2"),

@@ -41,5 +41,5 @@ def micro(amount: Decimal) -> int:
     """Micro-CNY of an amount in CNY.  Raises ValueError when it has more than six places."""
     scaled = amount * MICRO
     if scaled != int(scaled):
-        raise ValueError(f"{amount} CNY has more than six decimal places")
+        raise ValueError(f"{amount:f} CNY has more than six decimal places")
     return int(scaled)

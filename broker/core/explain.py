@@ -82,10 +82,15 @@ class Code(IntEnum):
     STAGING = 23
     CAPACITY = 24
     CAPACITY_OUTRANKED = 25
-    UNKNOWN_IDLE = 26
-    IN_FLIGHT = 27
-    QUOTA = 28
-    COST_ABOVE_WORTH = 29
+    RESERVED = 26
+    UNKNOWN_IDLE = 27
+    IN_FLIGHT = 28
+    QUOTA = 29
+    COST_ABOVE_WORTH = 30
+    NODES_NOT_HELD = 31
+    GANG_WAITING = 32
+    VIP_WAITING = 33
+    PREEMPTING = 34
 
     @property
     def word(self) -> str:
@@ -95,7 +100,8 @@ class Code(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """`message` is a template of `{need}` and `{have}`, numbers of `unit`, or of `{need_cny}` and so on."""
+    """`message` is a template of `{need}` and `{have}`, numbers of `unit`, or of `{need_cny}` and so on,
+    and of `{job}`, the job that a policy prefers."""
 
     group: Group
     unit: Unit
@@ -134,6 +140,9 @@ MEANINGS: dict[Code, Meaning] = {
         Unit.SLOTS,
         "needs {need} slots of its size; what is free goes to older or higher work, {have} stay",
     ),
+    Code.RESERVED: Meaning(
+        _P, Unit.SLOTS, "needs {need} slots; what is free is held for job {job}, {have} stay for others"
+    ),
     Code.UNKNOWN_IDLE: Meaning(
         _W, Unit.RUNS, "the center does not tell what is idle and has as many waiting runs as it may"
     ),
@@ -141,6 +150,18 @@ MEANINGS: dict[Code, Meaning] = {
     Code.QUOTA: Meaning(_P, Unit.QUOTA, "takes {need} of a quota of which {have} are left"),
     Code.COST_ABOVE_WORTH: Meaning(
         _P, Unit.MONEY, "costs {need_cny} CNY there, waiting is weighed at {have_cny} CNY"
+    ),
+    Code.NODES_NOT_HELD: Meaning(
+        _P, Unit.NODES, "names {need} nodes; the center holds capacity, but cannot hold nodes by name"
+    ),
+    Code.GANG_WAITING: Meaning(
+        _W, Unit.SLOTS, "capacity is held here for this job: needs {need} slots, {have} are free"
+    ),
+    Code.VIP_WAITING: Meaning(
+        _W, Unit.SLOTS, "holds what lower jobs here leave: needs {need} slots, {have} are free"
+    ),
+    Code.PREEMPTING: Meaning(
+        _W, Unit.SLOTS, "runs here were asked to end for this job: needs {need} slots, {have} are free"
     ),
 }
 
@@ -157,11 +178,11 @@ class Reason:
     unit: Unit
 
 
-def reason(center: CenterId, code: Code, *, need: int, have: int) -> Reason:
-    """A reason with the message of its code."""
+def reason(center: CenterId, code: Code, *, need: int, have: int, job: str = "") -> Reason:
+    """A reason with the message of its code; `job` is the one that capacity is held for."""
     meaning = MEANINGS[code]
     need_cny, have_cny = (f"{Decimal(micro) / MICRO:f}" for micro in (need, have))
-    message = meaning.message.format(need=need, have=have, need_cny=need_cny, have_cny=have_cny)
+    message = meaning.message.format(need=need, have=have, need_cny=need_cny, have_cny=have_cny, job=job)
     return Reason(center=center, code=code, message=message, need=need, have=have, unit=meaning.unit)
 
 
@@ -208,8 +229,23 @@ def explain_counts(problem: Problem, y: IntArray, k: int, left: IntArray | None 
             reasons.append(reason(facts.id, closed if listed else Code.CENTER_NOT_LISTED, need=1, have=0))
         else:
             i = best[c]
-            reasons.append(reason(facts.id, Code(int(codes[i])), need=int(need[i]), have=int(have[i])))
+            code = Code(int(codes[i]))
+            held = _holder(problem, k, i) if code is Code.RESERVED else ""
+            reasons.append(reason(facts.id, code, need=int(need[i]), have=int(have[i]), job=held))
     return tuple(reasons)
+
+
+def _holder(problem: Problem, k: int, at: int) -> str:
+    """The first other job that something is held for in a pool, or else at its center."""
+    own = {job.id for job in problem.classes[k].jobs[:1]}
+    near = sorted(range(len(problem.pools)), key=lambda i: i != at)
+    jobs = (
+        hold.job
+        for i in near
+        if problem.pools[i].center == problem.pools[at].center and problem.pools[i].id in problem.holdings
+        for hold in problem.holdings[problem.pools[i].id].reservations
+    )
+    return next((job for job in jobs if job not in own), "")
 
 
 def _binding(problem: Problem, left: IntArray, k: int, option: int) -> tuple[int, int, int]:

@@ -6,6 +6,9 @@ What does not: anything that takes a job back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from operator import floordiv
+
 import numpy as np
 
 from broker.core.problem import IntArray, Problem
@@ -22,52 +25,82 @@ def fill(problem: Problem, y: IntArray) -> IntArray:
     `y` must be feasible; the argument is left alone.
     """
     y = y.copy()
-    left = problem.left(y)
     waiting = problem.unserved(y)
+    rows = problem.left(y)
+    choices = _choices(problem, rows, waiting)
+    left = rows.tolist()
     full = np.zeros(len(problem.classes), dtype=np.bool_)
-    for k, b in _order(problem, waiting):
+    for k, b in _order(problem, waiting, [k for k, some in enumerate(choices) if some is not None]):
         if not full[k]:
-            wanted = int(waiting[k, b])
-            full[k] = _place(problem, y, left, k=k, wanted=wanted, worth=int(problem.worth[k, b])) < wanted
+            wanted, options = int(waiting[k, b]), choices[k]
+            assert options is not None
+            placed = _place(problem, y, left, options, wanted=wanted, worth=int(problem.worth[k, b]))
+            full[k] = placed < wanted
     return y
 
 
-def _order(problem: Problem, waiting: IntArray) -> list[tuple[int, int]]:
-    """(class, bucket) pairs that have jobs and options, best first."""
-    at_class, at_bucket = np.nonzero(waiting * (np.diff(problem.first) > 0)[:, None])
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choices:
+    """Options of a class that have room, cheapest first."""
+
+    options: list[int]
+    costs: list[int]
+
+
+def _choices(problem: Problem, left: IntArray, waiting: IntArray) -> list[_Choices | None]:
+    """Per class what it may still use: room only shrinks, so the rest need not be looked at again."""
+    found: list[_Choices | None] = [None] * len(problem.classes)
+    if not len(problem.option_class):
+        return found
+    best = np.where(waiting > 0, problem.worth, 0).max(axis=1)
+    room = np.minimum.reduceat(left[problem.entry_row] - problem.entry_coef, problem.entry_first[:-1]) >= 0
+    open_ = np.flatnonzero(room & (problem.cost < best[problem.option_class]))
+    # By class, then cost, then the order of options.
+    order = np.argsort(problem.cost[open_], kind="stable")
+    open_ = open_[order[np.argsort(problem.option_class[open_[order]].astype(np.int32), kind="stable")]]
+    options, costs = open_.tolist(), problem.cost[open_].tolist()
+    classes, first = np.unique(problem.option_class[open_], return_index=True)
+    cuts = [*first.tolist(), len(options)]
+    for k, a, b in zip(classes.tolist(), cuts, cuts[1:], strict=False):
+        found[k] = _Choices(options[a:b], costs[a:b])
+    return found
+
+
+def _order(problem: Problem, waiting: IntArray, classes: list[int]) -> list[tuple[int, int]]:
+    """(class, bucket) pairs of these classes that have jobs, best first."""
+    mine = np.array(classes, dtype=np.int64)
+    which, at_bucket = np.nonzero(waiting[mine])
+    at_class = mine[which]
     if not len(at_class):
         return []
     cards = np.ones(len(problem.classes), dtype=np.int64)
-    for k in np.unique(at_class).tolist():
+    oldest = np.zeros(len(problem.classes), dtype=np.int64)
+    for k in classes:
         pools = problem.option_pool[problem.options(k)]
         cards[k] = max(1, int(problem.job_millicards(k, pools).min()))
-    oldest = np.array([c.jobs[0].queued_ms if c.jobs else 0 for c in problem.classes], dtype=np.int64)
+        oldest[k] = problem.classes[k].jobs[0].queued_ms if len(problem.classes[k].jobs) else 0
     density = problem.worth[at_class, at_bucket] // cards[at_class]
     order = np.lexsort((at_class, oldest[at_class], -at_bucket, -density))
     return list(zip(at_class[order].tolist(), at_bucket[order].tolist(), strict=True))
 
 
-def _place(problem: Problem, y: IntArray, left: IntArray, *, k: int, wanted: int, worth: int) -> int:
-    """Starts up to `wanted` jobs of class `k` in `y`, cheapest options first; returns how many.
+def _place(problem: Problem, y: IntArray, left: list[int], mine: _Choices, *, wanted: int, worth: int) -> int:
+    """Starts up to `wanted` jobs of a class in `y`, cheapest options first; returns how many.
 
-    `left` is what the rows have left and is kept in step.
+    `left` is what the rows have left and is kept in step, as is `mine`: what is full leaves it.
     """
-    options = problem.options(k)
-    cost = problem.cost[options]
-    starts = problem.entry_first[options.start : options.stop + 1]
-    entries = slice(int(starts[0]), int(starts[-1]))
-    rows, coefs = problem.entry_row[entries], problem.entry_coef[entries]
-    started = 0
-    while started < wanted:
-        room = np.minimum.reduceat(left[rows] // coefs, starts[:-1] - starts[0])
-        usable = np.flatnonzero((room > 0) & (cost < worth))
-        if not len(usable):
-            break
-        best = int(usable[np.argmin(cost[usable])])
-        count = min(wanted - started, int(room[best]))
-        mine = slice(int(starts[best] - starts[0]), int(starts[best + 1] - starts[0]))
-        # An option has a row at most once, so plain indexing subtracts every entry.
-        left[rows[mine]] -= coefs[mine] * count
-        y[options.start + best] += count
-        started += count
+    started = at = 0
+    while started < wanted and at < len(mine.options) and mine.costs[at] < worth:
+        option = mine.options[at]
+        entries = slice(problem.entry_first[option], problem.entry_first[option + 1])
+        rows, coefs = problem.entry_row[entries].tolist(), problem.entry_coef[entries].tolist()
+        count = min(wanted - started, *map(floordiv, map(left.__getitem__, rows), coefs))
+        if count > 0:
+            for row, coef in zip(rows, coefs, strict=True):
+                left[row] -= coef * count
+            y[option] += count
+            started += count
+        if started < wanted:
+            at += 1
+    del mine.options[:at], mine.costs[:at]
     return started

@@ -30,14 +30,20 @@ def run_id(prefix: str, entropy: bytes) -> RunId:
 
 
 _AVOIDING = "~"
+_HOLDER = "!"
 
 
 def avoiding_key(key: str, centers: Iterable[CenterId]) -> str:
     """The key of those jobs of class `key` that keep away from `centers` for now."""
-    avoided = ",".join(sorted(centers))
+    avoided = ",".join(sorted(set(centers)))
     return f"{key}{_AVOIDING}{avoided}" if avoided else key
+
+
+def holder_key(key: str, job: JobId) -> str:
+    """The key of the one job of class `key` that capacity is held for."""
+    return f"{key}{_HOLDER}{job}"
 
 
 def base_key(key: str) -> str:
     """The class key of a job, from the key of a class in a snapshot."""
-    return key.partition(_AVOIDING)[0]
+    return key.partition(_HOLDER)[0].partition(_AVOIDING)[0]

@@ -44,7 +44,8 @@ class Placed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Accepted(Event):
-    """The center took the submission.  `to_start`: it was only created and needs a start call."""
+    """The center took the submission or the start.  `to_start`: the run was only created and needs a
+    start call."""
 
     remote: RemoteId
     to_start: bool = False
@@ -52,7 +53,7 @@ class Accepted(Event):
 
 @dataclass(frozen=True, slots=True)
 class SubmitRefused(Event):
-    """The center said no, with no effect."""
+    """The center said no to a submission or start, with no effect."""
 
     failure: FailureKind
     message: str
@@ -158,7 +159,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class DropSubmission:
-    """Take the unclaimed submission out of the outbox."""
+    """Take the unclaimed submission or start out of the outbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +269,11 @@ def _drop(job: JobFacts, run: RunFacts, _event: Event) -> Step:
     return Step(job, run, dropped=True)
 
 
+def _nothing(job: JobFacts, run: RunFacts, _event: Event) -> Step:
+    """The run is further than the event: there is nothing to change."""
+    return Step(job, run)
+
+
 def _placed(job: JobFacts, run: RunFacts, event: Placed) -> Step:
     return Step(
         replace(job, state=JobState.ACTIVE, message=""),
@@ -291,7 +297,9 @@ def _arrived_late(job: JobFacts, run: RunFacts, event: Accepted | Found) -> Step
 
 
 def _refused(job: JobFacts, run: RunFacts, event: SubmitRefused) -> Step:
-    return _end(job, run, RunState.FAILED, event.at_ms, failure=event.failure, message=event.message)
+    """A run that was created and is not started (two phases) must not stay at the center."""
+    owed = () if run.remote is None else (OweStop(),)
+    return _end(job, run, RunState.FAILED, event.at_ms, *owed, failure=event.failure, message=event.message)
 
 
 def _doubtful(job: JobFacts, run: RunFacts, event: OutcomeUnknown) -> Step:
@@ -400,6 +408,11 @@ def _seen_gone(job: JobFacts, run: RunFacts, event: SeenGone) -> Step:
     return _lose(job, run, event.at_ms, "the center says that this run does not exist")
 
 
+def _gone_while_lost(job: JobFacts, run: RunFacts, event: SeenGone) -> Step:
+    """LOST does not expire by itself, but a run that was asked to stop and is gone has stopped."""
+    return Step(job, run) if run.stop is None else _seen_gone(job, run, event)
+
+
 def _silent(job: JobFacts, run: RunFacts, event: WentSilent) -> Step:
     return _lose(job, run, event.at_ms, "the center is silent")
 
@@ -430,11 +443,13 @@ def _stop_submitting(job: JobFacts, run: RunFacts, event: StopRequested) -> Step
 
 
 def _stop_live(job: JobFacts, run: RunFacts, event: StopRequested) -> Step:
+    # A created run whose start nobody has claimed must not be started any more.
+    dropped = () if event.claimed else (DropSubmission(),)
     if run.stop and STOP_STRENGTH[run.stop.reason] >= STOP_STRENGTH[event.reason]:
-        return Step(job, run)
+        return Step(job, run, dropped)
     stop = Stop(event.reason, event.at_ms)
     run = replace(run, stop=stop)
-    return Step(replace(job, stop=stop), run, _stop_owed(run))
+    return Step(replace(job, stop=stop), run, (*dropped, *_stop_owed(run)))
 
 
 def _resolved(job: JobFacts, run: RunFacts, event: Resolved) -> Step:
@@ -495,21 +510,25 @@ _on(Accepted, _arrived_late, *_ENDED)
 _on(Found, _arrived_late, *_ENDED)
 _on(Placed, _placed, RunState.NEW)
 _on(Accepted, _accepted, RunState.SUBMITTING, RunState.DOUBT)
-_on(SubmitRefused, _refused, RunState.SUBMITTING, RunState.DOUBT)
+_on(SubmitRefused, _refused, RunState.SUBMITTING, RunState.DOUBT, RunState.PENDING)
 _on(OutcomeUnknown, _doubtful, RunState.SUBMITTING, RunState.DOUBT, RunState.PENDING)
+# Tracking may see a run before the answer to its start comes, or does not come.
+_on(Accepted, _nothing, RunState.PENDING, RunState.RUNNING, RunState.LOST)
+_on(SubmitRefused, _nothing, RunState.RUNNING, RunState.LOST)
+_on(OutcomeUnknown, _nothing, RunState.RUNNING, RunState.LOST)
 _on(Found, _found, RunState.DOUBT)
-_on(Found, _drop, RunState.PENDING, RunState.RUNNING, RunState.LOST)
+_on(Found, _nothing, RunState.PENDING, RunState.RUNNING, RunState.LOST)
 _on(NotFound, _not_found, RunState.DOUBT)
-_on(NotFound, _drop, RunState.PENDING, RunState.RUNNING, RunState.LOST)
+_on(NotFound, _nothing, RunState.PENDING, RunState.RUNNING, RunState.LOST)
 _on(SeenPending, _seen_pending, *_KNOWN)
 _on(SeenRunning, _seen_running, *_KNOWN)
 _on(SeenSucceeded, _seen_succeeded, *_KNOWN)
 _on(SeenFailed, _seen_failed, *_KNOWN)
 _on(SeenStopped, _seen_stopped, *_KNOWN)
 _on(SeenGone, _seen_gone, RunState.DOUBT, RunState.PENDING, RunState.RUNNING)
-_on(SeenGone, _drop, RunState.LOST)
+_on(SeenGone, _gone_while_lost, RunState.LOST)
 _on(WentSilent, _silent, RunState.PENDING, RunState.RUNNING)
-_on(WentSilent, _drop, RunState.SUBMITTING, RunState.DOUBT, RunState.LOST)
+_on(WentSilent, _nothing, RunState.SUBMITTING, RunState.DOUBT, RunState.LOST)
 _on(StopRequested, _stop_new, RunState.NEW)
 _on(StopRequested, _stop_submitting, RunState.SUBMITTING)
 _on(StopRequested, _stop_live, *_KNOWN)

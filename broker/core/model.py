@@ -11,7 +11,7 @@ micro-CNY per hour; money is never a float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NewType
@@ -165,6 +165,14 @@ class Tier(IntEnum):
     NORMAL = 1
     HIGH = 2
     VIP = 3
+
+
+class Why(StrEnum):
+    """What a reservation holds capacity for; the order is the order in which they are served."""
+
+    PREEMPTING = "preempting"  # runs were asked to end for the job
+    VIP = "vip"  # a VIP job waits for lower work to end
+    GANG = "gang"  # a gang or a large job has waited too long
 
 
 class OnLost(StrEnum):
@@ -386,7 +394,11 @@ class RunFacts:
 class Claim:
     """What a live run holds in a pool: `nodes` times `shape`, on named nodes where known.
 
-    `started_ms` is None while the center has not said that the run started.
+    `started_ms` is None while the center has not said that the run started.  `stopping`: it was asked
+    to end.  `estimate_s` is its planned run time.  `checkpoint_ms`: the newest checkpoint that was
+    seen, None where nobody looks.  `preempted`: how often the broker has stopped runs of its job for
+    others.  `request` and `queued_ms` tell what the job is worth once it waits again; without a
+    request a claim is nobody's victim.
     """
 
     run: RunId
@@ -397,11 +409,24 @@ class Claim:
     started_ms: int | None = None
     tier: Tier = Tier.NORMAL
     tenant: TenantId = TenantId("")
+    job: JobId = JobId("")
+    class_key: str = ""
+    state: RunState = RunState.RUNNING
+    stopping: bool = False
+    estimate_s: int = DEFAULT_ESTIMATE_S
+    rate_micro_per_hour: int = 0
+    request: JobRequest | None = None
+    queued_ms: int = 0
+    checkpoint_ms: int | None = None
+    preempted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The only way to hold capacity: `nodes` slots of `slot` units in a pool for a job."""
+    """The only way to hold capacity: `nodes` slots of `slot` units in a pool for a job.
+
+    A job has at most one.  `why` is one of Why; `node_names` are the nodes a VIP job names.
+    """
 
     id: int
     pool: PoolId
@@ -430,6 +455,8 @@ class CenterFacts:
     max_run_time_s: int | None = None
     images: frozenset[str] = frozenset()  # logical image ids this center can use
     any_image_url: bool = True
+    node_hold: bool = False  # the platform can hold named nodes
+    vip_kill: bool = False  # it kills for VIP jobs by itself, and the operator allows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,8 +477,29 @@ class JobClass:
     key: str
     request: JobRequest
     tenant: TenantId
-    jobs: tuple[QueuedJob, ...]
+    jobs: Sequence[QueuedJob]
     avoid: frozenset[CenterId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Kills:
+    """What preemption has done for a job and to it; few jobs have a record.
+
+    `sets` are victim sets stopped for it since it last ran, `last_ms` is when the last one was;
+    `suffered` are its own runs that the broker stopped for others.
+    """
+
+    sets: int = 0
+    last_ms: int | None = None
+    suffered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """A data set that jobs read: its size and the centers that have it ready."""
+
+    bytes: int
+    ready: frozenset[CenterId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,6 +508,8 @@ class Snapshot:
 
     `version` is the number of the last event in it.  `minute_of_week` is local time of the
     configured zone (Monday 00:00 is 0): price windows need it and the core has no clock.
+    `usage` is accelerator-seconds of ended runs per tenant, decayed; `kills` counts runs of a tenant
+    that were stopped for others within the last hour; `kill_records` are those of waiting jobs.
     """
 
     version: int
@@ -471,3 +521,7 @@ class Snapshot:
     reservations: tuple[Reservation, ...]
     classes: tuple[JobClass, ...]
     accelerators: Mapping[str, Accelerator] = field(default_factory=dict)
+    ready_data: Mapping[str, DataFacts] = field(default_factory=dict)
+    usage: Mapping[TenantId, int] = field(default_factory=dict)
+    kills: Mapping[TenantId, int] = field(default_factory=dict)
+    kill_records: Mapping[JobId, Kills] = field(default_factory=dict)

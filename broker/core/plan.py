@@ -6,17 +6,22 @@ the arrays of the problem; a defect there must not hide itself here.
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import overload
 
 from broker.core.explain import Reason
 from broker.core.model import (
+    DEFAULT_ESTIMATE_S,
     Accuracy,
     CenterFacts,
     CenterId,
     CenterState,
+    Claim,
     FreeNodes,
     Health,
     JobClass,
@@ -26,11 +31,25 @@ from broker.core.model import (
     PoolId,
     Reservation,
     RunId,
+    RunState,
     Snapshot,
     Spec,
+    Tier,
+    Why,
 )
+from broker.core.queue import as_queue
 from broker.core.resources import effective_gflops, rate_micro_per_hour, slot_size
-from broker.core.snapshot import effective_free, in_flight_room, units
+from broker.core.snapshot import (
+    Free,
+    effective_free,
+    holdings,
+    in_flight_room,
+    of_pool,
+    supply,
+    units,
+    with_holders,
+    without,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +57,8 @@ class Placement:
     """One job that starts: `nodes` slots of `slot` units of a pool.
 
     `rate_micro_per_hour` is the price of the whole job at the snapshot's minute, `cost_micro` that
-    price over the estimate of the job's class.
+    price over the estimate of the job's class.  `platform_kills`: the platform makes room for it by
+    itself, as its operator allows, so nothing has to be free.
     """
 
     job: JobId
@@ -50,6 +70,103 @@ class Placement:
     nodes: int
     cost_micro: int
     rate_micro_per_hour: int
+    platform_kills: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Placements that differ by job alone; `kind` has no job.
+
+    `first` is where the jobs stand, one after the other, in their class's queue; -1: anywhere.
+    """
+
+    kind: Placement
+    jobs: Sequence[JobId]
+    first: int = -1
+
+
+class Placements(Sequence[Placement]):
+    """Placements by kind: a round places many jobs in few kinds, and each is made when looked at."""
+
+    __slots__ = ("_ends", "alike")
+
+    def __init__(self, alike: Iterable[Alike] = ()) -> None:
+        self.alike = tuple(alike)
+        self._ends = list(itertools.accumulate(len(a.jobs) for a in self.alike))
+
+    @overload
+    def __getitem__(self, index: int) -> Placement: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Placement, ...]: ...
+    def __getitem__(self, index: int | slice) -> Placement | tuple[Placement, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        at = range(len(self))[index]
+        group = bisect_right(self._ends, at)
+        one = self.alike[group]
+        return replace(one.kind, job=one.jobs[at - self._ends[group] + len(one.jobs)])
+
+    def __iter__(self) -> Iterator[Placement]:
+        return (replace(one.kind, job=job) for one in self.alike for job in one.jobs)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __add__(self, further: Iterable[Placement]) -> Placements:
+        return Placements((*self.alike, *grouped(further)))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Placements) and self.alike == other.alike:
+            return True
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Placements({list(self)!r})"
+
+
+def grouped(placements: Iterable[Placement]) -> tuple[Alike, ...]:
+    """Any placements by kind."""
+    if isinstance(placements, Placements):
+        return placements.alike
+    kinds: dict[Placement, list[JobId]] = {}
+    for placement in placements:
+        kinds.setdefault(replace(placement, job=JobId("")), []).append(placement.job)
+    return tuple(Alike(kind, jobs) for kind, jobs in kinds.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """The runs that are stopped so that one job can start in `pool`.
+
+    `price_micro` is what they lose: work since their last checkpoints, restarts, and their worth as
+    waiting jobs.  `lost_card_s` is the work alone, in accelerator-seconds.
+    """
+
+    job: JobId
+    pool: PoolId
+    victims: tuple[RunId, ...]
+    price_micro: int
+    lost_card_s: int
+
+
+def after(snapshot: Snapshot, placements: Iterable[Placement]) -> Snapshot:
+    """The snapshot with these placements as runs that have not started."""
+    requests = {c.key: c.request for c in snapshot.classes}
+    made = tuple(
+        Claim(
+            run=RunId(f"+{p.job}"),
+            center=p.center,
+            pool=p.pool,
+            shape=p.spec.shape,
+            nodes=p.nodes,
+            estimate_s=requests[p.class_key].estimate_s if p.class_key in requests else DEFAULT_ESTIMATE_S,
+        )
+        for p in placements
+    )
+    return replace(snapshot, claims=(*snapshot.claims, *made))
 
 
 class Source(StrEnum):
@@ -63,59 +180,141 @@ class Source(StrEnum):
 class Plan:
     """The decision of one round on the snapshot of version `based_on`.
 
-    `objective` is micro-CNY: cost of what starts plus worth of what waits.  No plan is below `bound`,
-    where the relaxation was solved to the end.  `deferrals` has the reasons of every class, by key,
-    of which jobs still wait.
+    `objective` is micro-CNY: cost of what starts plus worth of what waits.  No plan is below `bound`.
+    `reservations` are all that hold after this round,
+    at most one for a job; those with id 0 are new.  `deferrals` has the reasons of every class, by
+    key, of which jobs still wait.
     """
 
     based_on: int
-    placements: tuple[Placement, ...] = ()
-    stops: tuple[RunId, ...] = ()  # runs to preempt
+    placements: Sequence[Placement] = ()
+    preemptions: tuple[Preemption, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     stagings: tuple[tuple[str, CenterId], ...] = ()  # data sets to copy
     deferrals: Mapping[str, tuple[Reason, ...]] = field(default_factory=dict)
     objective: int = 0
-    bound: int | None = None
+    bound: int = 0
     solver_status: str = ""
     source: Source = Source.GREEDY
 
+    @property
+    def stops(self) -> tuple[RunId, ...]:
+        """The runs to preempt."""
+        return tuple(run for preemption in self.preemptions for run in preemption.victims)
 
-def violations(plan: Plan, snapshot: Snapshot) -> list[str]:
+
+def violations(plan: Plan, snapshot: Snapshot, free: Free | None = None) -> list[str]:
     """Everything in `plan` that the snapshot does not allow, in words; empty: it can be carried out.
 
-    Placements are packed node by node on the effective free nodes of each pool, largest slots first.
+    Placements are packed node by node on the effective free nodes of each pool, largest slots first,
+    and those of jobs that leave reservations alone on what these leave.  `free` is
+    effective_free(snapshot, reservations=()), where at hand.
     """
+    snapshot = with_holders(snapshot)
     found: list[str] = []
     if plan.based_on != snapshot.version:
         found.append(f"the plan is for version {plan.based_on}, the snapshot has {snapshot.version}")
     centers = {c.id: c for c in snapshot.centers}
     pools = {p.id: p for p in snapshot.pools}
-    queued = {job.id: job_class for job_class in snapshot.classes for job in job_class.jobs}
-    for job, times in Counter(p.job for p in plan.placements).items():
-        if times > 1:
-            found.append(f"job {job} is placed {times} times")
-    # Placements of a class in a pool differ by job alone, so each kind is looked at once.
-    kinds: dict[Placement, list[JobId]] = {}
-    for placement in plan.placements:
-        if placement.job not in queued:
-            found.append(f"job {placement.job} is not queued")
-        elif queued[placement.job].key != placement.class_key:
-            found.append(f"job {placement.job} is of class {queued[placement.job].key}")
-        kinds.setdefault(replace(placement, job=JobId("")), []).append(placement.job)
     keyed = {c.key: c for c in snapshot.classes}
-    for kind, jobs in kinds.items():
+    alike = grouped(plan.placements)
+    found += _job_faults(alike, snapshot, keyed)
+    sent: Counter[CenterId] = Counter()
+    for one in alike:
+        kind = one.kind
+        sent[kind.center] += len(one.jobs)
         job_class, center, pool = keyed.get(kind.class_key), centers.get(kind.center), pools.get(kind.pool)
         if job_class is None or center is None or pool is None or pool.center != kind.center:
-            found.append(f"job {jobs[0]}: no class {kind.class_key}, or no pool {kind.pool} at {kind.center}")
+            found.append(
+                f"job {one.jobs[0]}: no class {kind.class_key}, or no pool {kind.pool} at {kind.center}"
+            )
             continue
         wrong = [*_center_faults(job_class, center), *_pool_faults(kind, job_class, pool, snapshot)]
-        found += [f"job {jobs[0]} in {kind.pool}: {fault}" for fault in wrong]
-    sent = Counter(p.center for p in plan.placements)
+        found += [f"job {one.jobs[0]} in {kind.pool}: {fault}" for fault in wrong]
     for center_id, count in sorted(sent.items()):
         room = in_flight_room(centers[center_id]) if center_id in centers else 0
         if count > room:
             found.append(f"center {center_id}: {count} runs sent, in-flight room for {room}")
-    return found + _packing_faults(kinds, snapshot, pools)
+    packed = [(one.kind, len(one.jobs)) for one in alike if not one.kind.platform_kills]
+    free = effective_free(snapshot, reservations=()) if free is None else free
+    return found + _packing_faults(packed, snapshot, pools, free) + _preemption_faults(plan, snapshot, pools)
+
+
+def _job_faults(alike: Sequence[Alike], snapshot: Snapshot, keyed: Mapping[str, JobClass]) -> list[str]:
+    """Jobs that are not queued, or in another class, or placed more than once."""
+    found: list[str] = []
+    spans: dict[str, list[tuple[int, int]]] = {}
+    queued: dict[JobId, tuple[str, int]] | None = None
+    for one in alike:
+        first, last = one.first, one.first + len(one.jobs)
+        job_class = keyed.get(one.kind.class_key)
+        if first >= 0 and job_class and as_queue(job_class.jobs).ids[first:last] == one.jobs:
+            spans.setdefault(job_class.key, []).append((first, last))
+            continue
+        if queued is None:
+            queued = {job: (c.key, i) for c in snapshot.classes for i, job in enumerate(as_queue(c.jobs).ids)}
+        for job in one.jobs:
+            key, at = queued.get(job, ("", 0))
+            if job not in queued:
+                found.append(f"job {job} is not queued")
+            elif key != one.kind.class_key:
+                found.append(f"job {job} is of class {key}")
+            spans.setdefault(key, []).append((at, at + 1))
+    for key, taken in spans.items():
+        done = 0
+        for first, last in sorted(taken):
+            if first < done and key in keyed:
+                found.append(f"job {keyed[key].jobs[first].id} is placed more than once")
+            done = max(done, last)
+    return found
+
+
+def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Pool]) -> list[str]:
+    """What is wrong with the stops: victims, who they are for, and that they are enough (law 6)."""
+    if not plan.preemptions:
+        return []
+    found = [f"run {run} is stopped {n} times" for run, n in Counter(plan.stops).items() if n > 1]
+    claims = {c.run: c for c in snapshot.claims}
+    jobs = {p.job for p in plan.preemptions}
+    waiting = {job.id: c.request for c in snapshot.classes for job in c.jobs if job.id in jobs}
+    placed = {p.job for p in plan.placements}
+    world = after(snapshot, plan.placements)
+    ending = {c.run for c in snapshot.claims if c.stopping} | set(plan.stops)
+    for preemption in plan.preemptions:
+        for run in preemption.victims:
+            claim = claims.get(run)
+            fault = "does not run" if claim is None or claim.stopping else _victim_fault(claim, preemption)
+            found += [f"victim {run} of {preemption.job} {fault}"] if fault else []
+        request, record = waiting.get(preemption.job), snapshot.kill_records.get(preemption.job)
+        if request is None or preemption.job in placed:
+            found.append(f"runs are stopped for {preemption.job}, which does not wait")
+        elif request.tier is not Tier.VIP or request.preempt_policy != 2 or (record and record.suffered):
+            found.append(f"runs are stopped for {preemption.job}, which may not preempt")
+        held = [r for r in plan.reservations if r.job == preemption.job and r.pool == preemption.pool]
+        if not held or not preemption.victims or preemption.pool not in pools:
+            found.append(f"nothing is held for {preemption.job} in {preemption.pool}")
+            continue
+        part = of_pool(world, pools[preemption.pool])
+        others = [
+            r
+            for r in plan.reservations
+            if r.pool == preemption.pool
+            and r.job != preemption.job
+            and (r.why == Why.PREEMPTING or (r.why == Why.VIP and r in snapshot.reservations))
+        ]
+        then = effective_free(without(part, ending, slot=held[0].slot), reservations=others)
+        have = supply(pools[preemption.pool].shape, then[preemption.pool], held[0].slot)
+        if have < held[0].nodes:
+            found.append(f"job {preemption.job}: {have} slots without its victims, {held[0].nodes} needed")
+    return found
+
+
+def _victim_fault(claim: Claim, preemption: Preemption) -> str:
+    if claim.request is None or not claim.request.preemptible:
+        return "is not preemptible"
+    if claim.tier >= Tier.VIP or claim.state is not RunState.RUNNING or claim.pool != preemption.pool:
+        return f"is a {claim.tier.name} run in {claim.state}, in {claim.pool}"
+    return ""
 
 
 def _center_faults(job_class: JobClass, center: CenterFacts) -> list[str]:
@@ -126,66 +325,84 @@ def _center_faults(job_class: JobClass, center: CenterFacts) -> list[str]:
         else not request.image_url or center.any_image_url
     )
     limit = center.max_run_time_s
-    checks = (
-        (center.state is CenterState.ACTIVE, f"center is {center.state}"),
-        (center.health is Health.FRESH, f"center is {center.health}"),
-        (not request.centers or center.id in request.centers, "the job names other centers"),
-        (center.id not in job_class.avoid, "the job avoids the center"),
-        (request.kind is not Kind.ONLINE or center.services, "no services there"),
-        (image_ok, f"no image {request.image_id or request.image_url} there"),
-        (request.nodes == 1 or center.gang, "no gangs there"),
+    checks: tuple[tuple[bool, Callable[[], str]], ...] = (
+        (center.state is CenterState.ACTIVE, lambda: f"center is {center.state}"),
+        (center.health is Health.FRESH, lambda: f"center is {center.health}"),
+        (not request.centers or center.id in request.centers, lambda: "the job names other centers"),
+        (center.id not in job_class.avoid, lambda: "the job avoids the center"),
+        (request.kind is not Kind.ONLINE or center.services, lambda: "no services there"),
+        (image_ok, lambda: f"no image {request.image_id or request.image_url} there"),
+        (request.nodes == 1 or center.gang, lambda: "no gangs there"),
         (
             limit is None or request.max_run_time_s is None or request.max_run_time_s <= limit,
-            f"{request.max_run_time_s} s is longer than {limit} s",
+            lambda: f"{request.max_run_time_s} s is longer than {limit} s",
         ),
     )
-    return [fault for ok, fault in checks if not ok]
+    return [fault() for ok, fault in checks if not ok]
 
 
 def _pool_faults(kind: Placement, job_class: JobClass, pool: Pool, snapshot: Snapshot) -> list[str]:
     request, shape, node = job_class.request, kind.spec.shape, pool.shape
     rate = rate_micro_per_hour(pool, shape, kind.nodes, snapshot.minute_of_week)
-    ceiling = request.max_rate_micro
-    checks = (
-        (kind.nodes == request.nodes, f"{kind.nodes} nodes instead of {request.nodes}"),
+    ceiling, slot = request.max_rate_micro, slot_size(node, shape)
+    checks: tuple[tuple[bool, Callable[[], str]], ...] = (
+        (kind.nodes == request.nodes, lambda: f"{kind.nodes} nodes instead of {request.nodes}"),
         (
             request.nodes <= pool.nodes or (pool.accuracy is Accuracy.UNKNOWN and pool.nodes == 0),
-            f"{request.nodes} nodes in a pool of {pool.nodes}",
+            lambda: f"{request.nodes} nodes in a pool of {pool.nodes}",
         ),
-        (request.spec is None or kind.spec == request.spec, f"spec {kind.spec.id} is not the one asked for"),
+        (
+            request.spec is None or kind.spec == request.spec,
+            lambda: f"spec {kind.spec.id} is not the one asked for",
+        ),
         (
             request.spec is not None or effective_gflops(shape, snapshot.accelerators) >= request.min_gflops,
-            f"spec {kind.spec.id} is weaker than {request.min_gflops} GFLOPS",
+            lambda: f"spec {kind.spec.id} is weaker than {request.min_gflops} GFLOPS",
         ),
-        (shape.accelerator == node.accelerator, f"{shape.accelerator!r} on {node.accelerator!r}"),
-        (shape.arch == node.arch, f"{shape.arch} on {node.arch}"),
+        (shape.accelerator == node.accelerator, lambda: f"{shape.accelerator!r} on {node.accelerator!r}"),
+        (shape.arch == node.arch, lambda: f"{shape.arch} on {node.arch}"),
         (
             not shape.accelerators or shape.accelerator_memory_gib == node.accelerator_memory_gib,
-            f"{shape.accelerator_memory_gib} GiB cards on {node.accelerator_memory_gib} GiB cards",
+            lambda: f"{shape.accelerator_memory_gib} GiB cards on {node.accelerator_memory_gib} GiB cards",
         ),
-        (not pool.specs or kind.spec.id in {s.id for s in pool.specs}, f"{kind.spec.id} is not offered"),
-        (0 < slot_size(node, shape) == kind.slot, f"slot of {kind.slot} instead of {slot_size(node, shape)}"),
-        (ceiling is None or rate <= ceiling, f"{rate} micro-CNY/h above the ceiling {ceiling}"),
-        (rate == kind.rate_micro_per_hour, f"rate {kind.rate_micro_per_hour} instead of {rate}"),
+        (
+            not pool.specs or kind.spec.id in {s.id for s in pool.specs},
+            lambda: f"{kind.spec.id} is not offered",
+        ),
+        (0 < slot == kind.slot, lambda: f"slot of {kind.slot} instead of {slot}"),
+        (ceiling is None or rate <= ceiling, lambda: f"{rate} micro-CNY/h above the ceiling {ceiling}"),
+        (rate == kind.rate_micro_per_hour, lambda: f"rate {kind.rate_micro_per_hour} instead of {rate}"),
     )
-    return [fault for ok, fault in checks if not ok]
+    return [fault() for ok, fault in checks if not ok]
 
 
 def _packing_faults(
-    kinds: Mapping[Placement, Sequence[JobId]], snapshot: Snapshot, pools: Mapping[PoolId, Pool]
+    kinds: Sequence[tuple[Placement, int]],
+    snapshot: Snapshot,
+    pools: Mapping[PoolId, Pool],
+    free: Free,
 ) -> list[str]:
-    free = effective_free(snapshot)
-    wanted: dict[PoolId, Counter[tuple[int, Spec]]] = {}
-    for kind, jobs in kinds.items():
+    held = holdings(snapshot)
+    keyed = {c.key: c for c in snapshot.classes}
+    placed: dict[PoolId, list[tuple[int, Placement, int]]] = {}
+    for kind, count in kinds:
         if kind.pool in pools and pools[kind.pool].accuracy is not Accuracy.UNKNOWN:
-            slots = wanted.setdefault(kind.pool, Counter())
-            slots[kind.slot, kind.spec] += kind.nodes * len(jobs)
+            job_class, holding = keyed.get(kind.class_key), held.get(kind.pool)
+            leaves = 0 if holding is None or job_class is None else holding.depth(job_class, snapshot.now_ms)
+            placed.setdefault(kind.pool, []).append((leaves, kind, count))
     found = []
-    for pool_id in sorted(wanted):
-        unpacked = pack(pools[pool_id], free[pool_id], wanted[pool_id])
-        found += [
-            f"pool {pool_id}: {n} slots of {t} for {s.id} do not pack" for (t, s), n in unpacked.items()
-        ]
+    for pool_id in sorted(placed):
+        levels = [free[pool_id], *(held[pool_id].free[1:] if pool_id in held else ())]
+        for level, there in enumerate(levels):
+            wanted: Counter[tuple[int, Spec]] = Counter()
+            for leaves, kind, count in placed[pool_id]:
+                if leaves >= level:
+                    wanted[kind.slot, kind.spec] += kind.nodes * count
+            beside = f" beside what is held for {held[pool_id].reservations[level - 1].job}" if level else ""
+            found += [
+                f"pool {pool_id}: {n} slots of {t} for {s.id} do not pack{beside}"
+                for (t, s), n in pack(pools[pool_id], there, wanted).items()
+            ]
     return found
 
 
@@ -205,7 +422,11 @@ def pack(
         shape, left = spec.shape, count
         need = (slot, shape.accelerators, shape.cores, shape.memory_gib)
         while left:
-            fitting = [s for s, n in nodes.items() if n and all(a >= b for a, b in zip(s, need, strict=True))]
+            fitting = [
+                s
+                for s, n in nodes.items()
+                if n and s[0] >= slot and s[1] >= need[1] and s[2] >= need[2] and s[3] >= need[3]
+            ]
             if not fitting:
                 unpacked[slot, spec] = left
                 break

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,8 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.core.explain import Code
+from broker.core.model import Claim, JobId, TenantId, Why
 
 if TYPE_CHECKING:
+    from broker.core.model import Snapshot
     from broker.core.problem import Problem
 
 IntArray = npt.NDArray[np.int64]
@@ -56,10 +59,52 @@ class Limit:
             raise ValueError(f"limit {self.name}: {self.options.size} options for {self.coefficients.size}")
         if self.options.size and int(self.coefficients.min()) <= 0:
             raise ValueError(f"limit {self.name}: coefficient {int(self.coefficients.min())} is not positive")
-        if np.unique(self.options).size != self.options.size:
+        rising = self.options.size < 2 or bool((np.diff(self.options) > 0).all())
+        if not rising and np.unique(self.options).size != self.options.size:
             raise ValueError(f"limit {self.name}: an option occurs twice")
         if self.bound < 0:
             raise ValueError(f"limit {self.name}: bound {self.bound} is negative; 0 stops everything")
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A waiting job that is older than `after_s` gets a reservation for `expires_s`.
+
+    At most `depth` of the kind hold at a time.
+    """
+
+    why: Why
+    after_s: int
+    expires_s: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A run that could be stopped; `worth` is what its job is weighed at once it waits again."""
+
+    claim: Claim
+    worth: int
+
+    def lost_s(self, now_ms: int) -> int:
+        """Seconds of work that are lost when the run is stopped now.
+
+        From the newest checkpoint that was seen; a resumable job that states an interval is believed
+        to write one that often.
+        """
+        claim, request = self.claim, self.claim.request
+        since_ms = max(now_ms if claim.started_ms is None else claim.started_ms, claim.checkpoint_ms or 0)
+        lost_s = max(0, now_ms - since_ms) // 1000
+        if request is not None and request.resumable and request.checkpoint_interval_s:
+            lost_s = min(lost_s, request.checkpoint_interval_s)
+        return lost_s
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """A run that must not be stopped for another; `why` in words."""
+
+    why: str
 
 
 class Policy(Protocol):
@@ -81,8 +126,37 @@ class Policy(Protocol):
         """Micro-CNY per age bucket: what leaving a job of class `k` waiting is weighed at."""
         ...
 
+    def share(self, p: Problem, k: int) -> int:
+        """Thousandths that the worth of class `k` is multiplied by; 1000 changes nothing."""
+        ...
+
     def limits(self, p: Problem) -> tuple[Limit, ...]:
-        """Rows across classes."""
+        """Rows across classes; asked in every round."""
+        ...
+
+    def depends(self, snapshot: Snapshot) -> Hashable:
+        """What the policy's codes, costs and worths rest on besides the class and facts of pools and
+        centers: they are asked for again when it changes, and otherwise only for what changed.
+
+        A policy that looks at what is free in a pool says so by a class variable `reads_free = True`
+        and is asked for the pools where that changes.
+        """
+        ...
+
+    def hold(self, p: Problem, k: int) -> Hold | None:
+        """Whether jobs of class `k` that wait get a reservation; the first policy that says so counts."""
+        ...
+
+    def may_preempt(self, p: Problem, job: JobId) -> bool:
+        """May runs be stopped for this VIP job now?  Every policy with a word on it must agree."""
+        ...
+
+    def price(self, p: Problem, victim: Victim) -> int | Protected:
+        """Micro-CNY that stopping a run costs."""
+        ...
+
+    def kill_room(self, p: Problem, tenant: TenantId) -> int:
+        """Runs of a tenant that may still be stopped for others now."""
         ...
 
 
@@ -117,18 +191,75 @@ class PolicySet:
         return total
 
     def worth(self, p: Problem, k: int) -> IntArray:
-        """Micro-CNY per age bucket.  Waiting never lowers it: jobs of a class start oldest first."""
+        """Micro-CNY per age bucket.  Waiting never lowers it: jobs of a class start oldest first.
+
+        Shares count on what a job is worth beyond its dearest option: they change who goes first, but
+        nothing stands idle that nobody else wants.
+        """
         total = np.zeros(len(p.age_s), dtype=np.int64)
         for permille, method in self._methods("worth"):
             total += _weighed(method(p, k), permille)
+        shares = [method(p, k) for _, method in self._methods("share")]
+        if any(share != 1000 for share in shares):
+            dearest = int(p.cost[p.options(k)].max(initial=0))
+            gain = np.maximum(total - dearest, 0)
+            for share in shares:
+                gain = np.maximum(_weighed(gain, share), np.minimum(gain, 1))
+            total = np.where(total > dearest, dearest + gain, total)
         return np.maximum.accumulate(total)
+
+    def depends(self, snapshot: Snapshot) -> tuple[Hashable, ...]:
+        """What answers rest on besides classes, pools and centers; see Policy."""
+        return tuple(method(snapshot) for _, method in self._methods("depends"))
+
+    @property
+    def reads_free(self) -> bool:
+        """Whether codes, costs or worths rest on what is free in a pool; see Policy.depends."""
+        return any(getattr(w.policy, "reads_free", False) for w in self.policies)
 
     def limits(self, p: Problem) -> tuple[Limit, ...]:
         return tuple(limit for _, method in self._methods("limits") for limit in method(p))
 
+    def hold(self, p: Problem, k: int) -> Hold | None:
+        holds = (method(p, k) for _, method in self._methods("hold"))
+        return next((hold for hold in holds if hold is not None), None)
+
+    @property
+    def holds(self) -> bool:
+        """Whether any policy gives reservations."""
+        return bool(self._methods("hold"))
+
+    def may_preempt(self, p: Problem, job: JobId) -> bool:
+        """Without a policy that prices victims nothing is ever stopped."""
+        priced = bool(self._methods("price"))
+        return priced and all(method(p, job) for _, method in self._methods("may_preempt"))
+
+    def price(self, p: Problem, victim: Victim) -> int | Protected:
+        """The sum of all prices, or the first word that protects."""
+        total = 0
+        for permille, method in self._methods("price"):
+            price: int | Protected = method(p, victim)
+            if isinstance(price, Protected):
+                return price
+            total += price * permille // 1000
+        return total
+
+    def kill_room(self, p: Problem, tenant: TenantId) -> int:
+        return min((method(p, tenant) for _, method in self._methods("kill_room")), default=0)
+
+    @property
+    def usage_half_life_s(self) -> int | None:
+        """Half-life of the usage that a policy wants in the snapshot; None: none does."""
+        wanted = (getattr(w.policy, "usage_half_life_s", None) for w in self.policies)
+        return next((seconds for seconds in wanted if seconds is not None), None)
+
     def _methods(self, name: str) -> list[tuple[int, Any]]:
-        found = ((w.permille, getattr(w.policy, name, None)) for w in self.policies)
-        return [(permille, method) for permille, method in found if method is not None]
+        # By the type: a key of a policy may have the name of a method.
+        return [
+            (w.permille, getattr(w.policy, name))
+            for w in self.policies
+            if callable(getattr(type(w.policy), name, None))
+        ]
 
 
 def _weighed(money: IntArray, permille: int) -> IntArray:
@@ -196,6 +327,8 @@ def _weighted(
         if key not in fields:
             there = ", ".join(sorted(fields)) or "none"
             errors.append((path, f"unknown key; {name} has {there}, besides enabled and weight"))
+        elif (rows := _row_type(hints[key])) is not None and isinstance(value, list):
+            table[key] = _rows(path, rows, value, errors)
         elif not _is_a(value, hints[key]):
             wanted = getattr(hints[key], "__name__", hints[key])
             errors.append((path, f"must be {wanted}, not {value!r}"))
@@ -208,6 +341,38 @@ def _weighted(
         errors.append((f"policies.{name}", str(error)))
         return None
     return Weighted(name, policy, permille) if enabled else None
+
+
+def _row_type(hint: Any) -> Any:
+    """The dataclass of a field that is an array of tables, else None."""
+    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(element := typing.get_args(hint)[0]):
+        return element
+    return None
+
+
+def _rows(path: str, known: Any, tables: list[Any], errors: list[tuple[str, str]]) -> list[Any]:
+    """An array of tables as dataclasses; those that are wrong are missing, and `errors` has grown."""
+    rows = []
+    hints = typing.get_type_hints(known)
+    required = {f.name for f in dataclasses.fields(known) if f.default is dataclasses.MISSING}
+    for number, table in enumerate(tables):
+        where, before = f"{path}[{number}]", len(errors)
+        if not isinstance(table, dict):
+            errors.append((where, f"must be a table, not {table!r}"))
+            continue
+        for key, value in table.items():
+            if key not in hints:
+                errors.append((f"{where}.{key}", f"unknown key; there are {', '.join(sorted(hints))}"))
+            elif not _is_a(value, hints[key]):
+                wanted = getattr(hints[key], "__name__", hints[key])
+                errors.append((f"{where}.{key}", f"must be {wanted}, not {value!r}"))
+        errors += [(where, f"{key} is missing") for key in sorted(required - set(table))]
+        if len(errors) == before:
+            try:
+                rows.append(known(**table))
+            except ValueError as error:
+                errors.append((where, str(error)))
+    return rows
 
 
 def _permille(value: Any, path: str, errors: list[tuple[str, str]]) -> int:
@@ -226,6 +391,8 @@ def _is_a(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         element = typing.get_args(hint)[0]
         return isinstance(value, list) and all(_is_a(v, element) for v in value)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # a key that may be left out
+        return any(_is_a(value, one) for one in typing.get_args(hint) if one is not type(None))
     if hint is Decimal:
         return isinstance(value, int | Decimal) and not isinstance(value, bool)
     return type(value) is hint

@@ -54,7 +54,7 @@ def avoiding(
 ) -> tuple[tuple[CenterId, int], ...]:
     """`job.avoid` with `center` added until `avoid_s` from now.
 
-    A refusal is remembered for as long again after it has expired, so that the next one is longer.
+    A refusal is remembered for an hour after it has expired, so that the next one is longer.
     """
     kept = tuple((c, until) for c, until in job.avoid if until + 3_600_000 > now_ms)
     if center is None or avoid_s == 0:

@@ -6,18 +6,24 @@ explain, plan), threads and deadlines.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from broker.core.bound import lower_bound
 from broker.core.explain import Reason, explain_counts
 from broker.core.greedy import greedy
-from broker.core.model import Snapshot
-from broker.core.plan import Placement, Plan, Source, violations
+from broker.core.holds import held_reasons, hold
+from broker.core.model import JobId, Snapshot
+from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
 from broker.core.policy import PolicySet
 from broker.core.problem import IntArray, Problem, build
-from broker.core.snapshot import effective_free
-from broker.core.solver import LP, SolverStatus, solve, whole_plan
+from broker.core.queue import as_queue
+from broker.core.solver import LP, WHOLE, SolverStatus, solve, whole_plan
+
+CLOSE = 0.02
+"""Proven distance from the optimum, as a share of the objective, below which greedy is not tried."""
 
 
 class InfeasiblePlan(Exception):
@@ -27,31 +33,36 @@ class InfeasiblePlan(Exception):
 def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> Plan:
     """The plan of one round.
 
-    `lp` carries limits and whatever speeds up the next solve; it changes neither validity nor what
-    is optimal.  Raises InfeasiblePlan when the check finds fault with both candidates.
+    `lp` carries limits and whatever speeds up the next round; it changes neither validity nor what
+    is optimal.  The greedy plan is a candidate wherever it could be better: in every small round, and
+    where the relaxation did not come to its end or its plan is not proven within `CLOSE` of the
+    optimum.  Raises InfeasiblePlan when the check finds fault with all candidates.
     """
-    if not any(job_class.jobs for job_class in snapshot.classes):
+    if not any(len(job_class.jobs) for job_class in snapshot.classes):
         return Plan(based_on=snapshot.version, bound=0, solver_status=SolverStatus.UNUSED)
+    lp = LP() if lp is None else lp
     # 1 what is really free
-    free = effective_free(snapshot)
+    free = lp.memory.free(snapshot)
     # 2 classes, options, rows
-    problem = build(snapshot, policies, free)
-    # 3 the baseline
-    by_greedy = greedy(problem)
-    # 4 the relaxation
+    problem = build(snapshot, policies, free, lp.memory)
+    # 3 the relaxation
     relaxation = solve(problem, lp=lp)
-    candidates = [(problem.objective(by_greedy), Source.GREEDY, by_greedy)]
+    candidates: list[tuple[int, Source, IntArray]] = []
     if relaxation.status in (SolverStatus.OPTIMAL, SolverStatus.LIMIT):
-        # 5 whole jobs
+        # 4 whole jobs
         by_lp = whole_plan(problem, relaxation)
         candidates.append((problem.objective(by_lp), Source.LP, by_lp))
-    # 6 the better one first; the baseline where they are equal
+    # 5 the certificate, by the prices at hand
+    bound = lower_bound(problem, -relaxation.duals, relaxation.reduced)
+    if relaxation.status is not SolverStatus.OPTIMAL:
+        bound = max(bound, lower_bound(problem, lp.last_prices(problem)))
+    # 6 the baseline
+    close = candidates and candidates[0][0] - bound <= CLOSE * abs(candidates[0][0])
+    if len(problem.option_class) <= WHOLE or not close:
+        by_greedy = greedy(problem)
+        candidates.append((problem.objective(by_greedy), Source.GREEDY, by_greedy))
+    # the better one first; the baseline where they are equal
     candidates.sort(key=lambda c: (c[0], c[1] is not Source.GREEDY))
-    bound = None
-    if relaxation.status in (SolverStatus.OPTIMAL, SolverStatus.UNUSED):
-        # Less what a float of this size can be wrong by: a bound must not be above the optimum.
-        bound = int(np.floor(relaxation.objective - 1 - 1e-7 * abs(relaxation.objective)))
-        bound = min(bound, candidates[0][0])
     story = []
     for objective, source, y in candidates:
         # 7 jobs by name
@@ -59,52 +70,74 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
             based_on=snapshot.version,
             placements=placements(problem, y),
             objective=objective,
-            bound=bound,
+            bound=min(bound, candidates[0][0]),
             solver_status=relaxation.status,
             source=source,
         )
-        # 8 the independent check
-        faults = violations(plan, snapshot)
+        # 8 what is held for whom, and which runs are stopped for it
+        plan = hold(problem, plan, y)
+        # 9 the independent check
+        faults = violations(plan, snapshot, free)
         if not faults:
-            # 9 reasons of what waits
-            return _with_deferrals(plan, problem, y)
+            # 10 reasons of what waits
+            return replace(plan, deferrals=Deferrals(problem, plan, y))
         story.append(f"{source}: {'; '.join(faults[:5])} ({len(faults)} in all)")
     raise InfeasiblePlan(f"no plan for snapshot {snapshot.version}: {' | '.join(story)}")
 
 
-def placements(problem: Problem, y: IntArray) -> tuple[Placement, ...]:
+def placements(problem: Problem, y: IntArray) -> Placements:
     """Jobs per option as jobs by name: of a class the oldest first, to its cheapest options first."""
-    made: list[Placement] = []
-    for k, job_class in enumerate(problem.classes):
-        options = problem.options(k)
-        jobs = iter(job_class.jobs)
-        nodes, estimate_s = job_class.request.nodes, job_class.request.estimate_s
-        taken = options.start + np.flatnonzero(y[options])
-        for j in taken[np.argsort(problem.cost[taken], kind="stable")].tolist():
-            at = int(problem.option_pool[j])
-            pool, rate = problem.pools[at], int(problem.rate[j])
-            spec, slot = problem.specs[int(problem.fittings[k].spec[at])], int(problem.tau[j])
-            made += [
-                Placement(
-                    job=next(jobs).id,
-                    class_key=job_class.key,
-                    center=pool.center,
-                    pool=pool.id,
-                    spec=spec,
-                    slot=slot,
-                    nodes=nodes,
-                    cost_micro=rate * estimate_s // 3600,
-                    rate_micro_per_hour=rate,
-                )
-                for _ in range(int(y[j]))
-            ]
-    return tuple(made)
+    made: list[Alike] = []
+    taken = np.flatnonzero(y)
+    taken = taken[np.lexsort((problem.cost[taken], problem.option_class[taken]))]
+    first, last_class = 0, -1
+    for j, k, at, count in zip(
+        taken.tolist(),
+        problem.option_class[taken].tolist(),
+        problem.option_pool[taken].tolist(),
+        y[taken].tolist(),
+        strict=True,
+    ):
+        job_class, pool, rate = problem.classes[k], problem.pools[at], int(problem.rate[j])
+        first, last_class = (first if k == last_class else 0), k
+        kind = Placement(
+            job=JobId(""),
+            class_key=job_class.key,
+            center=pool.center,
+            pool=pool.id,
+            spec=problem.specs[int(problem.fittings[k].spec[at])],
+            slot=int(problem.tau[j]),
+            nodes=job_class.request.nodes,
+            cost_micro=rate * job_class.request.estimate_s // 3600,
+            rate_micro_per_hour=rate,
+        )
+        made.append(Alike(kind, as_queue(job_class.jobs).ids[first : first + count], first))
+        first += count
+    return Placements(made)
 
 
-def _with_deferrals(plan: Plan, problem: Problem, y: IntArray) -> Plan:
-    left = problem.left(y)
-    waits = problem.waiting.sum(axis=1) > problem.started(y)
-    deferrals: dict[str, tuple[Reason, ...]] = {
-        problem.classes[k].key: explain_counts(problem, y, k, left) for k in np.flatnonzero(waits).tolist()
-    }
-    return replace(plan, deferrals=deferrals)
+class Deferrals(Mapping[str, tuple[Reason, ...]]):
+    """Why every class that waits does, by key; worked out when asked."""
+
+    def __init__(self, problem: Problem, plan: Plan, y: IntArray) -> None:
+        self._problem, self._y = problem, y
+        self._left = problem.left(y)
+        waits = problem.waiting.sum(axis=1) > problem.started(y)
+        self._classes = {problem.classes[k].key: k for k in np.flatnonzero(waits).tolist()}
+        self._told = held_reasons(problem, plan, y, self._left)
+        self._keys = dict.fromkeys((*self._classes, *self._told))
+
+    def __getitem__(self, key: str) -> tuple[Reason, ...]:
+        if key not in self._told:
+            k = self._classes[key]
+            self._told[key] = explain_counts(self._problem, self._y, k, self._left)
+        return self._told[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        return f"Deferrals({dict(self)!r})"

@@ -1,7 +1,8 @@
 """What the broker may still use of the capacity that centers report, and what-if questions about it.
 
 What belongs here: effective free nodes (reports, minus our own claims, minus reservations), slot
-units, and snapshots with something taken away.  What does not: which job may use it.
+units, what is held for whom and until when, and snapshots with something taken away.  What does not:
+which job may use it, and making reservations (core/holds.py).
 
 Reports are beliefs.  An exact report already contains the runs that started long enough before it;
 an estimated one contains none of ours; an unknown one says nothing, so the pool has no rows at all
@@ -10,21 +11,30 @@ and only the center's in-flight room limits what is sent there.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from broker.core.identity import holder_key
 from broker.core.model import (
     Accuracy,
     CenterFacts,
     Claim,
     FreeNodes,
+    Health,
+    JobClass,
     JobId,
+    JobRequest,
     NodeShape,
     Pool,
     PoolId,
+    Reservation,
     RunId,
     Snapshot,
+    Tier,
+    Why,
 )
+from broker.core.queue import JobQueue, as_queue
 from broker.core.resources import unit_count
 
 Free = Mapping[PoolId, tuple[FreeNodes, ...]]
@@ -55,12 +65,15 @@ def in_flight_room(center: CenterFacts) -> int:
     return max(0, center.max_in_flight - center.in_flight)
 
 
-def effective_free(snapshot: Snapshot, *, holder: JobId | None = None) -> dict[PoolId, tuple[FreeNodes, ...]]:
-    """Free nodes of every pool after our own claims and the reservations in force.
+def effective_free(
+    snapshot: Snapshot, *, holder: JobId | None = None, reservations: Sequence[Reservation] | None = None
+) -> dict[PoolId, tuple[FreeNodes, ...]]:
+    """Free nodes of every pool after our own claims and reservations: those in force, or these.
 
     Reservations of the job `holder` are not taken off: they hold against others only.  Groups are
     sorted and nodes that have nothing free are left out.
     """
+    holds = in_force(snapshot) if reservations is None else reservations
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
     claims: dict[PoolId, list[Claim]] = {}
     for claim in snapshot.claims:
@@ -75,19 +88,20 @@ def effective_free(snapshot: Snapshot, *, holder: JobId | None = None) -> dict[P
         # Large claims first: they have the fewest nodes to be on.  Ties end with the id.
         for claim in sorted(owed, key=lambda c: (_size(c.shape), c.run), reverse=True):
             histogram.charge(claim.shape, claim.nodes)
-        held = [r for r in snapshot.reservations if r.pool == pool.id and r.job != holder]
-        for hold in sorted(held, key=lambda r: (-r.slot, r.id)):
-            if hold.not_before_ms <= snapshot.now_ms < hold.expires_ms:
-                histogram.charge(_slot_shape(pool.shape, hold.slot), hold.nodes)
+        held = [r for r in holds if r.pool == pool.id and r.job != holder]
+        for hold in sorted(held, key=lambda r: (-r.slot, r.job)):
+            histogram.charge(_slot_shape(pool.shape, hold.slot), hold.nodes)
         free[pool.id] = histogram.groups()
     return free
 
 
-def without(snapshot: Snapshot, runs: Collection[RunId]) -> Snapshot:
+def without(snapshot: Snapshot, runs: Collection[RunId], *, slot: int | None = None) -> Snapshot:
     """The snapshot as it would be if these runs held nothing.
 
     A claim that the report already contains is given back to the fullest nodes that can have held
-    it; what no node can have held is not given back.
+    it; what no node can have held is not given back.  Nobody knows which nodes a run is on: with
+    `slot` it is given back to those where it makes the fewest further slots of that many units, so
+    that what is believed to come free does.
     """
     gone = frozenset(runs)
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
@@ -96,7 +110,7 @@ def without(snapshot: Snapshot, runs: Collection[RunId]) -> Snapshot:
     for claim in sorted((c for c in snapshot.claims if c.run in gone), key=lambda c: (c.pool, c.run)):
         pool = pools.get(claim.pool)
         if pool is not None and _reported(pool, claim, lag_s.get(pool.center, 0)):
-            histograms.setdefault(pool.id, _Histogram(pool)).release(claim.shape, claim.nodes)
+            histograms.setdefault(pool.id, _Histogram(pool)).release(claim.shape, claim.nodes, slot)
     return replace(
         snapshot,
         claims=tuple(c for c in snapshot.claims if c.run not in gone),
@@ -104,6 +118,138 @@ def without(snapshot: Snapshot, runs: Collection[RunId]) -> Snapshot:
             replace(p, free=histograms[p.id].groups()) if p.id in histograms else p for p in snapshot.pools
         ),
     )
+
+
+# ---------------------------------------------------------------- what is held
+
+
+def silent(snapshot: Snapshot) -> bool:
+    """Whether no center answers: then this side may be cut off, and nothing ages or expires (law 7)."""
+    return not any(center.health is Health.FRESH for center in snapshot.centers)
+
+
+_RANK = {why.value: rank for rank, why in enumerate(Why)}
+
+
+def in_force(snapshot: Snapshot) -> list[Reservation]:
+    """The reservations that hold now, in the order in which they are served."""
+    frozen = silent(snapshot)
+    held = [
+        r
+        for r in snapshot.reservations
+        if r.not_before_ms <= snapshot.now_ms and (frozen or snapshot.now_ms < r.expires_ms)
+    ]
+    return sorted(held, key=lambda r: (_RANK.get(r.why, len(_RANK)), r.not_before_ms, r.job))
+
+
+def with_holders(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with every job that capacity is held for in a class of its own.
+
+    Its key is identity.holder_key of the job's class; the class it leaves stays, if need be empty.
+    """
+    holds = {r.job: r for r in in_force(snapshot)}
+    if not holds:
+        return snapshot
+    classes: list[JobClass] = []
+    for job_class in snapshot.classes:
+        wanted = {r.job for r in holds.values() if may_hold(job_class.request, r)}
+        queue = as_queue(job_class.jobs) if wanted else JobQueue()
+        holders = [queue[i] for i, job in enumerate(queue.ids) if job in wanted]
+        if not holders or job_class.key.endswith(holder_key("", holders[0].id)):
+            classes.append(job_class)
+            continue
+        classes.append(replace(job_class, jobs=queue.changed(holders, ())))
+        classes += [replace(job_class, key=holder_key(job_class.key, job.id), jobs=(job,)) for job in holders]
+    return replace(snapshot, classes=tuple(classes))
+
+
+def may_hold(request: JobRequest, hold: Reservation) -> bool:
+    """Whether a job of this request can have the reservation: spares looking through a long queue."""
+    return request.nodes == hold.nodes and (request.tier is Tier.VIP or hold.why == Why.GANG)
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What is held in one pool.
+
+    `reservations` are in the order in which they are served, `starts_ms` when each job is expected
+    to start there.  `free[i]` is what is free when the first i are taken off.
+    """
+
+    reservations: tuple[Reservation, ...]
+    starts_ms: tuple[int, ...]
+    free: tuple[tuple[FreeNodes, ...], ...]
+
+    def depth(self, job_class: JobClass, now_ms: int) -> int:
+        """How many reservations, from the first, a class leaves alone; see with_holders.
+
+        A holder leaves alone what is held for jobs before it.  Others leave all, except those that
+        end before any of the jobs is expected to start: they fill in what would stand idle (EASY
+        backfilling), by the longest run time that jobs of their class plan.
+        """
+        jobs = {job.id for job in job_class.jobs[:1]}
+        depth = next((i for i, r in enumerate(self.reservations) if r.job in jobs), len(self.reservations))
+        ends_ms = now_ms + longest_estimate_s(job_class.request) * 1000
+        return 0 if all(ends_ms <= start for start in self.starts_ms[:depth]) else depth
+
+
+def longest_estimate_s(request: JobRequest) -> int:
+    """The longest planned run time in the class of a request: classes share a factor of two."""
+    longest_s = (1 << request.estimate_s.bit_length()) - 1
+    return longest_s if request.max_run_time_s is None else min(longest_s, request.max_run_time_s)
+
+
+def holdings(snapshot: Snapshot) -> dict[PoolId, Holding]:
+    """What is held in every pool where something is."""
+    by_pool: dict[PoolId, list[Reservation]] = {}
+    for hold in in_force(snapshot):
+        by_pool.setdefault(hold.pool, []).append(hold)
+    found = {}
+    for pool in snapshot.pools:
+        held = by_pool.get(pool.id)
+        if held is not None and pool.accuracy is not Accuracy.UNKNOWN:
+            part = of_pool(snapshot, pool)
+            frees = (effective_free(part, reservations=held[:i])[pool.id] for i in range(len(held) + 1))
+            starts = (
+                expected_start_ms(part, pool, r.slot, r.nodes, held[:i]) or r.expires_ms
+                for i, r in enumerate(held)
+            )
+            found[pool.id] = Holding(tuple(held), tuple(starts), tuple(frees))
+    return found
+
+
+def of_pool(snapshot: Snapshot, pool: Pool) -> Snapshot:
+    """The snapshot with this pool and its claims alone: for questions that are asked often."""
+    claims = tuple(c for c in snapshot.claims if c.pool == pool.id)
+    return replace(snapshot, pools=(pool,), claims=claims)
+
+
+def planned_end_ms(claim: Claim, now_ms: int) -> int:
+    """When a claim is expected to end: now, when it was asked to or is overdue."""
+    if claim.stopping:
+        return now_ms
+    started_ms = now_ms if claim.started_ms is None else claim.started_ms
+    return max(now_ms, started_ms + claim.estimate_s * 1000)
+
+
+def expected_start_ms(
+    part: Snapshot, pool: Pool, slot: int, nodes: int, before: Sequence[Reservation]
+) -> int | None:
+    """When `nodes` slots of `slot` units are expected to be free after what is held `before`.
+
+    By the planned ends of our own runs there; None when they all end and it is still too little.
+    `part` is of_pool(snapshot, pool).
+    """
+    ends = sorted((planned_end_ms(c, part.now_ms), c.run) for c in part.claims)
+
+    def fits(ended: int) -> bool:
+        then = without(part, [run for _, run in ends[:ended]], slot=slot)
+        return supply(pool.shape, effective_free(then, reservations=before)[pool.id], slot) >= nodes
+
+    ended = bisect_left(range(len(ends) + 1), True, key=fits)
+    if ended > len(ends):
+        return None
+    return part.now_ms if ended == 0 else ends[ended - 1][0]
 
 
 def _reported(pool: Pool, claim: Claim, report_lag_s: int) -> bool:
@@ -140,6 +286,10 @@ class _Histogram:
         self.count: dict[_Node, int] = {}
         for group in pool.free:
             self._add(self._node(group.accelerators, group.cores, group.memory_gib), group.nodes)
+        # Full nodes need not be reported, but runs that end are given back to them.
+        full = pool.nodes - sum(group.nodes for group in pool.free)
+        if full > 0:
+            self._add((0, 0, 0, 0), full)
 
     def _node(self, accelerators: int, cores: int, memory_gib: int) -> _Node:
         left = units(self.shape, FreeNodes(cores, memory_gib, accelerators, 1))
@@ -183,22 +333,38 @@ class _Histogram:
             self._take(node, shape, taken)
             left -= taken
 
-    def release(self, shape: NodeShape, nodes: int) -> None:
-        """Gives a claim back to the fullest nodes that can have held it."""
-        full = self.shape
+    def release(self, shape: NodeShape, nodes: int, slot: int | None = None) -> None:
+        """Gives a claim back to the fullest nodes that can have held it, or with `slot` to those where
+        it makes the fewest slots of that many units."""
         left = nodes
-        for (_, cards, cores, memory), count in sorted(self.count.items()):
-            held = (
-                cards + shape.accelerators <= full.accelerators
-                and cores + shape.cores <= full.cores
-                and memory + shape.memory_gib <= full.memory_gib
-            )
-            if held:
-                taken = min(left, count)
-                after = (cards + shape.accelerators, cores + shape.cores, memory + shape.memory_gib)
-                self._add(self._node(cards, cores, memory), -taken)
-                self._add(self._node(*after), taken)
-                left -= taken
+        while left > 0:
+            held = [(self._gain(node, shape, slot), node) for node in self.count if self._held(node, shape)]
+            if not held:
+                return
+            _, node = min(held)
+            taken = min(left, self.count[node])
+            _, cards, cores, memory = node
+            after = (cards + shape.accelerators, cores + shape.cores, memory + shape.memory_gib)
+            self._add(node, -taken)
+            self._add(self._node(*after), taken)
+            left -= taken
+
+    def _held(self, node: _Node, shape: NodeShape) -> bool:
+        _, cards, cores, memory = node
+        full = self.shape
+        return (
+            cards + shape.accelerators <= full.accelerators
+            and cores + shape.cores <= full.cores
+            and memory + shape.memory_gib <= full.memory_gib
+        )
+
+    def _gain(self, node: _Node, shape: NodeShape, slot: int | None) -> tuple[int, int]:
+        """Slots that a node gains by the release, and what it is away from one without it."""
+        if slot is None:
+            return (0, 0)
+        left, cards, cores, memory = node
+        after = self._node(cards + shape.accelerators, cores + shape.cores, memory + shape.memory_gib)
+        return (after[0] // slot - left // slot, left % slot)
 
     def groups(self) -> tuple[FreeNodes, ...]:
         """The histogram without nodes that have nothing free, fullest first."""

@@ -1,26 +1,47 @@
 """The linear relaxation of a problem, by OR-Tools; the only module that imports it.
 
-What belongs here: the model, its solution, and turning fractions into whole jobs.  What does not:
-what the problem means (core/problem.py) and how long a round may take (the caller says).
+What belongs here: the model as it is kept from round to round, its solution, and turning fractions
+into whole jobs.  What does not: what the problem means (core/problem.py) and how long a round may
+take (the caller says).
 
-GLOP with the dual simplex and without presolve: presolve costs more than it saves on this shape of
-model, and a dual simplex is what a later change of bounds can go on from.
+The model.  GLOP through the wrapper that keeps its basis: no presolve and no scaling, since either
+makes another matrix of the same model and so a start from nothing.  A change of bounds or costs goes
+on from the last basis with the dual simplex; new columns alone go on with the primal one; anything
+else starts anew.  Classes once seen stay, with bounds of zero; spare rows wait for new ones.
+
+Of a large problem the model holds the columns near enough to being used, by their reduced costs at
+the last prices.  All others are priced in every round, and added when they would help by more than
+`TOLERANCE` of the objective.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 from ortools.linear_solver import pywraplp
 
+from broker.core.bound import marginal_values, reduced_costs
 from broker.core.greedy import fill
+from broker.core.memory import Memory
 from broker.core.model import MICRO
 from broker.core.problem import IntArray, Problem
 
 FloatArray = npt.NDArray[np.float64]
+
+TOLERANCE = 2e-5
+"""Share of the objective that columns left out of the model may be worth together."""
+WHOLE = 4000
+"""Problems of so many options are solved with all of them."""
+NEAR = 16
+"""Options per class that a larger model begins with, by reduced cost."""
+CLOSE = 0.01
+"""Options within this share of their reduced cost from being used are in the model, too."""
+STEPS = 3
+"""Times at most that columns are added in a round that goes on from the last one."""
+COLD_STEPS = 30
 
 
 class SolverStatus(StrEnum):
@@ -35,59 +56,304 @@ class Relaxation:
     """A solved relaxation: jobs per option as fractions, and micro-CNY per unit of each row.
 
     `objective` is in micro-CNY and bounds every whole plan from below when the status is optimal.
+    `duals` are at most 0: what one more of a row would change.  `reduced` are the reduced costs of
+    all options at the prices `-duals`.
     """
 
     y: FloatArray
     objective: float
     duals: FloatArray
     status: SolverStatus
+    reduced: FloatArray | None = None
 
 
 @dataclass(slots=True)
 class LP:
-    """The solver as one caller keeps it from round to round; the limits are per solve.
+    """The solver as one caller keeps it from round to round; the limits are per round.
 
-    It may be used by one thread at a time.  The solve itself releases the GIL.
+    It may be used by one thread at a time.  The solve itself releases the GIL.  `memory` is what
+    building the next problem goes on from.
     """
 
     iterations: int | None = None
     time_limit_s: float | None = None
+    memory: Memory = field(default_factory=Memory)
+    prices: dict[str, float] = field(default_factory=dict)  # of rows by name, in the last solved round
+    _model: _Model | None = None
 
     def relax(self, problem: Problem) -> Relaxation:
-        """Solves the relaxation of `problem` from nothing."""
-        solver = pywraplp.Solver.CreateSolver("GLOP")
-        if self.time_limit_s is not None:
-            solver.SetTimeLimit(max(1, int(self.time_limit_s * 1000)))
-        if self.iterations is not None:
-            solver.SetSolverSpecificParametersAsString(f"max_number_of_iterations: {self.iterations}")
-        columns, rows = _model(solver, problem)
-        answer = solver.Solve(_parameters())
-        y = np.zeros(len(problem.option_class), dtype=np.float64)
-        duals = np.zeros(len(problem.row_bound), dtype=np.float64)
-        if answer not in (pywraplp.Solver.OPTIMAL, pywraplp.Solver.FEASIBLE):
+        """Solves the relaxation of `problem`, from the last basis where that is possible."""
+        model = self._model
+        if model is not None and not model.follow(problem):
+            model = None
+        steps = STEPS
+        if model is None:
+            model, steps = self._start(problem), COLD_STEPS
+        relaxation = model.solve(problem, self, steps)
+        # A solve that was cut short goes on from where it was in the next round.
+        self._model = None if relaxation.status is SolverStatus.FAILED else model
+        if relaxation.reduced is not None:
+            self.prices = dict(zip(problem.row_name, (-relaxation.duals).tolist(), strict=True))
+            if model.columns > WHOLE and model.columns == np.count_nonzero(problem.row_ub > 0):
+                # Prices are known now: the next rounds need only the columns near to being used.
+                self._model = _Model(problem, _near(problem, relaxation.reduced))
+                self._model.solve(problem, self, COLD_STEPS)
+        return relaxation
+
+    def last_prices(self, problem: Problem) -> FloatArray:
+        """Prices per row of the last solved round; 0 of a row that it had not."""
+        get = self.prices.get
+        return np.array([get(name, 0.0) for name in problem.row_name], dtype=np.float64)
+
+    def _start(self, problem: Problem) -> _Model:
+        if len(problem.option_class) <= WHOLE or not self.prices:
+            return _Model(problem, np.flatnonzero(problem.row_ub > 0))
+        return _Model(problem, _near(problem, reduced_costs(problem, self.last_prices(problem))))
+
+
+def _near(problem: Problem, reduced: FloatArray) -> IntArray:
+    """Options that are used or nearly so at these reduced costs, and the best few of every class."""
+    split = marginal_values(problem, reduced)[problem.option_class]
+    close = (reduced <= split + CLOSE * np.abs(reduced)) & (problem.row_ub > 0)
+    close[_best(problem, reduced, np.flatnonzero(problem.row_ub > 0), NEAR)] = True
+    return np.flatnonzero(close)
+
+
+def _best(problem: Problem, reduced: FloatArray, among: IntArray, count: int) -> IntArray:
+    """Of some options, the `count` of every class with the least reduced cost."""
+    k = problem.option_class[among]
+    order = np.argsort(reduced[among], kind="stable")
+    order = order[np.argsort(k[order].astype(np.int32), kind="stable")]
+    rank = np.arange(len(order)) - np.searchsorted(k[order], k[order])
+    return np.sort(among[order[rank < count]])
+
+
+class _Model:
+    """One pywraplp model and what was last set in it, so that only changes are set again.
+
+    A class has a place: one balance row and a column per age bucket.  A column has a number and a
+    code, place times pools plus pool.  Money is in CNY here, to keep numbers small.
+    """
+
+    def __init__(self, p: Problem, options: IntArray) -> None:
+        self._solver = solver = pywraplp.Solver.CreateSolver("GLOP")
+        self._objective = solver.Objective()
+        self._objective.SetMinimization()
+        infinity = solver.infinity()
+        self._row_name = p.row_name
+        self._pools = tuple(pool.id for pool in p.pools)
+        self._row_bound = p.row_bound.copy()
+        self._rows = [solver.Constraint(-infinity, float(b)) for b in p.row_bound.tolist()]
+        self._place: dict[str, int] = {}
+        places = len(p.classes) + 16 + len(p.classes) // 10
+        self._balance = [solver.Constraint(0, 0) for _ in range(places)]
+        self._served = [[solver.NumVar(0, 0, "") for _ in range(p.worth.shape[1])] for _ in range(places)]
+        for row, columns in zip(self._balance, self._served, strict=True):
+            for column in columns:
+                row.SetCoefficient(column, -1)
+        self._served_ub = np.zeros((places, p.worth.shape[1]), dtype=np.int64)
+        self._served_worth = np.zeros((places, p.worth.shape[1]), dtype=np.int64)
+        self._columns: list[pywraplp.Variable] = []
+        self._code = self._column_ub = self._column_cost = np.zeros(0, dtype=np.int64)
+        self._mark = np.zeros(0, dtype=np.uint64)
+        # Random but fixed: tells columns of other rows or coefficients apart.
+        self._key = np.random.default_rng(8238).integers(1, 2**63, len(p.row_name)).astype(np.uint64)
+        self._layout: IntArray | None = None
+        self._at: IntArray = np.zeros(0, dtype=np.int64)  # the place of each class of the problem
+        self._column: IntArray = np.zeros(0, dtype=np.int64)  # the column of each option, -1: none
+        self._grown = False  # columns since the last solve
+        self._solved = False
+        self._locate(p)
+        self._add(p, options)
+        self._set_bounds(p)
+
+    @property
+    def columns(self) -> int:
+        return len(self._columns)
+
+    # ------------------------------------------------------------ following the problem
+
+    def follow(self, p: Problem) -> bool:
+        """Takes over another problem; False when it has other rows, old columns have other entries, or
+        there is no place for its new classes."""
+        if p.row_name is not self._row_name and p.row_name != self._row_name:
+            return False
+        if tuple(pool.id for pool in p.pools) != self._pools:
+            return False
+        if self._layout is not p.entry_row and not self._locate(p):
+            return False
+        self._set_bounds(p)
+        return True
+
+    def _locate(self, p: Problem) -> bool:
+        """Finds places and columns of a problem's classes and options; False when entries differ or
+        places are too few."""
+        for c in p.classes:
+            self._place.setdefault(c.key, len(self._place))
+        if len(self._place) > len(self._balance):
+            return False
+        self._at = np.array([self._place[c.key] for c in p.classes], dtype=np.int64)
+        code = self._codes(p)
+        order = np.argsort(self._code, kind="stable")
+        found = np.searchsorted(self._code, code, sorter=order)
+        found = np.where(found < len(order), found, 0)
+        self._column = np.full(len(code), -1, dtype=np.int64)
+        if len(order):
+            column = order[found]
+            self._column = np.where(self._code[column] == code, column, -1)
+        self._layout = p.entry_row
+        mine = np.flatnonzero(self._column >= 0)
+        return bool((self._marks(p)[mine] == self._mark[self._column[mine]]).all())
+
+    def _codes(self, p: Problem) -> IntArray:
+        codes: IntArray = self._at[p.option_class] * len(self._pools) + p.option_pool
+        return codes
+
+    def _marks(self, p: Problem) -> npt.NDArray[np.uint64]:
+        if not len(p.option_class):
+            return np.zeros(0, dtype=np.uint64)
+        weighed = self._key[p.entry_row] * p.entry_coef.astype(np.uint64)
+        return np.add.reduceat(weighed, p.entry_first[:-1])
+
+    def _add(self, p: Problem, options: IntArray) -> None:
+        """New columns for options that have none."""
+        options = options[self._column[options] < 0]
+        if not len(options):
+            return
+        first, row, coef = p.entry_first, p.entry_row, p.entry_coef
+        known = len(self._columns)
+        for j in options.tolist():
+            column = self._solver.NumVar(0, 0, "")
+            self._balance[self._at[p.option_class[j]]].SetCoefficient(column, 1)
+            entries = slice(int(first[j]), int(first[j + 1]))
+            for r, a in zip(row[entries].tolist(), coef[entries].tolist(), strict=True):
+                self._rows[r].SetCoefficient(column, a)
+            self._columns.append(column)
+        nothing = np.zeros(len(options), dtype=np.int64)
+        self._column[options] = np.arange(known, len(self._columns))
+        self._code = np.concatenate([self._code, self._codes(p)[options]])
+        self._mark = np.concatenate([self._mark, self._marks(p)[options]])
+        self._column_ub = np.concatenate([self._column_ub, nothing])
+        self._column_cost = np.concatenate([self._column_cost, nothing])
+        self._grown = True
+
+    def _set_bounds(self, p: Problem) -> None:
+        """Sets what differs: bounds of rows and columns, worth and cost."""
+        for r in np.flatnonzero(p.row_bound != self._row_bound).tolist():
+            self._rows[r].SetUb(float(p.row_bound[r]))
+        self._row_bound = p.row_bound.copy()
+        mine = np.flatnonzero(self._column >= 0)
+        # A class bounds its columns by its balance row, so that bounds do not move with every job.
+        ub, cost = np.zeros(len(self._columns), dtype=np.int64), self._column_cost.copy()
+        ub[self._column[mine]] = p.row_ub[mine]
+        cost[self._column[mine]] = p.cost[mine]
+        for j in np.flatnonzero(ub != self._column_ub).tolist():
+            self._columns[j].SetUb(float(ub[j]))
+        for j in np.flatnonzero(cost != self._column_cost).tolist():
+            self._objective.SetCoefficient(self._columns[j], float(cost[j]) / MICRO)
+        self._column_ub, self._column_cost = ub, cost
+        served, worth = np.zeros_like(self._served_ub), self._served_worth.copy()
+        served[self._at], worth[self._at] = p.waiting, p.worth
+        for at, b in np.argwhere(served != self._served_ub).tolist():
+            self._served[at][b].SetUb(float(served[at, b]))
+        for at, b in np.argwhere(worth != self._served_worth).tolist():
+            self._objective.SetCoefficient(self._served[at][b], float(-worth[at, b]) / MICRO)
+        self._served_ub, self._served_worth = served, worth
+
+    # ------------------------------------------------------------ solving
+
+    def solve(self, p: Problem, limits: LP, steps: int) -> Relaxation:
+        """The relaxation of all options; adds columns up to `steps` times where the model lacks them."""
+        began_ms = self._solver.wall_time()
+        idle = _idle(p)
+        last: Relaxation | None = None
+        while True:
+            left_s = None
+            if limits.time_limit_s is not None:
+                left_s = limits.time_limit_s - (self._solver.wall_time() - began_ms) / 1000
+            answer = self._run(limits.iterations, left_s)
+            if answer != pywraplp.Solver.OPTIMAL:
+                return last or self._cut_short(p, answer, idle)
+            prices = np.array([-row.dual_value() for row in self._rows], dtype=np.float64)
+            prices = np.maximum(prices, 0) * MICRO
+            split = np.array([self._balance[at].dual_value() for at in self._at.tolist()]) * MICRO
+            reduced = reduced_costs(p, prices)
+            margin = reduced - split[p.option_class]
+            objective = self._objective.Value() * MICRO + idle
+            out = np.flatnonzero((self._column < 0) & (margin < 0) & (p.row_ub > 0))
+            missed = float((margin[out] * p.ub[out]).sum())
+            y = np.zeros(len(p.option_class), dtype=np.float64)
+            # Only a column without a positive reduced cost can be used.
+            used = np.flatnonzero((self._column >= 0) & (margin < 1e-6 * np.maximum(reduced, MICRO)))
+            columns = self._columns
+            y[used] = [columns[c].solution_value() for c in self._column[used].tolist()]
+            complete = missed >= -TOLERANCE * abs(objective)
+            last = Relaxation(
+                y=y,
+                objective=objective,
+                duals=-prices,
+                status=SolverStatus.OPTIMAL if complete else SolverStatus.LIMIT,
+                reduced=reduced,
+            )
+            if complete or steps <= 0:
+                return last
+            steps -= 1
+            self._add(p, _best(p, margin, out, 6))
+            self._set_bounds(p)
+
+    def _run(self, iterations: int | None, left_s: float | None) -> int:
+        # New columns keep the basis primal feasible; other changes keep it dual feasible.
+        dual = not (self._grown and self._solved)
+        # Milliseconds; 0 is no limit.
+        self._solver.SetTimeLimit(0 if left_s is None else max(1, int(left_s * 1000)))
+        text = "use_scaling: false"
+        if iterations is not None:
+            text += f" max_number_of_iterations: {iterations}"
+        self._solver.SetSolverSpecificParametersAsString(text)
+        answer: int = self._solver.Solve(_DUAL if dual else _PRIMAL)
+        self._grown, self._solved = False, True
+        return answer
+
+    def _cut_short(self, p: Problem, answer: int, idle: float) -> Relaxation:
+        """What there is when the solver did not come to the end."""
+        y = np.zeros(len(p.option_class), dtype=np.float64)
+        duals = np.zeros(len(p.row_bound), dtype=np.float64)
+        if answer != pywraplp.Solver.FEASIBLE:
             status = SolverStatus.LIMIT if answer == pywraplp.Solver.NOT_SOLVED else SolverStatus.FAILED
             return Relaxation(y=y, objective=0.0, duals=duals, status=status)
-        for option, column in columns.items():
-            y[option] = column.solution_value()
-        optimal = answer == pywraplp.Solver.OPTIMAL
-        if optimal:
-            for r, row in rows.items():
-                duals[r] = row.dual_value() * MICRO
-        return Relaxation(
-            y=y,
-            objective=solver.Objective().Value() * MICRO,
-            duals=duals,
-            status=SolverStatus.OPTIMAL if optimal else SolverStatus.LIMIT,
-        )
+        mine = np.flatnonzero(self._column >= 0)
+        y[mine] = [self._columns[c].solution_value() for c in self._column[mine].tolist()]
+        objective = self._objective.Value() * MICRO + idle
+        return Relaxation(y=y, objective=objective, duals=duals, status=SolverStatus.LIMIT)
+
+
+def _idle(p: Problem) -> float:
+    return float((p.worth * p.waiting.astype(np.float64)).sum())
+
+
+def _parameters(algorithm: int) -> pywraplp.MPSolverParameters:
+    parameters = pywraplp.MPSolverParameters()
+    for key, value in (
+        (parameters.LP_ALGORITHM, algorithm),
+        (parameters.PRESOLVE, parameters.PRESOLVE_OFF),
+        (parameters.INCREMENTALITY, parameters.INCREMENTALITY_ON),
+    ):
+        parameters.SetIntegerParam(key, value)
+    return parameters
+
+
+_DUAL = _parameters(pywraplp.MPSolverParameters.DUAL)
+_PRIMAL = _parameters(pywraplp.MPSolverParameters.PRIMAL)
 
 
 def solve(problem: Problem, *, lp: LP | None = None) -> Relaxation:
     """The relaxation of `problem`; see LP for the limits."""
-    if not (problem.ub > 0).any():
-        idle = problem.objective(np.zeros(len(problem.option_class), dtype=np.int64))
+    if not (problem.ub > 0).any() or problem.waiting.sum() == 1:
+        # Nothing can start, or one job can: then its cheapest pool is the optimum.
+        y = fill(problem, np.zeros(len(problem.option_class), dtype=np.int64))
         return Relaxation(
-            y=np.zeros(len(problem.option_class), dtype=np.float64),
-            objective=float(idle),
+            y=y.astype(np.float64),
+            objective=float(problem.objective(y)),
             duals=np.zeros(len(problem.row_bound), dtype=np.float64),
             status=SolverStatus.UNUSED,
         )
@@ -116,52 +382,3 @@ def _clipped(problem: Problem, y: IntArray) -> IntArray:
         left[rows] -= coefs * kept[option]
         jobs[k] -= kept[option]
     return kept
-
-
-def _parameters() -> pywraplp.MPSolverParameters:
-    parameters = pywraplp.MPSolverParameters()
-    for key, value in (
-        (parameters.LP_ALGORITHM, parameters.DUAL),
-        (parameters.PRESOLVE, parameters.PRESOLVE_OFF),
-    ):
-        parameters.SetIntegerParam(key, value)
-    return parameters
-
-
-def _model(
-    solver: pywraplp.Solver, p: Problem
-) -> tuple[dict[int, pywraplp.Variable], dict[int, pywraplp.Constraint]]:
-    """Columns of options that have room, and rows that bind them; in CNY, to keep numbers small."""
-    infinity = solver.infinity()
-    objective = solver.Objective()
-    rows: dict[int, pywraplp.Constraint] = {}
-    columns: dict[int, pywraplp.Variable] = {}
-    bound, first = p.row_bound.tolist(), p.entry_first.tolist()
-    entry_row, entry_coef = p.entry_row.tolist(), p.entry_coef.tolist()
-    cost, ub = p.cost.tolist(), p.ub.tolist()
-    worth, waiting = p.worth.tolist(), p.waiting.tolist()
-    constant = 0
-    for k in range(len(p.classes)):
-        constant += sum(u * n for u, n in zip(worth[k], waiting[k], strict=True))
-        options = [j for j in range(p.options(k).start, p.options(k).stop) if ub[j] > 0]
-        if not options:
-            continue
-        # Jobs started of the class are jobs served from its age buckets.
-        balance = solver.Constraint(0, 0)
-        for j in options:
-            columns[j] = column = solver.NumVar(0, ub[j], "")
-            objective.SetCoefficient(column, cost[j] / MICRO)
-            balance.SetCoefficient(column, 1)
-            for e in range(first[j], first[j + 1]):
-                row = rows.get(entry_row[e])
-                if row is None:
-                    row = rows[entry_row[e]] = solver.Constraint(-infinity, bound[entry_row[e]])
-                row.SetCoefficient(column, entry_coef[e])
-        for u, n in zip(worth[k], waiting[k], strict=True):
-            if n:
-                served = solver.NumVar(0, n, "")
-                objective.SetCoefficient(served, -u / MICRO)
-                balance.SetCoefficient(served, -1)
-    objective.SetOffset(constant / MICRO)
-    objective.SetMinimization()
-    return columns, rows

@@ -69,9 +69,7 @@ def visible(caller: Caller) -> ColumnElement[bool]:
     return col(Job.account_id) == caller.id
 
 
-def add_account(
-    tx: Tx, *, name: str, tenant: str, role: Role, password_hash: str, actor: str = ""
-) -> Caller:
+def add_account(tx: Tx, *, name: str, tenant: str, role: Role, password_hash: str, actor: str = "") -> Caller:
     """Create an account, and its tenant when it is new.  Raises NameInUse."""
     if tx.session.exec(select(Account).where(Account.name == name)).first() is not None:
         raise NameInUse(f"an account named {name!r} exists")
@@ -133,7 +131,7 @@ def list_accounts(session: Session) -> list[dict[str, Any]]:
             "name": r.name,
             "tenant": r.tenant_id,
             "role": r.role,
-            "vip": r.vip,
+            "vip": _caller(r).may_use_vip,
             "frozen": r.frozen_ms is not None,
         }
         for r in rows
@@ -167,9 +165,7 @@ def add_token(tx: Tx, account_id: str, token_hash: str, expires_ms: int) -> None
     if row.failed_logins:
         row.failed_logins = 0
         tx.session.add(row)
-    tx.session.add(
-        Token(hash=token_hash, account_id=account_id, expires_ms=expires_ms, created_ms=tx.now_ms)
-    )
+    tx.session.add(Token(hash=token_hash, account_id=account_id, expires_ms=expires_ms, created_ms=tx.now_ms))
 
 
 def find_token(session: Session, token_hash: str) -> LoginSession | None:

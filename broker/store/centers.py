@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import delete, func
+from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
 from broker.adapter import Image, Inventory, PoolReport
@@ -24,7 +25,7 @@ from broker.core.model import (
 )
 from broker.store import codec
 from broker.store.writer import Rejected, Tx
-from broker.tables import Center, Run
+from broker.tables import Center, Reservation, Run
 from broker.tables import Image as ImageRow
 from broker.tables import Pool as PoolRow
 
@@ -89,14 +90,14 @@ def configure(tx: Tx, entries: Sequence[CenterEntry]) -> None:
     """
     rows = {row.id: row for row in tx.session.exec(select(Center)).all()}
     for entry in entries:
-        row = rows.pop(entry.id, None)
-        if row is None:
-            row = Center(id=entry.id, created_ms=tx.now_ms)
-        elif row.traits.get("account") not in (None, entry.account) and _obligations(tx, entry.id):
+        account = rows[entry.id].traits.get("account") if entry.id in rows else None
+        if account not in (None, entry.account) and _obligations(tx, entry.id):
             raise AdapterChanged(
-                f"center {entry.id!r} has live runs under {row.traits['account']!r}; its adapter or"
-                f" account cannot become {entry.account!r} before they have ended"
+                f"center {entry.id!r} has live runs under {account!r}; its adapter or account cannot"
+                f" become {entry.account!r} before they have ended"
             )
+    for entry in entries:
+        row = rows.pop(entry.id, None) or Center(id=entry.id, created_ms=tx.now_ms)
         row.name, row.province, row.city, row.desc = entry.name, entry.province, entry.city, entry.desc
         row.adapter, row.file_state = entry.adapter, entry.state.value
         row.max_in_flight = entry.max_in_flight
@@ -118,6 +119,14 @@ def _obligations(tx: Tx, center: str) -> bool:
     query = select(Run.id).where(Run.center_id == center)
     query = query.where(col(Run.state).in_(live) | col(Run.owed_next_ms).is_not(None))
     return tx.session.exec(query.limit(1)).first() is not None
+
+
+def obliged(session: Session) -> list[CenterId]:
+    """Centers where runs live or something is owed, by id."""
+    live = [s.value for s in RunState if s.live]
+    query = select(Run.center_id).where(col(Run.center_id).is_not(None)).distinct()
+    query = query.where(col(Run.state).in_(live) | col(Run.owed_next_ms).is_not(None))
+    return sorted(CenterId(center) for center in session.exec(query).all() if center)
 
 
 def set_operator_state(tx: Tx, center: CenterId, state: CenterState | None, *, actor: str) -> None:
@@ -144,40 +153,71 @@ def record_inventory(
     tx.fence(epoch)
     row = tx.session.get_one(Center, center)
     was = row.health
+    if was != Health.FRESH:
+        _extend_reservations(tx)
     row.health, row.failures, row.error = Health.FRESH.value, 0, ""
     row.ok_ms = row.tried_ms = tx.now_ms
     row.queue_length = inventory.queue_length
     row.quarantined = [list(pair) for pair in inventory.quarantined]
     row.traits = {**row.traits, **traits}
     tx.session.add(row)
-    kept: set[str] = set()
+    rows = {r.id: r for r in tx.session.exec(select(PoolRow).where(PoolRow.center_id == center)).all()}
+    ids = _pool_ids(center, [report for report, _ in prices], rows)
     changed = was != row.health
-    for report, priced in prices:
-        pool_id = f"{center}/{report.native}"
-        if pool_id in kept:  # one native unit with nodes of several shapes
-            pool_id = f"{pool_id}#{len(kept)}"
-        kept.add(pool_id)
-        changed |= _record_pool(tx, center, pool_id, inventory, report, priced)
-    gone = delete(PoolRow).where(col(PoolRow.center_id) == center).where(col(PoolRow.id).not_in(kept))
-    changed |= tx.session.execute(gone).rowcount > 0  # type: ignore[attr-defined]
+    for pool_id, (report, priced) in zip(ids, prices, strict=True):
+        changed |= _record_pool(tx, center, pool_id, rows.pop(pool_id, None), inventory, report, priced)
+    for gone in rows.values():
+        tx.session.delete(gone)
+        changed = True
     if was != row.health:
         tx.event("center.health", center=center, data={"health": row.health})
     if changed:
         tx.wake("cycle")
 
 
+def _extend_reservations(tx: Tx) -> None:
+    """Reservations do not expire while no center answers (law 7): add the time of the silence."""
+    rows = tx.session.exec(select(Center.health, Center.ok_ms)).all()
+    answered = [ok_ms for _, ok_ms in rows if ok_ms is not None]
+    if not answered or any(health == Health.FRESH for health, _ in rows):
+        return
+    silence_ms = tx.now_ms - max(answered)
+    extended = {"expires_ms": col(Reservation.expires_ms) + silence_ms}
+    tx.session.execute(update(Reservation).values(**extended))
+
+
+def _pool_ids(center: str, reports: Sequence[PoolReport], rows: Mapping[str, PoolRow]) -> list[str]:
+    """An id for each pool of a report, whatever its order.
+
+    One native unit may have nodes of several shapes: a pool keeps the id under which its shape is
+    known, because live runs hold capacity under it; then ids of the unit that no shape claims are
+    used, then new ones.
+    """
+    known = {(row.native, _shape(row)): id for id, row in rows.items()}
+    found = [known.pop((report.native, report.shape), None) for report in reports]
+    taken = {id for id in found if id is not None}
+    ids = []
+    for report, id in zip(reports, found, strict=True):
+        if id is None:
+            name = f"{center}/{report.native}"
+            names = itertools.chain((name,), (f"{name}#{number}" for number in itertools.count(1)))
+            id = next(n for n in names if n not in taken)
+            taken.add(id)
+        ids.append(id)
+    return ids
+
+
 def _record_pool(
     tx: Tx,
     center: str,
     pool_id: str,
+    row: PoolRow | None,
     inventory: Inventory,
     report: PoolReport,
     prices: tuple[Price, ...],
 ) -> bool:
     """Write one pool; True when a round could decide differently for it."""
-    row = tx.session.get(PoolRow, pool_id) or PoolRow(
-        id=pool_id, center_id=center, native=report.native, nodes=0, **asdict(report.shape)
-    )
+    row = row or PoolRow(id=pool_id, center_id=center, native=report.native, nodes=0, **asdict(report.shape))
     free = codec.free_to_json(report.free)
     changed = row.free != free or row.nodes != report.nodes
     for name, value in asdict(report.shape).items():
@@ -190,9 +230,7 @@ def _record_pool(
     return bool(changed)
 
 
-def record_silence(
-    tx: Tx, center: CenterId, error: str, *, epoch: int, down_after: int
-) -> Health:
+def record_silence(tx: Tx, center: CenterId, error: str, *, epoch: int, down_after: int) -> Health:
     """A poll failed; after `down_after` in a row, or before any success, the center is down."""
     tx.fence(epoch)
     row = tx.session.get_one(Center, center)
@@ -212,8 +250,7 @@ def record_images(tx: Tx, center: CenterId, images: Sequence[Image], *, epoch: i
     """What a center offers now replaces what it offered."""
     tx.fence(epoch)
     known = {
-        row.id: row
-        for row in tx.session.exec(select(ImageRow).where(ImageRow.center_id == center)).all()
+        row.id: row for row in tx.session.exec(select(ImageRow).where(ImageRow.center_id == center)).all()
     }
     for image in images:
         row = known.pop(image.id, None)
@@ -235,20 +272,24 @@ def pools(session: Session, center: CenterId | None = None) -> list[Pool]:
     return [_pool(row) for row in session.exec(query).all()]
 
 
+def _shape(row: PoolRow) -> NodeShape:
+    return NodeShape(
+        arch=row.arch,
+        cores=row.cores,
+        memory_gib=row.memory_gib,
+        accelerator=row.accelerator,
+        accelerators=row.accelerators,
+        accelerator_memory_gib=row.accelerator_memory_gib,
+    )
+
+
 def _pool(row: PoolRow) -> Pool:
     specs = [codec.spec_from_json(spec) for spec in row.specs]
     return Pool(
         id=PoolId(row.id),
         center=CenterId(row.center_id),
         native=row.native,
-        shape=NodeShape(
-            arch=row.arch,
-            cores=row.cores,
-            memory_gib=row.memory_gib,
-            accelerator=row.accelerator,
-            accelerators=row.accelerators,
-            accelerator_memory_gib=row.accelerator_memory_gib,
-        ),
+        shape=_shape(row),
         nodes=row.nodes,
         free=codec.free_from_json(row.free),
         as_of_ms=row.as_of_ms,
@@ -288,6 +329,8 @@ def center_facts(session: Session) -> list[CenterFacts]:
             max_run_time_s=row.traits.get("max_run_time_s"),
             images=frozenset(images.get(row.id, ())),
             any_image_url=row.traits.get("any_image_url", True),
+            node_hold=row.traits.get("node_hold", False),
+            vip_kill=row.traits.get("vip_kill", False),
         )
         for row in rows.all()
     ]

@@ -6,15 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
+from broker.adapter import CopyState
 from broker.core.model import (
     CenterFacts,
     CenterId,
     Claim,
+    DataFacts,
     JobId,
     JobRequest,
     JobState,
+    Kills,
     Pool,
     PoolId,
     Reservation,
@@ -24,7 +28,7 @@ from broker.core.model import (
     Tier,
 )
 from broker.store import centers, codec, datasets
-from broker.tables import Event, Job, Run
+from broker.tables import Copy, Dataset, Event, Job, Run
 from broker.tables import Reservation as ReservationRow
 
 IDS_PER_QUERY = 500
@@ -39,6 +43,7 @@ class QueuedRow:
     tenant: TenantId
     queued_ms: int
     avoid: tuple[tuple[CenterId, int], ...]
+    kills: Kills | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class World:
     pools: tuple[Pool, ...]
     reservations: tuple[Reservation, ...]
     moving: frozenset[str]
+    ready_data: dict[str, DataFacts]
+    kills: dict[TenantId, int]
 
 
 def changes(session: Session, since: int | None, known_classes: frozenset[str]) -> Changes:
@@ -97,6 +104,7 @@ def _chunks(jobs: frozenset[JobId] | None) -> Iterable[list[JobId] | None]:
 def _queued(session: Session, jobs: list[JobId] | None) -> list[QueuedRow]:
     query = select(Job.id, Job.class_key, Job.tenant_id, Job.queued_ms)
     avoiding = select(Job.id, Job.avoid)
+    preempting = select(Job.id, Job.kill_sets, Job.last_kill_ms, Job.preempted)
     where: list[Any] = [Job.state == JobState.QUEUED.value]
     if jobs is not None:
         where.append(col(Job.id).in_(jobs))
@@ -104,8 +112,13 @@ def _queued(session: Session, jobs: list[JobId] | None) -> list[QueuedRow]:
         job: tuple((CenterId(center), until) for center, until in pairs)
         for job, pairs in session.exec(avoiding.where(*where).where(Job.attempts > 1)).all()
     }
+    touched = (col(Job.preempted) > 0) | col(Job.last_kill_ms).is_not(None)
+    kills = {
+        job: Kills(sets, last_ms, suffered)
+        for job, sets, last_ms, suffered in session.exec(preempting.where(*where).where(touched)).all()
+    }
     return [
-        QueuedRow(JobId(job), key, TenantId(tenant), queued_ms, avoid.get(job, ()))
+        QueuedRow(JobId(job), key, TenantId(tenant), queued_ms, avoid.get(job, ()), kills.get(job))
         for job, key, tenant, queued_ms in session.exec(query.where(*where)).all()
     ]
 
@@ -116,7 +129,7 @@ _AT_CENTER = [s.value for s in RunState if s.at_center]
 def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Claim]]:
     """Live runs at centers, and ended ones that still owe a stop: both hold capacity (law 7)."""
     query = (
-        select(Run, Job.tier, Job.tenant_id)
+        select(Run, Job)
         .join(Job, col(Job.id) == col(Run.job_id))
         .where(col(Run.state).in_(_AT_CENTER) | col(Run.stop_owed_ms).is_not(None))
         .where(col(Run.pool_id).is_not(None))
@@ -124,9 +137,10 @@ def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Cla
     if jobs is not None:
         query = query.where(col(Run.job_id).in_(jobs))
     found = []
-    for run, tier, tenant in session.exec(query).all():
+    for run, job in session.exec(query).all():
         spec = codec.spec_from_json(run.spec)
         assert spec is not None, "a placed run has a spec"
+        request = codec.request_from_json(job.request)
         claim = Claim(
             run=RunId(run.id),
             center=CenterId(run.center_id or ""),
@@ -134,19 +148,86 @@ def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Cla
             shape=spec.shape,
             nodes=run.nodes,
             started_ms=run.started_ms,
-            tier=Tier(tier),
-            tenant=TenantId(tenant),
+            tier=Tier(job.tier),
+            tenant=TenantId(job.tenant_id),
+            job=JobId(job.id),
+            class_key=job.class_key,
+            state=RunState(run.state),
+            stopping=run.stop_reason is not None or not RunState(run.state).live,
+            estimate_s=request.estimate_s,
+            rate_micro_per_hour=run.rate_micro_per_hour,
+            request=request,
+            queued_ms=job.queued_ms,
+            preempted=job.preempted,
         )
         found.append((JobId(run.job_id), claim))
     return found
 
 
-def world(session: Session) -> World:
+USAGE_HALF_LIVES = 8
+"""Usage that is older than so many half-lives counts less than a half per cent and is left out."""
+
+
+def usage(session: Session, now_ms: int, half_life_s: int) -> dict[TenantId, int]:
+    """Accelerator-seconds of ended runs per tenant, each halved for every half-life since its end.
+
+    Ends are taken together by the hour.  A node without accelerators counts nothing.
+    """
+    hour = col(Run.ended_ms) // 3_600_000
+    cards = col(Run.spec)["shape"]["accelerators"].as_integer()
+    taken = func.sum((col(Run.ended_ms) - col(Run.started_ms)) * cards * col(Run.nodes))
+    since_ms = now_ms - USAGE_HALF_LIVES * half_life_s * 1000
+    query = (
+        select(Job.tenant_id, func.max(Run.ended_ms), taken)
+        .join(Job, col(Job.id) == col(Run.job_id))
+        .where(col(Run.ended_ms) > since_ms)
+        .where(col(Run.started_ms).is_not(None))
+        .group_by(col(Job.tenant_id), hour)
+    )
+    sums: dict[TenantId, float] = {}
+    for tenant, ended_ms, card_ms in session.execute(query).all():
+        age_s = max(0, now_ms - ended_ms) / 1000
+        left = (card_ms or 0) / 1000 * 0.5 ** (age_s / half_life_s)
+        sums[TenantId(tenant)] = sums.get(TenantId(tenant), 0.0) + left
+    return {tenant: int(seconds) for tenant, seconds in sums.items()}
+
+
+def _kills(session: Session, since_ms: int) -> dict[TenantId, int]:
+    """Runs per tenant that were stopped for others since then."""
+    query = (
+        select(Job.tenant_id, func.count())
+        .join(Event, col(Event.job_id) == col(Job.id))
+        .where(Event.at_ms > since_ms)
+        .where(Event.kind == "run.preempted")
+        .group_by(col(Job.tenant_id))
+    )
+    return {TenantId(tenant): int(count) for tenant, count in session.exec(query).all()}
+
+
+def _ready_data(session: Session) -> dict[str, DataFacts]:
+    """Data sets that some center has ready."""
+    query = (
+        select(Copy.dataset_id, Copy.center_id, Dataset.bytes)
+        .join(Dataset, col(Dataset.id) == col(Copy.dataset_id))
+        .where(Copy.state == CopyState.READY.value)
+    )
+    sizes: dict[str, int] = {}
+    ready: dict[str, set[CenterId]] = {}
+    for dataset, center, size in session.exec(query).all():
+        sizes[dataset] = size
+        ready.setdefault(dataset, set()).add(CenterId(center))
+    return {d: DataFacts(sizes[d], frozenset(there)) for d, there in ready.items()}
+
+
+def world(session: Session, now_ms: int = 0) -> World:
+    """What a round reads anew each time; `now_ms` ends the hour in which kills count."""
     rows = session.exec(select(ReservationRow).order_by(col(ReservationRow.id))).all()
     return World(
         centers=tuple(centers.center_facts(session)),
         pools=tuple(centers.pools(session)),
         moving=frozenset(copy.dataset for copy in datasets.moving(session)),
+        ready_data=_ready_data(session),
+        kills=_kills(session, now_ms - 3_600_000),
         reservations=tuple(
             Reservation(
                 id=row.id or 0,

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, func, or_
 from sqlmodel import Session, col, select
 
 from broker.core.charges import metered_micro
-from broker.core.identity import avoiding_key
+from broker.core.identity import avoiding_key, holder_key
 from broker.core.machine import Resolved
 from broker.core.model import (
     CenterId,
@@ -254,11 +254,7 @@ def list_jobs(
     key = SORTS[paging.sort]
     order = [col(key).desc(), col(Job.id).desc()] if paging.descending else [col(key), col(Job.id)]
     query = (
-        select(Job)
-        .where(*where)
-        .order_by(*order)
-        .limit(paging.size)
-        .offset((paging.page - 1) * paging.size)
+        select(Job).where(*where).order_by(*order).limit(paging.size).offset((paging.page - 1) * paging.size)
     )
     return [summary(row) for row in session.exec(query).all()], total
 
@@ -297,9 +293,7 @@ def visible_job(session: Session, caller: Caller, job: JobId, kind: Kind | None)
     return row
 
 
-def show_job(
-    session: Session, caller: Caller, job: JobId, kind: Kind | None, now_ms: int
-) -> JobView:
+def show_job(session: Session, caller: Caller, job: JobId, kind: Kind | None, now_ms: int) -> JobView:
     """A job with all its runs.  Raises NoSuchJob."""
     row = visible_job(session, caller, job, kind)
     query = (
@@ -444,7 +438,8 @@ def deferral(session: Session, job: JobView, now_ms: int) -> list[dict[str, Any]
     Each: centerId, code, message, need, have, unit.
     """
     avoids = [CenterId(center) for center, until in job.avoid if until > now_ms]
-    row = session.get(Deferral, avoiding_key(job.class_key, avoids))
+    key = avoiding_key(job.class_key, avoids)
+    row = session.get(Deferral, holder_key(key, job.id)) or session.get(Deferral, key)
     return [] if row is None else list(row.reasons)
 
 

@@ -25,6 +25,7 @@ def acquire(tx: Tx, holder: str, ttl_s: float, *, alone: bool = False) -> tuple[
     row.epoch += 1
     row.expires_ms = tx.now_ms + int(ttl_s * 1000)
     tx.session.add(row)
+    tx.lead(row.epoch)
     tx.event("lease.acquired", data={"holder": holder, "epoch": row.epoch})
     return row.epoch, row.expires_ms
 

@@ -11,11 +11,12 @@ from sqlmodel import Session, col, select
 from broker.core.explain import Code, Reason, reason
 from broker.core.identity import base_key
 from broker.core.machine import Placed
-from broker.core.model import JobState, PoolId, RunState
-from broker.core.plan import Placement
+from broker.core.model import JobId, JobState, PoolId, Reservation, RunId, RunState, StopReason
+from broker.core.plan import Placement, Preemption
 from broker.store import codec, datasets, runs
 from broker.store.writer import Tx
 from broker.tables import Deferral, Job, Run
+from broker.tables import Reservation as ReservationRow
 
 CHUNK = 500
 """Placements per transaction."""
@@ -33,7 +34,9 @@ def commit_placements(
     placed = 0
     for placement in placements:
         job = tx.session.get(Job, placement.job, with_for_update=True)
-        if job is None or job.state != JobState.QUEUED.value or job.class_key != base_key(placement.class_key):
+        if job is None or job.state != JobState.QUEUED.value:
+            continue
+        if job.class_key != base_key(placement.class_key):
             continue
         wanted = job.request.get("datasets", ())
         if wanted and datasets.missing_copies(tx, placement.center, wanted):
@@ -54,6 +57,79 @@ def commit_placements(
             tx.session.add(job)
         placed += 1
     return placed
+
+
+def commit_holds(
+    tx: Tx, reservations: Sequence[Reservation], preemptions: Sequence[Preemption], *, epoch: int
+) -> int:
+    """Bring reservations to what a plan says and stop its victims, all in one transaction (law 6).
+
+    A job that does not wait any more gets neither, and no run is stopped for a job when one of its
+    victims is not what it was: then the rest may not be enough.  Returns how many runs were asked to
+    end.  Raises LostLease.
+    """
+    tx.fence(epoch)
+    stopped = 0
+    victims = {p.job: p for p in preemptions}
+    wanted = {r.job: r for r in reservations}
+    rows = {JobId(row.job_id): row for row in tx.session.exec(select(ReservationRow)).all()}
+    for job, row in rows.items():
+        if job not in wanted or wanted[job].id == 0:
+            tx.session.delete(row)
+    tx.session.flush()
+    for r in reservations:
+        if r.id:
+            continue
+        job_row = tx.session.get(Job, r.job, with_for_update=True)
+        if job_row is None or job_row.state != JobState.QUEUED.value:
+            continue
+        if r.job in victims:
+            ended = _preempt(tx, job_row, victims[r.job], epoch=epoch)
+            if ended == 0:
+                continue
+            stopped += ended
+        tx.session.add(_reservation_row(r))
+        data = {"pool": r.pool, "slot": r.slot, "nodeCount": r.nodes, "why": r.why, "expiresMs": r.expires_ms}
+        tx.event("job.reserved", job=r.job, data=data)
+    return stopped
+
+
+def _preempt(tx: Tx, job: Job, preemption: Preemption, *, epoch: int) -> int:
+    """Ask the victims to end and write down for whom; how many there were, 0 when the plan is stale."""
+    rows = [tx.session.get_one(Run, run, with_for_update=True) for run in preemption.victims]
+    running = [row for row in rows if row.state == RunState.RUNNING.value and row.stop_reason is None]
+    ending = [row for row in rows if not RunState(row.state).live or row.stop_reason is not None]
+    if not running or len(running) + len(ending) < len(rows):
+        return 0
+    for row in running:
+        victim = tx.session.get_one(Job, row.job_id, with_for_update=True)
+        victim.preempted += 1
+        runs.request_stop(tx, RunId(row.id), StopReason.PREEMPT, epoch=epoch)
+        named = {"preemptedFor": job.id}
+        tx.event("run.preempted", job=victim.id, run=row.id, center=row.center_id, data=named)
+    job.kill_sets += 1
+    job.last_kill_ms = tx.now_ms
+    tx.session.add(job)
+    data = {
+        "runs": [row.id for row in running],
+        "priceMicro": preemption.price_micro,
+        "lostAcceleratorSeconds": preemption.lost_card_s,
+    }
+    tx.event("job.preempting", job=job.id, data=data)
+    return len(running)
+
+
+def _reservation_row(r: Reservation) -> ReservationRow:
+    return ReservationRow(
+        pool_id=r.pool,
+        slot=r.slot,
+        nodes=r.nodes,
+        node_names=list(r.node_names),
+        job_id=r.job,
+        not_before_ms=r.not_before_ms,
+        expires_ms=r.expires_ms,
+        why=r.why,
+    )
 
 
 def _story(placement: Placement) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from broker.core.model import (
 )
 from broker.store.codec import request_from_json, spec_from_json
 from broker.store.writer import Rejected, Tx
-from broker.tables import Center, Event, Job, Outbox, Pool, Run, Setting
+from broker.tables import Center, Event, Job, Outbox, Pool, Reservation, Run, Setting
 
 PREFIX = "name_prefix"
 """Setting: the broker's name, first part of every run id."""
@@ -198,6 +198,7 @@ def apply(tx: Tx, job: Job, run: Run, event: machine.Event, *, actor: str = "") 
         _write_job(tx, job, step)
     if isinstance(event, machine.SeenRunning) and before.started_ms is None:
         _learn_wait(tx, run)
+        job.kill_sets = 0  # the victims were not stopped for nothing
     data = {"event": name, "from": before.state.value, "to": step.run.state.value}
     if step.run.message:
         data["message"] = step.run.message
@@ -252,6 +253,8 @@ def _write_job(tx: Tx, job: Job, step: Step) -> None:
     if facts.center is not None:
         job.center_id = "" if new else facts.center
     tx.session.add(job)
+    if wanted.state is not JobState.QUEUED:  # it is placed or has ended: nothing is held for it any more
+        tx.session.execute(delete(Reservation).where(col(Reservation.job_id) == job.id))
     for command in new:
         tx.session.add(new_run(tx, job.id, command.attempt))
     tx.session.flush()

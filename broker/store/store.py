@@ -50,6 +50,7 @@ class Store:
         self._url = _driver_url(url)
         self._max_batch = max_batch
         self._wakeups: dict[str, asyncio.Event] = {}
+        self._engines: list[Engine] = []
 
     async def open(self) -> None:
         """Create or upgrade the schema and start the threads.  Raises StoreUnavailable."""
@@ -57,12 +58,17 @@ class Store:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         try:
             self._write_engine = _engine(self._url, begin="IMMEDIATE")
+            self._engines.append(self._write_engine)
             self._read_engine = _engine(self._url, begin="DEFERRED", pool_size=READERS)
+            self._engines.append(self._read_engine)
             await self._loop.run_in_executor(
                 self._readers, schema.upgrade, self._write_engine, _database_file(self._url)
             )
-        except (DBAPIError, OSError) as error:
+        except BaseException as error:
             self._readers.shutdown(wait=False)
+            self._dispose()
+            if not isinstance(error, DBAPIError | OSError):
+                raise
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise StoreUnavailable(f"cannot open {self._url!r}: {reason}") from error
         self._writer = Writer(
@@ -74,12 +80,13 @@ class Store:
         """Finish queued writes and close the files."""
         await asyncio.to_thread(self._writer.close)
         self._readers.shutdown(wait=True)
-        self._read_engine.dispose()
-        self._write_engine.dispose()
+        self._dispose()
 
-    async def write(
-        self, op: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def _dispose(self) -> None:
+        for engine in self._engines:
+            engine.dispose()
+
+    async def write(self, op: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a write; returns once it is durable.
 
         A caller that is cancelled meanwhile does not undo it.  Raises what `op` raises, and

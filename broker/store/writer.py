@@ -3,8 +3,8 @@
 Writes queue to one thread, which takes what is waiting and runs it in one transaction: one fsync
 for many writes.  A write is a function of a Tx that may run twice: when one of a batch fails, the
 batch is rolled back and each write runs again in a savepoint of its own, so that a conflict stays
-with its own row.  Event numbers are taken from a counter row at the end of the transaction, so
-number order is commit order, on PostgreSQL too (the row lock is held until the commit).
+with its own row.  Event numbers are taken from a counter row inside the transaction, so number order
+is commit order, on PostgreSQL too (the row lock is held until the commit).
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ class Tx:
     def wake(self, *loops: str) -> None:
         """Wake loops after the commit."""
         self.woken.update(loops)
+
+    def lead(self, epoch: int) -> None:
+        """Another epoch leads from here on, in this transaction too."""
+        self._epoch = epoch
 
     def fence(self, epoch: int) -> None:
         """Raise LostLease unless `epoch` still leads.  Read once per transaction."""
@@ -159,6 +163,8 @@ class Writer:
             gone = StoreUnavailable(f"the database refused the transaction: {error.orig}")
             gone.__cause__ = error
             answers, woken = [gone] * len(batch), set()
+        except Exception as error:  # whatever it is, the thread must live and the callers must know
+            answers, woken = [error] * len(batch), set()
         for write, answer in zip(batch, answers, strict=True):
             if isinstance(answer, BaseException):
                 write.done.set_exception(answer)
@@ -187,17 +193,19 @@ class Writer:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             tx = Tx(session, self._clock())
             for write in batch:
-                events, woken = len(tx.events), set(tx.woken)
+                woken, epoch = set(tx.woken), tx._epoch
                 try:
                     with session.begin_nested():
-                        answers.append(write.op(tx))
+                        answer = write.op(tx)
+                        session.flush()
+                        _number(tx)
+                    answers.append(answer)
                 except OperationalError:
                     raise
                 except Exception as error:
-                    del tx.events[events:]
-                    tx.woken = woken
+                    tx.woken, tx._epoch = woken, epoch
                     answers.append(error)
-            _number(tx)
+                tx.events.clear()
         return answers, tx.woken
 
 

@@ -62,6 +62,13 @@ def upgrade() -> None:
     with op.batch_alter_table("event", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_event_at_ms"), ["at_ms"], unique=False)
         batch_op.create_index("ix_event_job", ["job_id", "seq"], unique=False)
+        batch_op.create_index(
+            "ix_event_preempted",
+            ["at_ms"],
+            unique=False,
+            sqlite_where=sa.text("kind = 'run.preempted'"),
+            postgresql_where=sa.text("kind = 'run.preempted'"),
+        )
 
     op.create_table(
         "idempotency",
@@ -214,6 +221,9 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("retries_used", sa.Integer(), nullable=False),
         sa.Column("avoid", sa.JSON(), nullable=False),
+        sa.Column("kill_sets", sa.Integer(), nullable=False),
+        sa.Column("last_kill_ms", sa.BigInteger(), nullable=True),
+        sa.Column("preempted", sa.Integer(), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
         sa.Column("deleted_ms", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
@@ -311,9 +321,9 @@ def upgrade() -> None:
             ["job.id"],
         ),
         sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("job_id"),
     )
     with op.batch_alter_table("reservation", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_reservation_job_id"), ["job_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_reservation_pool_id"), ["pool_id"], unique=False)
 
     op.create_table(
@@ -361,6 +371,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("run", schema=None) as batch_op:
         batch_op.create_index("ix_run_job", ["job_id", "attempt"], unique=False)
+        batch_op.create_index("ix_run_ended", ["ended_ms"], unique=False)
         batch_op.create_index(
             "ix_run_live_center",
             ["center_id", "state"],
@@ -437,11 +448,11 @@ def downgrade() -> None:
             postgresql_where=sa.text("state IN ('DOUBT', 'LOST', 'NEW', 'PENDING', 'RUNNING', 'SUBMITTING')"),
         )
         batch_op.drop_index("ix_run_job")
+        batch_op.drop_index("ix_run_ended")
 
     op.drop_table("run")
     with op.batch_alter_table("reservation", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_reservation_pool_id"))
-        batch_op.drop_index(batch_op.f("ix_reservation_job_id"))
 
     op.drop_table("reservation")
     with op.batch_alter_table("joblabel", schema=None) as batch_op:
@@ -492,6 +503,11 @@ def downgrade() -> None:
 
     op.drop_table("idempotency")
     with op.batch_alter_table("event", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_event_preempted",
+            sqlite_where=sa.text("kind = 'run.preempted'"),
+            postgresql_where=sa.text("kind = 'run.preempted'"),
+        )
         batch_op.drop_index("ix_event_job")
         batch_op.drop_index(batch_op.f("ix_event_at_ms"))
 

@@ -1,0 +1,181 @@
+"""One node of a request in every pool: which spec, in slots of what size, at what price.
+
+What belongs here: facts of the pools as columns, and the fitting of a request to them.  What does
+not: whether a policy allows it and whether there is room (core/problem.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.core.model import Accelerator, Accuracy, CenterId, JobRequest, NodeShape, Pool, Spec
+from broker.core.resources import effective_gflops, millicards, price_at, slices, slot_size, unit_count
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+StrArray = npt.NDArray[np.str_]
+
+
+def ints(values: Iterable[int]) -> IntArray:
+    return np.fromiter(values, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoolColumns:
+    """Facts of the pools, one row each.  `units`, cards, cores and memory are per node.
+
+    `center` indexes Problem.centers; `price` is micro-CNY per card-hour (core-hour without cards) at
+    this minute, 0 without a price; `offers` counts the specs the platform lists, 0: it has no list.
+    """
+
+    center: IntArray
+    arch: StrArray
+    product: StrArray
+    units: IntArray
+    cards: IntArray
+    cores: IntArray
+    memory_gib: IntArray
+    card_memory_gib: IntArray
+    nodes: IntArray
+    price: IntArray
+    wait_s: IntArray
+    unknown: BoolArray
+    offers: IntArray
+
+
+def pool_columns(pools: tuple[Pool, ...], center_at: dict[CenterId, int], minute_of_week: int) -> PoolColumns:
+    return PoolColumns(
+        center=ints(center_at[p.center] for p in pools),
+        arch=np.array([p.shape.arch for p in pools], dtype=np.str_),
+        product=np.array([p.shape.accelerator for p in pools], dtype=np.str_),
+        units=ints(unit_count(p.shape) for p in pools),
+        cards=ints(p.shape.accelerators for p in pools),
+        cores=ints(p.shape.cores for p in pools),
+        memory_gib=ints(p.shape.memory_gib for p in pools),
+        card_memory_gib=ints(p.shape.accelerator_memory_gib for p in pools),
+        nodes=ints(p.nodes for p in pools),
+        price=ints(price_at(p.prices, minute_of_week) or 0 for p in pools),
+        wait_s=ints(p.expected_wait_s for p in pools),
+        unknown=np.array([p.accuracy is Accuracy.UNKNOWN for p in pools], dtype=np.bool_),
+        offers=ints(len(p.specs) for p in pools),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitting:
+    """One node of a class in every pool, whether or not it fits there.
+
+    `spec` indexes Problem.specs; `tau` is the slot in units, 0 where it does not fit; `rate` is
+    micro-CNY per hour, `gflops` effective power, both of one node; `offered`: the platform's list, if
+    it has one, has the spec.  Where a job asks for power, the spec is the smallest that has it, else
+    the strongest there is.
+    """
+
+    spec: IntArray
+    cards: IntArray
+    cores: IntArray
+    memory_gib: IntArray
+    gflops: IntArray
+    millicards: IntArray
+    rate: IntArray
+    tau: IntArray
+    offered: BoolArray
+
+
+def _same_kind(wanted: NodeShape, node: NodeShape) -> bool:
+    """Whether architecture, product and memory per card agree exactly."""
+    return (wanted.arch, wanted.accelerator) == (node.arch, node.accelerator) and (
+        not wanted.accelerators or wanted.accelerator_memory_gib == node.accelerator_memory_gib
+    )
+
+
+class Chooser:
+    """Finds the fitting of a request; equal wishes share one."""
+
+    def __init__(
+        self, products: Mapping[str, Accelerator], pools: tuple[Pool, ...], columns: PoolColumns
+    ) -> None:
+        self._pools = pools
+        self._columns = columns
+        self._specs: dict[Spec, int] = {}
+        self._made: dict[Spec | int, Fitting] = {}
+        # Per pool: (GFLOPS, spec) of what it offers and can hold, weakest and smallest first.
+        offers = {
+            (p.shape, p.specs): sorted(
+                (
+                    (effective_gflops(s.shape, products), s)
+                    for s in p.specs or slices(p.shape)
+                    if _same_kind(s.shape, p.shape) and slot_size(p.shape, s.shape)
+                ),
+                key=lambda o: (o[0], millicards(o[1].shape), o[1].shape, o[1].id),
+            )
+            for p in pools
+        }
+        self._offers = [offers[p.shape, p.specs] for p in pools]
+        self._listed = [frozenset(s.id for s in p.specs) for p in pools]
+        self._products = products
+
+    def reprice(self, columns: PoolColumns) -> None:
+        """Goes on with other facts of the same pools: prices, waits and nodes, never shapes."""
+        self._columns = columns
+        for wish, made in self._made.items():
+            amount = np.where(columns.cards > 0, made.cards, made.cores)
+            self._made[wish] = replace(made, rate=amount * columns.price)
+
+    def specs(self) -> tuple[Spec, ...]:
+        """Specs by their index in `Fitting.spec`."""
+        return tuple(self._specs)
+
+    def fitting(self, request: JobRequest) -> Fitting:
+        wish: Spec | int = request.spec if request.spec is not None else request.min_gflops
+        if wish not in self._made:
+            self._made[wish] = self._fit(wish)
+        return self._made[wish]
+
+    def _fit(self, wish: Spec | int) -> Fitting:
+        c = self._columns
+        kinds: dict[Spec, int] = {}
+        if isinstance(wish, Spec):
+            kinds[wish] = 0
+            which = np.zeros(len(self._pools), dtype=np.int64)
+            offered = [not ids or wish.id in ids for ids in self._listed]
+        else:
+            chosen = [
+                next((s for power, s in offers if power >= wish), offers[-1][1] if offers else None)
+                for offers in self._offers
+            ]
+            which = ints(-1 if s is None else kinds.setdefault(s, len(kinds)) for s in chosen)
+            offered = [True] * len(self._pools)
+
+        def of(fact: Callable[[Spec], int], *, none: int = 0) -> IntArray:
+            # The last value stands for no spec at all, at index -1.
+            return ints([*map(fact, kinds), none])[which]
+
+        cards, cores = of(lambda s: s.shape.accelerators), of(lambda s: s.shape.cores)
+        memory = of(lambda s: s.shape.memory_gib)
+        return Fitting(
+            spec=of(lambda s: self._specs.setdefault(s, len(self._specs)), none=-1),
+            cards=cards,
+            cores=cores,
+            memory_gib=memory,
+            gflops=of(lambda s: effective_gflops(s.shape, self._products)),
+            millicards=of(lambda s: millicards(s.shape)),
+            rate=np.where(c.cards > 0, cards, cores) * c.price,
+            tau=np.where(which >= 0, slot_sizes(c, cards, cores, memory), 0),
+            offered=np.array(offered, dtype=np.bool_),
+        )
+
+
+def slot_sizes(c: PoolColumns, cards: IntArray, cores: IntArray, memory_gib: IntArray) -> IntArray:
+    """resources.slot_size for one wish per pool: units of a node, 0 where it does not fit."""
+    share = np.maximum(cards, 1)
+    for wanted, full in ((cores, c.cores), (memory_gib, c.memory_gib)):
+        share = np.maximum(share, -(-wanted * c.units // np.maximum(full, 1)))
+    powers = np.int64(1) << np.arange(40, dtype=np.int64)
+    tau = np.minimum(powers[np.searchsorted(powers, np.minimum(share, c.units))], c.units)
+    fits = (cards <= c.cards) & (cores <= c.cores) & (memory_gib <= c.memory_gib)
+    return np.where(fits, tau, 0)

@@ -1,0 +1,94 @@
+"""The waiting jobs of a class, as two columns.
+
+What belongs here: an immutable sequence of QueuedJob that changes by making another one, at the cost
+of what changed and one copy.  What does not: which class a job belongs to (broker.mirror).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.core.model import JobId, QueuedJob
+
+IntArray = npt.NDArray[np.int64]
+
+
+class JobQueue(Sequence[QueuedJob]):
+    """Jobs in queue order: by time, then by id.
+
+    `ids` and `queued_ms` are its columns; neither may be written to.  Equal to any sequence of the
+    same jobs.
+    """
+
+    __slots__ = ("ids", "queued_ms")
+
+    def __init__(self, jobs: Iterable[QueuedJob] = ()) -> None:
+        """The jobs, which must be in queue order already."""
+        jobs = tuple(jobs)
+        self.ids: Sequence[JobId] = [job.id for job in jobs]
+        self.queued_ms: IntArray = np.fromiter((job.queued_ms for job in jobs), dtype=np.int64)
+
+    def changed(self, gone: Iterable[QueuedJob], come: Iterable[QueuedJob]) -> JobQueue:
+        """Without the jobs `gone`, which must be here, and with those of `come`, in any order."""
+        gone, come = tuple(gone), tuple(come)
+        ids, times = self._without(gone)
+        new = sorted((job.queued_ms, job.id) for job in come)
+        if new:
+            if len(times) == 0 or new[0][0] > times[-1]:
+                ids += [job for _, job in new]
+                times = np.concatenate([times, np.array([at for at, _ in new], dtype=np.int64)])
+            else:
+                new = sorted([*zip(times.tolist(), ids, strict=True), *new])
+                ids, times = [job for _, job in new], np.array([at for at, _ in new], dtype=np.int64)
+        made = JobQueue.__new__(JobQueue)
+        made.ids, made.queued_ms = ids, times
+        return made
+
+    def _without(self, gone: Sequence[QueuedJob]) -> tuple[list[JobId], IntArray]:
+        ids = list(self.ids)
+        if not gone:
+            return ids, self.queued_ms
+        at = self.queued_ms.searchsorted(
+            np.fromiter((job.queued_ms for job in gone), dtype=np.int64)
+        ).tolist()
+        for n, job in enumerate(gone):
+            while ids[at[n]] != job.id:  # several jobs of one millisecond
+                at[n] += 1
+        for i in sorted(at, reverse=True):
+            del ids[i]
+        return ids, np.delete(self.queued_ms, at)
+
+    @overload
+    def __getitem__(self, index: int) -> QueuedJob: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[QueuedJob]: ...
+    def __getitem__(self, index: int | slice) -> QueuedJob | Sequence[QueuedJob]:
+        if isinstance(index, slice):
+            return tuple(map(QueuedJob, self.ids[index], self.queued_ms[index].tolist()))
+        return QueuedJob(self.ids[index], int(self.queued_ms[index]))
+
+    def __iter__(self) -> Iterator[QueuedJob]:
+        return map(QueuedJob, self.ids, self.queued_ms.tolist())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, JobQueue):
+            return self.ids == other.ids and np.array_equal(self.queued_ms, other.queued_ms)
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.ids))
+
+    def __repr__(self) -> str:
+        return f"JobQueue({list(self)!r})"
+
+
+def as_queue(jobs: Sequence[QueuedJob]) -> JobQueue:
+    """`jobs` as columns; a queue is given back as it is."""
+    return jobs if isinstance(jobs, JobQueue) else JobQueue(jobs)

@@ -1,0 +1,61 @@
+"""What stopping a run for a VIP job costs, which runs are spared, and how often it may happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.core.model import MICRO, JobId, Kills, TenantId
+from broker.core.policy import Protected, Victim
+from broker.core.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """Prices victims and limits kills.  Without this policy nothing is ever stopped for another job.
+
+    The price is the work since the newest checkpoint plus the restart, at the run's own price or the
+    reference price, and what the job is worth once it waits again.  A checkpoint counts where it was
+    seen; else a resumable job is believed to write one every `checkpointInterval`.
+    """
+
+    min_run_time_s: int = 600
+    """Seconds that a run is safe after its start."""
+    restart_overhead_s: int = 300
+    """Seconds of all its cards that a stopped run loses by starting again."""
+    reference_price: int = 20 * MICRO
+    """Least micro-CNY per accelerator-hour that lost work counts, where a center is cheaper or free."""
+    kills_per_job: int = 2
+    """How often one job may be stopped for others."""
+    kills_per_tenant_h: int = 20
+    """Runs of one tenant that may be stopped within an hour."""
+    sets_per_placement: int = 1
+    """Victim sets that may be stopped for one VIP job until it runs; a lost race spends one."""
+    cool_down_s: int = 600
+    """Seconds between two victim sets for one VIP job."""
+
+    def __post_init__(self) -> None:
+        for name in Preemption.__dataclass_fields__:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+
+    def may_preempt(self, p: Problem, job: JobId) -> bool:
+        """A job that was itself stopped for another preempts no one."""
+        record = p.snapshot.kill_records.get(job, Kills())
+        if record.suffered or record.sets >= self.sets_per_placement:
+            return False
+        return record.last_ms is None or p.snapshot.now_ms - record.last_ms >= self.cool_down_s * 1000
+
+    def price(self, p: Problem, victim: Victim) -> int | Protected:
+        """Micro-CNY, or why the run is spared."""
+        claim, now_ms = victim.claim, p.snapshot.now_ms
+        if claim.started_ms is None or now_ms - claim.started_ms < self.min_run_time_s * 1000:
+            return Protected(f"runs for less than {self.min_run_time_s} s")
+        if claim.preempted >= self.kills_per_job:
+            return Protected(f"was stopped {claim.preempted} times before")
+        rate = max(claim.rate_micro_per_hour, self.reference_price * claim.shape.accelerators * claim.nodes)
+        lost_s = victim.lost_s(now_ms) + self.restart_overhead_s
+        return rate * lost_s // 3600 + victim.worth
+
+    def kill_room(self, p: Problem, tenant: TenantId) -> int:
+        """Runs of the tenant that may still be stopped within this hour."""
+        return max(0, self.kills_per_tenant_h - p.snapshot.kills.get(tenant, 0))

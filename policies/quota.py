@@ -1,0 +1,123 @@
+"""Shares of tenants in accelerators: what is guaranteed, deserved, and the most they may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+
+from broker.core.explain import Code
+from broker.core.model import TenantId
+from broker.core.policy import Limit
+from broker.core.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One tenant's share, in cards held at a time by live runs."""
+
+    tenant: str
+    """The tenant, or "*" for every tenant that no other share of these accelerators names."""
+    accelerator: str = ""
+    """A product (Nvidia/GPU/A800), a kind (GPU, NPU), or "" for all accelerators."""
+    guarantee: int = 0
+    """Cards below which the tenant's jobs go before others of their tier."""
+    deserved: int | None = None
+    """Cards above which its jobs come after those of others: it borrows what nobody else wants.
+    Without it: no such limit."""
+    ceiling: int | None = None
+    """Cards that it never exceeds.  Without it: no such limit."""
+
+    def __post_init__(self) -> None:
+        deserved = self.guarantee if self.deserved is None else self.deserved
+        ceiling = deserved if self.ceiling is None else self.ceiling
+        if not self.tenant or not 0 <= self.guarantee <= deserved <= ceiling:
+            raise ValueError(
+                "tenant must be named and 0 <= guarantee <= deserved <= ceiling hold, not"
+                f" {self.tenant!r}, {self.guarantee}, {self.deserved} and {self.ceiling}"
+            )
+
+    def covers(self, product: str) -> bool:
+        """Whether cards of a product count."""
+        kind = product.split("/")[1] if "/" in product else ""
+        return bool(product) and self.accelerator in ("", product, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Ceilings bind; between guarantee, deserved share and ceiling the worth of jobs decides.
+
+    A tenant without a share is not limited.  What a share counts is what the tenant's runs hold at
+    the start of the round, so a round may pass guarantee and deserved share, but never a ceiling.
+    """
+
+    shares: tuple[Share, ...] = ()
+    """One [[policies.quota.shares]] table each."""
+    below_guarantee: Decimal = Decimal(4)
+    """What the worth of a job is multiplied by while its tenant holds less than its guarantee."""
+    above_deserved: Decimal = Decimal("0.25")
+    """The same while its tenant holds its deserved share or more."""
+
+    def __post_init__(self) -> None:
+        if not Decimal(0) < self.above_deserved <= 1 <= self.below_guarantee <= 1000:
+            raise ValueError(
+                "0 < above_deserved <= 1 <= below_guarantee <= 1000 must hold, not"
+                f" {self.above_deserved} and {self.below_guarantee}"
+            )
+        named = [(share.tenant, share.accelerator) for share in self.shares]
+        if len(set(named)) < len(named):
+            raise ValueError(f"shares: {max(named, key=named.count)} is there twice")
+
+    def share(self, p: Problem, k: int) -> int:
+        """Thousandths of the worth of class `k`."""
+        tenant = p.classes[k].tenant
+        products = {p.pools[at].shape.accelerator for at in p.option_pool[p.options(k)].tolist()}
+        permille = 1000
+        for share in self._of(tenant):
+            if any(share.covers(product) for product in products):
+                held = self._held(p, share, tenant)
+                if held < share.guarantee:
+                    permille = max(permille, int(self.below_guarantee * 1000))
+                elif share.deserved is not None and held >= share.deserved:
+                    permille = min(permille, int(self.above_deserved * 1000))
+        return permille
+
+    def limits(self, p: Problem) -> tuple[Limit, ...]:
+        """A row for every ceiling of every tenant that has jobs waiting."""
+        if not self.shares:
+            return ()
+        tenants = sorted({c.tenant for c in p.classes})
+        return tuple(limit for tenant in tenants for limit in self._limits(p, tenant))
+
+    def _limits(self, p: Problem, tenant: TenantId) -> Iterator[Limit]:
+        own = [k for k, c in enumerate(p.classes) if c.tenant == tenant]
+        options = np.flatnonzero(np.isin(p.option_class, own))
+        for share in self._of(tenant):
+            if share.ceiling is None:
+                continue
+            cards = np.array([self._cards(p, share, j) for j in options.tolist()], dtype=np.int64)
+            left = max(0, share.ceiling - self._held(p, share, tenant))
+            name = f"quota:{tenant}:{share.accelerator or '*'}"
+            yield Limit(name, Code.QUOTA, options[cards > 0], cards[cards > 0], left)
+
+    def _of(self, tenant: TenantId) -> list[Share]:
+        own = [s for s in self.shares if s.tenant == tenant]
+        named = {s.accelerator for s in own}
+        return own + [s for s in self.shares if s.tenant == "*" and s.accelerator not in named]
+
+    def _held(self, p: Problem, share: Share, tenant: TenantId) -> int:
+        """Cards that live runs of a tenant hold, those that are asked to end included."""
+        return sum(
+            c.shape.accelerators * c.nodes
+            for c in p.snapshot.claims
+            if c.tenant == tenant and share.covers(c.shape.accelerator)
+        )
+
+    def _cards(self, p: Problem, share: Share, option: int) -> int:
+        """Cards that one job takes by an option, 0 where they do not count."""
+        at, k = int(p.option_pool[option]), int(p.option_class[option])
+        if not share.covers(p.pools[at].shape.accelerator):
+            return 0
+        return int(p.fittings[k].cards[at]) * p.classes[k].request.nodes
