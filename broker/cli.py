@@ -23,6 +23,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "broker.cli_account": ("login", "logout", "password"),
     "broker.cli_operators": ("resolve", "user"),
     "broker.cli_daemon": ("serve", "init", "check-config"),
+    "broker.cli_simulate": ("simulate",),
 }
 """The commands of each module, in the order of the help."""
 
