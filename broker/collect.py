@@ -18,8 +18,8 @@ from broker.core.retry import debt_pause_s
 from broker.files import DataDirectory, OutsideDirectory, inside
 from broker.leader import Lease
 from broker.logs import append_log
-from broker.store import LostLease, Store, runs
-from broker.store.runs import Debt
+from broker.store import LostLease, Store, debts
+from broker.store.debts import Debt
 from broker.telemetry import log
 
 AT_ONCE = 4
@@ -40,7 +40,9 @@ class Collect:
 
     async def once(self) -> None:
         """Start what is due."""
-        owed = await self._store.read(runs.collections_owed, self._store.clock(), AT_ONCE + len(self._copies))
+        owed = await self._store.read(
+            debts.collections_owed, self._store.clock(), AT_ONCE + len(self._copies)
+        )
         for debt in owed:
             if debt.run in self._copies or len(self._copies) >= AT_ONCE:
                 continue
@@ -85,11 +87,11 @@ class Collect:
         if error is None or debt.tries >= TRIES:
             if error is not None:
                 log.error("collect_given_up", run=debt.run, center=debt.center, error=str(error))
-            await self._store.write(runs.settle, debt.run, epoch=self._lease.epoch, collect=True)
+            await self._store.write(debts.settle, debt.run, epoch=self._lease.epoch, collect=True)
             return
         log.warning("collect_failed", run=debt.run, center=debt.center, error=str(error))
         await self._store.write(
-            runs.postpone_debt,
+            debts.postpone_debt,
             debt.run,
             epoch=self._lease.epoch,
             next_ms=self._store.clock() + debt_pause_s(debt.tries) * 1000,

@@ -42,7 +42,7 @@ from broker.inventory import Poll
 from broker.leader import Lease
 from broker.mirror import Mirror
 from broker.stage import Stage
-from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts, centers, runs
+from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts, centers, outbox, runs
 from broker.store.centers import CenterEntry
 from broker.store.schema import SchemaTooNew
 from broker.supervise import loop
@@ -217,7 +217,7 @@ class Daemon:
         while not await parts.lease.acquire(alone=alone):
             log.info("waiting_for_lease")
             await asyncio.sleep(parts.lease.ttl_s / 3)
-        doubtful = await store.write(runs.doubt_unfinished, epoch=parts.lease.epoch)
+        doubtful = await store.write(outbox.doubt_unfinished, epoch=parts.lease.epoch)
         if doubtful:
             log.warning("submissions_in_doubt", runs=doubtful)
         await self._configure(parts)

@@ -31,14 +31,14 @@ from broker.core.model import (
     CenterState,
     FailureKind,
     Health,
-    JobRequest,
     RunState,
     Tier,
 )
 from broker.core.retry import debt_pause_s
 from broker.leader import Lease
-from broker.store import LostLease, Store, StoreUnavailable, centers, datasets, runs
-from broker.store.runs import Debt, Submission
+from broker.store import LostLease, Store, StoreUnavailable, centers, datasets, debts, outbox, runs
+from broker.store.debts import Debt
+from broker.store.outbox import Submission
 from broker.telemetry import DEBTS, log
 
 STOP_TIMEOUT_S = 30
@@ -74,14 +74,14 @@ class Dispatch:
     # ------------------------------------------------------------ submissions and starts
 
     async def _submissions(self) -> None:
-        waiting = await self._store.read(runs.waiting_centers, self._store.clock())
+        waiting = await self._store.read(outbox.waiting_centers, self._store.clock())
         if not waiting:
             return
         facts = {c.id: c for c in await self._store.read(centers.center_facts)}
         for center in waiting:
             adapter = self._connections.current(center)
             if adapter is None or not _takes(facts.get(center)):
-                recalled = await self._store.write(runs.recall_unsent, center, epoch=self._lease.epoch)
+                recalled = await self._store.write(outbox.recall_unsent, center, epoch=self._lease.epoch)
                 if recalled:
                     log.warning("placements_recalled", center=center, runs=recalled)
                 continue
@@ -93,7 +93,7 @@ class Dispatch:
         now = self._store.clock()
         not_after = min(self._lease.expires_ms, now + adapter.traits.submit_timeout_s * 1000)
         claimed = await self._store.write(
-            runs.claim,
+            outbox.claim,
             epoch=self._lease.epoch,
             center=center,
             limit=room,
@@ -147,7 +147,7 @@ class Dispatch:
         while True:
             try:
                 return await self._store.write(
-                    runs.record_outcome, submission.run, event, epoch=self._lease.epoch
+                    outbox.record_outcome, submission.run, event, epoch=self._lease.epoch
                 )
             except StoreUnavailable as error:
                 log.error("outcome_not_recorded_yet", run=submission.run, error=str(error))
@@ -186,11 +186,11 @@ class Dispatch:
     async def _unclaim(self, submission: Submission, not_before_ms: int) -> None:
         with suppress(LostLease):  # the next leader puts it in doubt
             await self._store.write(
-                runs.unclaim, submission.run, epoch=self._lease.epoch, not_before_ms=not_before_ms
+                outbox.unclaim, submission.run, epoch=self._lease.epoch, not_before_ms=not_before_ms
             )
 
     async def _run_spec(self, submission: Submission) -> RunSpec:
-        request: JobRequest = submission.request
+        request = submission.request
         image = request.image_url
         if request.image_id:
             natives = await self._store.read(centers.image_centers, request.image_id)
@@ -222,7 +222,7 @@ class Dispatch:
 
     async def _debts(self) -> None:
         now = self._store.clock()
-        owed = await self._store.read(runs.calls_owed, now, DEBTS_AT_ONCE)
+        owed = await self._store.read(debts.calls_owed, now, DEBTS_AT_ONCE)
         DEBTS.set(len(owed))
         for debt in owed:
             room = self._concurrency - len(self._calls.get(debt.center, ()))
@@ -238,12 +238,12 @@ class Dispatch:
             if message:
                 log.warning("debt_unpaid", run=debt.run, center=debt.center, error=message)
             elif not debt.stop:
-                await self._store.write(runs.settle, debt.run, epoch=self._lease.epoch, delete=True)
+                await self._store.write(debts.settle, debt.run, epoch=self._lease.epoch, delete=True)
                 return
             # A stop that was taken is asked again after its grace, should the run still be there.
             pause_ms = 0 if message else debt.stop_grace_s * 1000
             await self._store.write(
-                runs.postpone_debt,
+                debts.postpone_debt,
                 debt.run,
                 epoch=self._lease.epoch,
                 next_ms=self._store.clock() + debt_pause_s(debt.tries) * 1000 + pause_ms,

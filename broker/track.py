@@ -30,7 +30,7 @@ from broker.core.model import CenterId, FailureKind, OnLost, RunId, RunState, St
 from broker.files import DataDirectory
 from broker.leader import Lease
 from broker.logs import append_log
-from broker.store import Store, runs
+from broker.store import Store, debts, runs
 from broker.store.runs import Watched
 from broker.telemetry import log
 
@@ -97,7 +97,7 @@ class Track:
             return  # no news
         if not watched.state.live:
             if sighting.state not in (RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN):
-                await self._store.write(runs.settle, watched.run, epoch=self._lease.epoch, stop=True)
+                await self._store.write(debts.settle, watched.run, epoch=self._lease.epoch, stop=True)
             return
         event = event_of(sighting, self._store.clock())
         if event is not None and not _nothing_new(watched, event, sighting.address):

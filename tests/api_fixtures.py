@@ -36,7 +36,7 @@ from broker.core.model import (
 from broker.core.problem import class_key
 from broker.core.resources import load_catalogue, make_spec, spec_id
 from broker.files import DataDirectory
-from broker.store import accounts, centers, lease, runs
+from broker.store import accounts, centers, debts, lease, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
 from broker.store.codec import spec_to_json
@@ -155,7 +155,7 @@ class World:
 
     async def settle(self, run: str) -> None:
         """Logs and results of the run have been collected."""
-        await self.store.write(runs.settle, RunId(run), epoch=self.epoch, collect=True)
+        await self.store.write(debts.settle, RunId(run), epoch=self.epoch, collect=True)
 
     async def poll(self, center: str, inventory: Inventory, prices: tuple[Price, ...] = ()) -> None:
         await self.store.write(

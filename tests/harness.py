@@ -59,7 +59,7 @@ from broker.inventory import Poll
 from broker.leader import Lease
 from broker.mirror import Mirror
 from broker.stage import Stage
-from broker.store import Store, accounts, centers, feed, jobs, runs
+from broker.store import Store, accounts, centers, feed, jobs, outbox, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
 from broker.store.jobs import JobView, NewJob
@@ -117,7 +117,7 @@ class Harness:
         self.lease = Lease(self.store, holder=f"test-{next(self._numbers)}", ttl_s=15)
         await self.store.write(runs.fix_prefix, "bk")
         assert await self.lease.acquire(alone=True)
-        await self.store.write(runs.doubt_unfinished, epoch=self.lease.epoch)
+        await self.store.write(outbox.doubt_unfinished, epoch=self.lease.epoch)
         await self.store.write(centers.configure, [_entry(s) for s in self.settings.values()])
         self.connections = Connections(self._factories(), prefix="bk")
         await self.connections.configure(self.settings.values())

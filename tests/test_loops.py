@@ -24,7 +24,7 @@ from broker.adapter import (
 from broker.connections import Connections
 from broker.core.model import CenterId, CenterState, JobId, Price, RemoteId
 from broker.inventory import canonical, merged, prices_of
-from broker.store import LostLease, Store, StoreUnavailable, runs
+from broker.store import LostLease, Store, StoreUnavailable, outbox
 from broker.store.centers import NoSuchCenter
 from broker.supervise import loop
 from broker.tables import Center, Event, Outbox, Run
@@ -342,7 +342,7 @@ async def test_an_outcome_is_written_as_soon_as_the_store_can(tmp_path: Path) ->
 
         async def flaky(self: Store, op: Any, /, *args: Any, **kwargs: Any) -> Any:
             nonlocal refused
-            if op is runs.record_outcome and refused < 2:
+            if op is outbox.record_outcome and refused < 2:
                 refused += 1
                 raise StoreUnavailable("disk full")
             return await write(self, op, *args, **kwargs)

@@ -41,7 +41,7 @@ from broker.core.model import (
 from broker.core.plan import Placement
 from broker.core.resources import slot_size
 from broker.mirror import Mirror
-from broker.store import feed, retention, rounds, runs
+from broker.store import debts, feed, retention, rounds, runs
 from broker.store.jobs import WrongState
 from broker.tables import Run
 from tests.builders import ACCELERATORS, node, spec
@@ -129,7 +129,7 @@ def settle(index: int) -> Act:
     async def act(broker: Harness) -> None:
         run = await pick(broker, index)
         if run is not None and not RunState(run.state).live and run.stop_owed_ms is not None:
-            await broker.store.write(runs.settle, RunId(run.id), epoch=broker.lease.epoch, stop=True)
+            await broker.store.write(debts.settle, RunId(run.id), epoch=broker.lease.epoch, stop=True)
 
     return act
 

@@ -14,8 +14,9 @@ from sqlalchemy.exc import IntegrityError
 from broker.core import machine
 from broker.core.machine import Accepted, Found, NotFound, SeenRunning, SeenStopped, SeenSucceeded
 from broker.core.model import CenterId, FailureKind, JobId, RemoteId, RunId, RunState, StopReason
-from broker.store import LostLease, Tx, centers, lease, runs
-from broker.store.runs import NoSuchRun, PrefixChanged, Submission
+from broker.store import LostLease, Tx, centers, debts, lease, outbox, runs
+from broker.store.outbox import Submission
+from broker.store.runs import NoSuchRun, PrefixChanged
 from broker.tables import Event, Job, Outbox, Run
 from tests.harness import Harness, center, harness
 
@@ -36,11 +37,11 @@ async def claim(broker: Harness, **changes: Any) -> list[Submission]:
         "not_after_ms": broker.clock() + 10_000,
         "lookup_lag_s": 5,
     }
-    return await broker.store.write(runs.claim, **{**facts, **changes})
+    return await broker.store.write(outbox.claim, **{**facts, **changes})
 
 
 async def outcome(broker: Harness, run: RunId, event: machine.Event) -> RunState:
-    return await broker.store.write(runs.record_outcome, run, event, epoch=broker.lease.epoch)
+    return await broker.store.write(outbox.record_outcome, run, event, epoch=broker.lease.epoch)
 
 
 async def tell(broker: Harness, run: RunId, event: machine.Event) -> RunState:
@@ -122,11 +123,11 @@ async def test_a_claim_respects_the_center_and_the_time(broker: Harness) -> None
     (claimed,) = await claim(broker)
     assert (claimed.run, claimed.action, claimed.native_pool, claimed.remote) == (run, "submit", "a", None)
     later = broker.clock() + 5000
-    await broker.store.write(runs.unclaim, run, epoch=broker.lease.epoch, not_before_ms=later)
+    await broker.store.write(outbox.unclaim, run, epoch=broker.lease.epoch, not_before_ms=later)
     assert await claim(broker) == []
-    assert await broker.store.read(runs.waiting_centers, later - 1) == []
+    assert await broker.store.read(outbox.waiting_centers, later - 1) == []
     broker.clock.now_ms = later
-    assert await broker.store.read(runs.waiting_centers, later) == [A]
+    assert await broker.store.read(outbox.waiting_centers, later) == [A]
     assert [s.run for s in await claim(broker)] == [run]
 
 
@@ -179,7 +180,7 @@ async def test_a_stop_between_claim_and_answer_reaches_the_center(broker: Harnes
     await broker.expect(job, "PENDING")
     assert await outcome(broker, run, Accepted(broker.clock(), RemoteId("r"))) is RunState.PENDING
     assert (await row(broker, run)).stop_owed_ms == broker.clock()
-    (debt,) = await broker.store.read(runs.calls_owed, broker.clock(), 10)
+    (debt,) = await broker.store.read(debts.calls_owed, broker.clock(), 10)
     assert (debt.run, debt.stop, debt.remote) == (run, True, "r")
 
 
@@ -187,7 +188,7 @@ async def test_a_call_given_back_after_a_stop_ends(broker: Harness) -> None:
     ((job, run),) = await placed(broker)
     await claim(broker)
     await broker.stop(job)
-    await broker.store.write(runs.unclaim, run, epoch=broker.lease.epoch, not_before_ms=0)
+    await broker.store.write(outbox.unclaim, run, epoch=broker.lease.epoch, not_before_ms=0)
     await broker.expect(job, "STOPPED", attempts=1)
     assert await broker.rows(Outbox) == []
 
@@ -195,7 +196,7 @@ async def test_a_call_given_back_after_a_stop_ends(broker: Harness) -> None:
 async def test_recalled_placements_queue_again_and_spend_nothing(broker: Harness) -> None:
     made = await placed(broker, jobs=3)
     (first,) = await claim(broker, limit=1)
-    recalled = await broker.store.write(runs.recall_unsent, A, epoch=broker.lease.epoch)
+    recalled = await broker.store.write(outbox.recall_unsent, A, epoch=broker.lease.epoch)
     assert recalled == 2
     for job, run in made:
         view = await broker.show(job)
@@ -234,7 +235,7 @@ async def test_a_later_leader_doubts_what_has_no_outcome(broker: Harness) -> Non
     assert left.run_id != claimed.run
     doubtful = await row(broker, claimed.run)
     assert doubtful.lookup_lag_s == 60  # law 2 holds for the next leader too
-    assert await broker.store.write(runs.doubt_unfinished, epoch=broker.lease.epoch) == 0
+    assert await broker.store.write(outbox.doubt_unfinished, epoch=broker.lease.epoch) == 0
 
 
 async def test_nothing_of_an_old_leader_is_written(broker: Harness) -> None:
@@ -246,15 +247,15 @@ async def test_nothing_of_an_old_leader_is_written(broker: Harness) -> None:
     events = len(await broker.rows(Event))
     fenced: Sequence[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
         (runs.advance, (run, SeenSucceeded(broker.clock())), {}),
-        (runs.record_outcome, (run, Accepted(broker.clock(), RemoteId("x"))), {}),
+        (outbox.record_outcome, (run, Accepted(broker.clock(), RemoteId("x"))), {}),
         (runs.request_stop, (run, StopReason.PREEMPT), {}),
-        (runs.recall_unsent, (A,), {}),
-        (runs.unclaim, (run,), {"not_before_ms": 0}),
-        (runs.doubt_unfinished, (), {}),
-        (runs.postpone_debt, (run,), {"next_ms": 0}),
-        (runs.settle, (run,), {"stop": True}),
+        (outbox.recall_unsent, (A,), {}),
+        (outbox.unclaim, (run,), {"not_before_ms": 0}),
+        (outbox.doubt_unfinished, (), {}),
+        (debts.postpone_debt, (run,), {"next_ms": 0}),
+        (debts.settle, (run,), {"stop": True}),
         (runs.touch_logs, (run,), {}),
-        (runs.claim, (), {"center": A, "limit": 9, "not_after_ms": 0, "lookup_lag_s": 0}),
+        (outbox.claim, (), {"center": A, "limit": 9, "not_after_ms": 0, "lookup_lag_s": 0}),
     ]
     for op, args, kwargs in fenced:
         with pytest.raises(LostLease, match=f"epoch {old} no longer leads"):
@@ -296,7 +297,7 @@ async def test_a_late_arrival_is_stopped_and_is_no_news_of_its_job(broker: Harne
     assert kinds.count("run.event_dropped") == 1
     watched = await broker.store.read(runs.watched, A, broker.clock())
     assert [w.run for w in watched] == [first]
-    await broker.store.write(runs.settle, first, epoch=broker.lease.epoch, stop=True)
+    await broker.store.write(debts.settle, first, epoch=broker.lease.epoch, stop=True)
     assert await broker.store.read(runs.watched, A, broker.clock()) == []
 
 
@@ -308,16 +309,16 @@ async def test_a_debt_waits_for_its_next_try(broker: Harness) -> None:
     await broker.stop(job)
     epoch, now = broker.lease.epoch, broker.clock()
     await broker.store.write(
-        runs.postpone_debt, run, epoch=epoch, next_ms=now + 5000, stop=True, message="no answer"
+        debts.postpone_debt, run, epoch=epoch, next_ms=now + 5000, stop=True, message="no answer"
     )
-    assert await broker.store.read(runs.calls_owed, now + 4999, 10) == []
-    (debt,) = await broker.store.read(runs.calls_owed, now + 5000, 10)
+    assert await broker.store.read(debts.calls_owed, now + 4999, 10) == []
+    (debt,) = await broker.store.read(debts.calls_owed, now + 5000, 10)
     assert debt.tries == 1
     assert "no answer" in [e.data.get("message") for e in await broker.rows(Event, run_id=run)]
     broker.clock.now_ms += 100
     await tell(broker, run, SeenStopped(broker.clock()))
-    assert await broker.store.read(runs.calls_owed, broker.clock(), 10) == []
-    (copy,) = await broker.store.read(runs.collections_owed, broker.clock(), 10)
+    assert await broker.store.read(debts.calls_owed, broker.clock(), 10) == []
+    (copy,) = await broker.store.read(debts.collections_owed, broker.clock(), 10)
     assert copy.tries == 0  # a new debt starts afresh
 
 
@@ -326,10 +327,10 @@ async def test_a_stop_that_is_answered_after_the_end_leaves_no_debt(broker: Harn
     await broker.stop(job)
     await tell(broker, run, SeenStopped(broker.clock()))
     now, epoch = broker.clock(), broker.lease.epoch
-    await broker.store.write(runs.postpone_debt, run, epoch=epoch, next_ms=now + 99_000, stop=True)
+    await broker.store.write(debts.postpone_debt, run, epoch=epoch, next_ms=now + 99_000, stop=True)
     assert (await row(broker, run)).owed_next_ms == now  # the collection is not put off
-    await broker.store.write(runs.settle, run, epoch=epoch, collect=True)
-    await broker.store.write(runs.postpone_debt, run, epoch=epoch, next_ms=now, stop=True)
+    await broker.store.write(debts.settle, run, epoch=epoch, collect=True)
+    await broker.store.write(debts.postpone_debt, run, epoch=epoch, next_ms=now, stop=True)
     assert (await row(broker, run)).owed_next_ms is None
 
 
@@ -343,7 +344,7 @@ async def test_the_name_of_the_broker_is_fixed_while_runs_live(broker: Harness) 
     await tell(broker, run, SeenSucceeded(broker.clock()))
     with pytest.raises(PrefixChanged):  # it still owes its logs
         await broker.store.write(runs.fix_prefix, "other")
-    await broker.store.write(runs.settle, run, epoch=broker.lease.epoch, collect=True)
+    await broker.store.write(debts.settle, run, epoch=broker.lease.epoch, collect=True)
     await broker.store.write(runs.fix_prefix, "other")
     assert (await broker.show(await broker.submit())).runs[0].id.startswith("other-")
     assert (await broker.show(job)).runs[0].id == run

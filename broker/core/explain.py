@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from broker.core.model import MICRO, CenterId
+from broker.core.identity import holder_key
+from broker.core.model import MICRO, CenterId, Why
+from broker.core.queue import as_queue
+from broker.core.snapshot import may_hold, supply
 
 if TYPE_CHECKING:
     from broker.core.plan import Plan
@@ -271,3 +274,38 @@ def _binding(problem: Problem, left: IntArray, k: int, option: int) -> tuple[int
     # Jobs start oldest first, so the youngest waits if any does.
     worth = int(problem.worth[k][problem.waiting[k] > 0].min())
     return Code.COST_ABOVE_WORTH, int(problem.cost[option]), worth
+
+
+# ---------------------------------------------------------------- of jobs that hold
+
+
+_HELD = {Why.GANG: Code.GANG_WAITING, Why.VIP: Code.VIP_WAITING, Why.PREEMPTING: Code.PREEMPTING}
+
+
+def held_reasons(p: Problem, plan: Plan, y: IntArray, left: IntArray) -> dict[str, tuple[Reason, ...]]:
+    """Why each job that capacity is held for still waits, by the key of its own class.
+
+    At the center that holds for it the reason is what it waits for there.
+    """
+    held = {r.job: r for r in plan.reservations}
+    pools = {pool.id: pool for pool in p.pools}
+    holds_nodes = {c.id: c.node_hold for c in p.centers}
+    told: dict[str, tuple[Reason, ...]] = {}
+    for k, job_class in enumerate(p.classes if held else ()):
+        if not any(may_hold(job_class.request, r) for r in held.values()):
+            continue
+        here = [job for job in as_queue(job_class.jobs).ids if job in held]
+        common = explain_counts(p, y, k, left) if here else ()
+        for job in here:
+            r = held[job]
+            pool, why = pools.get(r.pool), Why(r.why)
+            if pool is None:
+                continue
+            free = supply(pool.shape, p.free.get(pool.id, ()), r.slot)
+            waits = reason(pool.center, _HELD[why], need=r.nodes, have=free)
+            reasons = [waits if x.center == pool.center else x for x in common]
+            if r.node_names and not holds_nodes.get(pool.center):
+                reasons.append(reason(pool.center, Code.NODES_NOT_HELD, need=len(r.node_names), have=0))
+            own = job_class.key.endswith(holder_key("", job))
+            told[job_class.key if own else holder_key(job_class.key, job)] = tuple(reasons)
+    return told

@@ -15,11 +15,12 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
-from broker.core.explain import Code, Reason, explain_counts, reason
-from broker.core.identity import holder_key
+from broker.core.explain import Code
 from broker.core.model import (
     CenterState,
     Claim,
@@ -39,18 +40,17 @@ from broker.core.model import (
 from broker.core.plan import Placement, Placements, Plan, Preemption, after, grouped
 from broker.core.policy import Hold, Protected, Victim
 from broker.core.problem import IntArray, Problem, build, class_key
-from broker.core.queue import as_queue
 from broker.core.snapshot import (
     effective_free,
     expected_start_ms,
     in_force,
-    may_hold,
     of_pool,
     silent,
     supply,
     without,
 )
 
+T = TypeVar("T")
 Victims = tuple["Priced", ...]
 
 SEARCHES_PER_ROUND = 32
@@ -128,6 +128,8 @@ class _Table:
         self._killed: Counter[TenantId] = Counter()
         self._worths = _Worths(p)
         self._searches = 0
+        # Per pool, until something is held or stopped there: answers that many waiters ask for.
+        self._known: dict[PoolId, dict[object, Any]] = {}
         self.held = self._kept(kept, y)
 
     # ------------------------------------------------------------ what holds already
@@ -175,13 +177,28 @@ class _Table:
         if now is not None:
             if not self._to_renew(now, waiter.hold):
                 return
-            del self.held[job.id]
+            self._known.pop(self.held.pop(job.id).pool, None)
         if sum(r.why == waiter.hold.why for r in self.held.values()) >= waiter.hold.depth:
             return
         option = self._first_start(waiter)
         if option is not None:
-            self.held[job.id] = self._reservation(waiter, option, waiter.hold.why)
+            self._hold(self._reservation(waiter, option, waiter.hold.why))
             self._take(option)
+
+    def _hold(self, reservation: Reservation) -> None:
+        before = self.held.get(reservation.job)
+        self.held[reservation.job] = reservation
+        for r in (before, reservation):
+            if r is not None:
+                self._known.pop(r.pool, None)
+
+    def _once(self, pool: Pool, question: object, answer: Callable[[], T]) -> T:
+        """The answer to a question about a pool, worked out once as long as it stays true."""
+        known = self._known.setdefault(pool.id, {})
+        if question not in known:
+            known[question] = answer()
+        found: T = known[question]
+        return found
 
     def _to_renew(self, now: Reservation, hold: Hold) -> bool:
         """A VIP job's reservation is made anew half-way, so that nothing slips in at its end."""
@@ -237,7 +254,9 @@ class _Table:
             if why is Why.GANG and self._beside(pool, waiter.job.id, Why.GANG):
                 continue
             before = self._beside(pool, waiter.job.id, Why.PREEMPTING, Why.VIP)
-            start = expected_start_ms(self._part(pool), pool, int(p.tau[option]), nodes, before)
+            part, slot = self._part(pool), int(p.tau[option])
+            ask = partial(expected_start_ms, part, pool, slot, nodes, before)
+            start = self._once(pool, ("start", slot, nodes, tuple(before)), ask)
             found.append((float("inf") if start is None else start, int(p.cost[option]), option))
         return min(found)[2] if found else None
 
@@ -248,7 +267,7 @@ class _Table:
         if not self._p.policies.may_preempt(self._p, waiter.job.id) or self._searches >= SEARCHES_PER_ROUND:
             return False
         self._searches += 1
-        options = list(self._open(waiter))
+        options = sorted(self._open(waiter), key=lambda o: self._cheapest(o[1]))
         best: tuple[int, int, int, Victims] | None = None
         for option, pool in options:
             victims = self._victims(waiter, option, pool, below=None if best is None else best[0])
@@ -262,7 +281,8 @@ class _Table:
         price, _, option, victims = best
         self._stops |= {v.claim.run for v in victims}
         self._killed.update(v.claim.tenant for v in victims)
-        self.held[waiter.job.id] = reservation = self._reservation(waiter, option, Why.PREEMPTING)
+        reservation = self._reservation(waiter, option, Why.PREEMPTING)
+        self._hold(reservation)
         self._take(option)
         self.preemptions.append(
             Preemption(
@@ -283,7 +303,8 @@ class _Table:
         if not able:
             return False
         option = min(able, key=lambda j: int(p.cost[j]))
-        self.held.pop(waiter.job.id, None)
+        if (now := self.held.pop(waiter.job.id, None)) is not None:
+            self._known.pop(now.pool, None)
         self._take(option)
         self.further.append(_placement(p, waiter, option))
         return True
@@ -299,15 +320,24 @@ class _Table:
         before = self._beside(pool, job, Why.PREEMPTING, Why.VIP)
         ending = [c.run for c in part.claims if c.stopping or c.run in self._stops]
 
-        def fits(gone: Iterable[Priced]) -> bool:
+        def slots(gone: Iterable[Priced]) -> int:
             runs = [*ending, *(v.claim.run for v in gone)]
             then = effective_free(without(part, runs, slot=slot), reservations=before)
-            return supply(pool.shape, then[pool.id], slot) >= nodes
+            return supply(pool.shape, then[pool.id], slot)
 
-        if fits(()):
+        def fits(gone: Iterable[Priced]) -> bool:
+            return slots(gone) >= nodes
+
+        spare = self._once(pool, ("slots", slot, tuple(before)), partial(slots, ()))
+        if spare >= nodes:
             return ()
-        candidates = self._candidates(part)
-        if not candidates or (below is not None and min(v.price for v in candidates) >= below):
+        candidates = self._candidates(pool)
+        if not candidates:
+            return None
+        # However they lie, so many are needed at least: the cheapest of them are a bound.
+        gives = max(v.claim.nodes * -(-_size(v.claim) // v.claim.nodes // slot) for v in candidates)
+        needed = -(-(nodes - spare) // gives)
+        if needed > len(candidates) or (below is not None and _price(candidates[:needed]) >= below):
             return None
         best: Victims | None = None
         for order in (_whole, _pro_rata):
@@ -319,8 +349,15 @@ class _Table:
                     best = found
         return best
 
-    def _candidates(self, part: Snapshot) -> list[Priced]:
-        """Running, preemptible, lower work that no policy protects, with its price."""
+    def _cheapest(self, pool: Pool) -> float:
+        candidates = self._candidates(pool)
+        return candidates[0].price if candidates else float("inf")
+
+    def _candidates(self, pool: Pool) -> list[Priced]:
+        """Running, preemptible, lower work that no policy protects, the cheapest first."""
+        return self._once(pool, "candidates", partial(self._priced, self._part(pool)))
+
+    def _priced(self, part: Snapshot) -> list[Priced]:
         found = []
         able = [c for c in part.claims if _may_be_stopped(c) and c.run not in self._stops]
         for claim, worth in self._worths.of(able):
@@ -328,7 +365,7 @@ class _Table:
             price = self._p.policies.price(self._p, victim)
             if not isinstance(price, Protected):
                 found.append(Priced(claim, price, victim.lost_s(self._now_ms)))
-        return found
+        return sorted(found, key=_whole)
 
     def _within_limits(self, ordered: Sequence[Priced]) -> list[Priced]:
         """The first of each tenant, as many as may still be stopped within this hour."""
@@ -340,41 +377,6 @@ class _Table:
                 taken[tenant] += 1
                 kept.append(victim)
         return kept
-
-
-# ---------------------------------------------------------------- reasons
-
-
-_HELD = {Why.GANG: Code.GANG_WAITING, Why.VIP: Code.VIP_WAITING, Why.PREEMPTING: Code.PREEMPTING}
-
-
-def held_reasons(p: Problem, plan: Plan, y: IntArray, left: IntArray) -> dict[str, tuple[Reason, ...]]:
-    """Why each job that capacity is held for still waits, by the key of its own class.
-
-    At the center that holds for it the reason is what it waits for there.
-    """
-    held = {r.job: r for r in plan.reservations}
-    pools = {pool.id: pool for pool in p.pools}
-    holds_nodes = {c.id: c.node_hold for c in p.centers}
-    told: dict[str, tuple[Reason, ...]] = {}
-    for k, job_class in enumerate(p.classes if held else ()):
-        if not any(may_hold(job_class.request, r) for r in held.values()):
-            continue
-        here = [job for job in as_queue(job_class.jobs).ids if job in held]
-        common = explain_counts(p, y, k, left) if here else ()
-        for job in here:
-            r = held[job]
-            pool, why = pools.get(r.pool), Why(r.why)
-            if pool is None:
-                continue
-            free = supply(pool.shape, p.free.get(pool.id, ()), r.slot)
-            waits = reason(pool.center, _HELD[why], need=r.nodes, have=free)
-            reasons = [waits if x.center == pool.center else x for x in common]
-            if r.node_names and not holds_nodes.get(pool.center):
-                reasons.append(reason(pool.center, Code.NODES_NOT_HELD, need=len(r.node_names), have=0))
-            own = job_class.key.endswith(holder_key("", job))
-            told[job_class.key if own else holder_key(job_class.key, job)] = tuple(reasons)
-    return told
 
 
 def _may_be_stopped(claim: Claim) -> bool:

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from broker.core.bound import lower_bound
-from broker.core.explain import Reason, explain_counts
+from broker.core.explain import Reason, explain_counts, held_reasons
 from broker.core.greedy import greedy
-from broker.core.holds import held_reasons, hold
+from broker.core.holds import hold
 from broker.core.model import JobId, Snapshot
 from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
 from broker.core.policy import PolicySet

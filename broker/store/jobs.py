@@ -24,7 +24,7 @@ from broker.core.model import (
     StopReason,
     public_run_status,
 )
-from broker.store import runs
+from broker.store import debts, runs
 from broker.store.accounts import Caller, visible
 from broker.store.codec import request_from_json, request_to_json, spec_from_json
 from broker.store.writer import Rejected, Tx
@@ -396,7 +396,7 @@ def delete_job(tx: Tx, caller: Caller, job: JobId, kind: Kind | None) -> list[Ru
     tx.session.add(row)
     attempts = tx.session.exec(select(Run).where(Run.job_id == job)).all()
     for attempt in attempts:
-        runs.owe_delete(tx, attempt)
+        debts.owe_delete(tx, attempt)
     tx.event("job.deleted", job=job, actor=caller.name)
     return [RunId(attempt.id) for attempt in attempts]
 

@@ -6,7 +6,7 @@ from sqlalchemy import delete
 from sqlmodel import col, select
 
 from broker.core.model import JobState, RunId
-from broker.store import runs
+from broker.store import debts
 from broker.store.writer import Tx
 from broker.tables import Event, Idempotency, Job, Run
 
@@ -45,6 +45,6 @@ def release_ended(tx: Tx, ended_before_ms: int, limit: int) -> list[RunId]:
     released = []
     for run in tx.session.exec(query).all():
         run.logs_copied_ms = None
-        runs.owe_delete(tx, run)
+        debts.owe_delete(tx, run)
         released.append(RunId(run.id))
     return released

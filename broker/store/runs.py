@@ -1,15 +1,15 @@
 """Runs: every change of a run goes through `advance`, which asks core.machine.
 
-What belongs here: applying steps and their commands, the outbox, obligations to centers.
+What belongs here: applying steps and their commands, and what tracking reads.  What does not: calls
+to be made (outbox.py) and what is owed to centers afterwards (debts.py).
 """
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, or_, update
+from sqlalchemy import delete, func, or_, update
 from sqlmodel import Session, col, select
 
 from broker.core import machine
@@ -36,12 +36,11 @@ from broker.core.model import (
     RunFacts,
     RunId,
     RunState,
-    Spec,
     Stop,
     StopReason,
     public_status,
 )
-from broker.store.codec import request_from_json, spec_from_json
+from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Event, Job, Outbox, Pool, Reservation, Run, Setting
 
@@ -60,37 +59,6 @@ class PrefixChanged(Rejected):
 
 class NoSuchRun(Rejected):
     """No run of that id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A claimed call: everything dispatch needs to make it, read in the claiming transaction."""
-
-    run: RunId
-    job: JobId
-    action: str
-    center: CenterId
-    attempt: int
-    native_pool: str
-    spec: Spec
-    nodes: int
-    request: Any  # JobRequest
-    remote: RemoteId | None
-    not_after_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Debt:
-    """What is still owed to a center for a run."""
-
-    run: RunId
-    job: JobId
-    center: CenterId
-    remote: RemoteId
-    nodes: int
-    stop_grace_s: int
-    stop: bool
-    tries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +199,7 @@ def _write_run(tx: Tx, run: Run, step: Step) -> None:
             run.watched_until_ms = tx.now_ms + WATCH_S * 1000
     for command in step.commands:
         _carry_out(tx, run, command)
-    _plan_next_try(run, tx.now_ms)
+    plan_next_try(run, tx.now_ms)
     tx.session.add(run)
     tx.session.flush()  # the ended run leaves the index of live runs before the next one enters
 
@@ -277,7 +245,7 @@ def fix_prefix(tx: Tx, prefix: str) -> None:
     """Store the broker's name, the first part of every remote name.  Raises PrefixChanged."""
     row = tx.session.get(Setting, PREFIX)
     if row is not None and row.value != prefix:
-        query = select(Run.id).where(col(Run.state).in_(_LIVE) | col(Run.owed_next_ms).is_not(None))
+        query = select(Run.id).where(col(Run.state).in_(LIVE) | col(Run.owed_next_ms).is_not(None))
         if (run := tx.session.exec(query.limit(1)).first()) is not None:
             raise PrefixChanged(
                 f"[server] name is {prefix!r}, but runs live under {row.value!r} (such as {run}):"
@@ -322,79 +290,10 @@ def _carry_out(tx: Tx, run: Run, command: machine.Command) -> None:
             pass  # written after the ended run, see _write_job
 
 
-def _plan_next_try(run: Run, at_ms: int) -> None:
+def plan_next_try(run: Run, at_ms: int) -> None:
+    """What is owed for a run is tried from `at_ms` on; nothing when nothing is owed."""
     owed = run.stop_owed_ms or run.collect_owed_ms or run.delete_owed_ms
     run.owed_next_ms = at_ms if owed is not None and run.remote_id is not None else None
-
-
-# ---------------------------------------------------------------- outbox
-
-
-def claim(
-    tx: Tx, *, epoch: int, center: CenterId, limit: int, not_after_ms: int, lookup_lag_s: int
-) -> list[Submission]:
-    """Claim calls to one center, oldest first; committed before any of them is made (law 1).
-
-    `not_after_ms`: no claimed call may leave after this moment.  `lookup_lag_s`: how late the center's
-    look-ups are, which a later leader needs for a call without an outcome.  Raises LostLease.
-    """
-    tx.fence(epoch)
-    query = (
-        select(Outbox)
-        .where(Outbox.center_id == center)
-        .where(col(Outbox.claimed_ms).is_(None))
-        .where(Outbox.not_before_ms <= tx.now_ms)
-        .order_by(col(Outbox.not_before_ms), col(Outbox.run_id))
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    claimed = []
-    for row in tx.session.exec(query).all():
-        run = tx.session.get_one(Run, row.run_id)
-        if not RunState(run.state).live:  # it ended between its creation and its start
-            tx.session.delete(row)
-            continue
-        row.claimed_ms, row.epoch, row.not_after_ms = tx.now_ms, epoch, not_after_ms
-        tx.session.add(row)
-        run.not_after_ms, run.lookup_lag_s = not_after_ms, lookup_lag_s
-        tx.session.add(run)
-        job = tx.session.get_one(Job, run.job_id)
-        spec = spec_from_json(run.spec)
-        assert spec is not None, "a placed run has a spec"
-        claimed.append(
-            Submission(
-                run=RunId(run.id),
-                job=JobId(job.id),
-                action=row.action,
-                center=center,
-                attempt=run.attempt,
-                native_pool=run.native_pool,
-                spec=spec,
-                nodes=run.nodes,
-                request=request_from_json(job.request),
-                remote=RemoteId(run.remote_id) if run.remote_id else None,
-                not_after_ms=not_after_ms,
-            )
-        )
-    return claimed
-
-
-def waiting_centers(session: Session, now_ms: int) -> list[CenterId]:
-    """Centers that have an unclaimed call whose time has come."""
-    query = (
-        select(Outbox.center_id)
-        .where(col(Outbox.claimed_ms).is_(None))
-        .where(Outbox.not_before_ms <= now_ms)
-        .distinct()
-    )
-    return [CenterId(c) for c in session.exec(query).all()]
-
-
-def record_outcome(tx: Tx, run: RunId, event: machine.Event, *, epoch: int) -> RunState:
-    """The outcome of a claimed call: removes its outbox row and advances the run."""
-    tx.fence(epoch)
-    tx.session.execute(delete(Outbox).where(col(Outbox.run_id) == run))
-    return advance(tx, run, event, epoch=epoch)
 
 
 def request_stop(tx: Tx, run: RunId, reason: StopReason, *, epoch: int) -> None:
@@ -407,50 +306,9 @@ def request_stop(tx: Tx, run: RunId, reason: StopReason, *, epoch: int) -> None:
         stop(tx, tx.session.get_one(Job, row.job_id, with_for_update=True), row, reason, actor="broker")
 
 
-def recall_unsent(tx: Tx, center: CenterId, *, epoch: int) -> int:
-    """Calls to a center that takes none now, and that nobody has claimed: their jobs queue again."""
-    tx.fence(epoch)
-    query = select(Outbox).where(Outbox.center_id == center).where(col(Outbox.claimed_ms).is_(None))
-    rows = [row for row in tx.session.exec(query).all() if row.action == SUBMIT]
-    for row in rows:
-        request_stop(tx, RunId(row.run_id), StopReason.RECALL, epoch=epoch)
-    return len(rows)
+# ---------------------------------------------------------------- tracking
 
-
-def unclaim(tx: Tx, run: RunId, *, epoch: int, not_before_ms: int) -> None:
-    """Give a claimed call back: it was certainly not made (throttled, or too late to leave).
-
-    A run that was asked to stop meanwhile ends here.
-    """
-    tx.fence(epoch)
-    outbox = tx.session.get_one(Outbox, run, with_for_update=True)
-    outbox.claimed_ms, outbox.not_before_ms = None, not_before_ms
-    tx.session.add(outbox)
-    row = tx.session.get_one(Run, run, with_for_update=True)
-    if row.stop_reason is not None:
-        job = tx.session.get_one(Job, row.job_id, with_for_update=True)
-        stop(tx, job, row, StopReason(row.stop_reason), actor="broker")
-
-
-def doubt_unfinished(tx: Tx, *, epoch: int) -> int:
-    """Calls that an earlier leader claimed and whose outcome it never recorded: into DOUBT.
-
-    Returns how many.
-    """
-    tx.fence(epoch)
-    query = select(Outbox).where(col(Outbox.claimed_ms).is_not(None)).where(Outbox.epoch != epoch)
-    rows = tx.session.exec(query).all()
-    for row in rows:
-        tx.session.delete(row)
-        tx.session.flush()
-        text = "the broker ended between the call and its answer"
-        advance(tx, RunId(row.run_id), machine.OutcomeUnknown(tx.now_ms, text), epoch=epoch)
-    return len(rows)
-
-
-# ---------------------------------------------------------------- tracking and obligations
-
-_LIVE = [s.value for s in RunState if s.live]
+LIVE = [s.value for s in RunState if s.live]
 _LOOKED_AT = [s.value for s in (RunState.DOUBT, RunState.PENDING, RunState.RUNNING, RunState.LOST)]
 
 
@@ -491,90 +349,6 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
     ]
 
 
-def calls_owed(session: Session, now_ms: int, limit: int) -> list[Debt]:
-    """Stops and deletions whose next try has come, the longest waiting first.
-
-    A run is deleted at its center after it has ended and its logs and results are here.
-    """
-    deletable = (
-        col(Run.delete_owed_ms).is_not(None)
-        & col(Run.collect_owed_ms).is_(None)
-        & col(Run.state).not_in(_LIVE)
-    )
-    return _debts(session, now_ms, limit, col(Run.stop_owed_ms).is_not(None) | deletable)
-
-
-def collections_owed(session: Session, now_ms: int, limit: int) -> list[Debt]:
-    """Ended runs whose logs and results are still to be copied, the longest waiting first."""
-    due = col(Run.collect_owed_ms).is_not(None) & col(Run.stop_owed_ms).is_(None)
-    return _debts(session, now_ms, limit, due)
-
-
-def _debts(session: Session, now_ms: int, limit: int, which: ColumnElement[bool]) -> list[Debt]:
-    query = (
-        select(Run, Job)
-        .join(Job, col(Job.id) == col(Run.job_id))
-        .where(col(Run.owed_next_ms) <= now_ms)
-        .where(which)
-        .order_by(col(Run.owed_next_ms))
-        .limit(limit)
-    )
-    return [
-        Debt(
-            run=RunId(run.id),
-            job=JobId(job.id),
-            center=CenterId(run.center_id or ""),
-            remote=RemoteId(run.remote_id or ""),
-            nodes=run.nodes,
-            stop_grace_s=request_from_json(job.request).stop_grace_s,
-            stop=run.stop_owed_ms is not None,
-            tries=run.owed_tries,
-        )
-        for run, job in session.exec(query).all()
-    ]
-
-
-def postpone_debt(
-    tx: Tx, run: RunId, *, epoch: int, next_ms: int, stop: bool = False, message: str = ""
-) -> None:
-    """The center has not confirmed yet: try again at `next_ms`.
-
-    `stop`: it was the stop that was tried; when the run has ended meanwhile, what is owed now is
-    another debt and is left as it is.
-    """
-    tx.fence(epoch)
-    row = tx.session.get_one(Run, run)
-    if row.owed_next_ms is None or (stop and row.stop_owed_ms is None):
-        return
-    row.owed_tries += 1
-    row.owed_next_ms = next_ms
-    tx.session.add(row)
-    if message:
-        tx.event("run.debt_failed", run=run, job=row.job_id, data={"message": message})
-
-
-def settle(
-    tx: Tx, run: RunId, *, epoch: int, stop: bool = False, collect: bool = False, delete: bool = False
-) -> None:
-    """The center confirmed: the debt is paid."""
-    tx.fence(epoch)
-    row = tx.session.get_one(Run, run)
-    if stop:
-        row.stop_owed_ms = None
-    if collect:
-        row.collect_owed_ms = None
-        row.logs_copied_ms = tx.now_ms
-    if delete:
-        row.delete_owed_ms = None
-    row.owed_tries = 0
-    _plan_next_try(row, tx.now_ms)
-    tx.session.add(row)
-    paid = {"stop": stop, "collect": collect, "delete": delete}
-    tx.event("run.settled", job=row.job_id, run=run, data={"paid": [k for k, v in paid.items() if v]})
-    if stop:
-        tx.wake("cycle")
-
-
 def touch_logs(tx: Tx, run: RunId, *, epoch: int) -> None:
     """The log on disk is as long as the center's was a moment ago."""
     tx.fence(epoch)
@@ -602,16 +376,6 @@ def last_event(session: Session) -> int:
     return session.exec(select(Event.seq).order_by(col(Event.seq).desc()).limit(1)).first() or 0
 
 
-def owe_delete(tx: Tx, run: Run) -> None:
-    """The job is deleted: what the center keeps of the run goes too, after the run has ended."""
-    run.collect_owed_ms = None
-    if run.remote_id is not None:
-        run.delete_owed_ms = tx.now_ms
-        _plan_next_try(run, tx.now_ms)
-        tx.wake("dispatch")
-    tx.session.add(run)
-
-
 def no_center_answers(session: Session) -> bool:
     """True when there are several centers and every one is silent: then doubt this side first."""
     health = session.exec(select(Center.health).where(col(Center.archived_ms).is_(None))).all()
@@ -621,5 +385,5 @@ def no_center_answers(session: Session) -> bool:
 
 def live_by_state(session: Session) -> dict[str, int]:
     """How many live runs there are in each state, states without any included."""
-    query = select(Run.state, func.count()).where(col(Run.state).in_(_LIVE)).group_by(col(Run.state))
-    return dict.fromkeys(_LIVE, 0) | {state: int(count) for state, count in session.exec(query).all()}
+    query = select(Run.state, func.count()).where(col(Run.state).in_(LIVE)).group_by(col(Run.state))
+    return dict.fromkeys(LIVE, 0) | {state: int(count) for state, count in session.exec(query).all()}
