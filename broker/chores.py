@@ -81,7 +81,7 @@ class Chores:
         log.info("tokens_swept", tokens=swept)
 
     async def forget(self) -> None:
-        """Events and idempotency keys past their retention."""
+        """Events, rounds and idempotency keys past their retention."""
         now = self._store.clock()
         events = await self._store.write(
             retention.forget_events, now - self.settings.event_retention_days * DAY_MS
@@ -89,7 +89,10 @@ class Chores:
         keys = await self._store.write(
             retention.forget_keys, now - self.settings.idempotency_retention_days * DAY_MS
         )
-        log.info("forgotten", events=events, idempotency_keys=keys)
+        made = await self._store.write(
+            retention.forget_rounds, now - self.settings.event_retention_days * DAY_MS
+        )
+        log.info("forgotten", events=events, idempotency_keys=keys, rounds=made)
 
     async def release_runs(self) -> None:
         """Logs and results past their retention, here and at the centers."""

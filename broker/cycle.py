@@ -22,7 +22,8 @@ from broker.core.solver import LP
 from broker.leader import Lease
 from broker.mirror import Mirror
 from broker.store import Store, feed, rounds
-from broker.telemetry import PLACED, QUEUED, ROUND, ROUNDS, log
+from broker.store.rounds import RoundFacts
+from broker.telemetry import GAP, PLACED, QUEUED, ROUND, ROUNDS, log
 
 USAGE_PERIOD_S = 60
 """Usage is a matter of hours."""
@@ -75,12 +76,25 @@ class Cycle:
             usage=await self._used(now_ms),
         )
         self._held |= bool(snapshot.reservations)
-        started = time.perf_counter()
+        queued, started = self._mirror.queued, time.perf_counter()
         plan = await asyncio.to_thread(schedule, snapshot, self.policies, self._lp)
         solved = time.perf_counter()
         natives = {pool.id: pool.native for pool in world.pools}
         placed = await self._commit(plan, natives)
-        await self._commit_holds(plan)
+        preempted = await self._commit_holds(plan)
+        if queued:
+            made = RoundFacts(
+                started_ms=now_ms,
+                queued=queued,
+                placed=placed,
+                preempted=preempted,
+                objective_micro=plan.objective,
+                bound_micro=plan.bound if plan.bound is not None else plan.objective,
+                solve_ms=round((solved - started) * 1000, 3),
+                total_ms=round((time.perf_counter() - started) * 1000, 3),
+            )
+            GAP.set(made.gap)
+            await self._store.write(rounds.record_round, made, epoch=self._lease.epoch)
         ROUND.labels("solve").observe(solved - started)
         ROUND.labels("commit").observe(time.perf_counter() - solved)
         ROUNDS.labels(plan.source).inc()
@@ -109,10 +123,10 @@ class Cycle:
             PLACED.labels(placement.center).inc()
         return placed
 
-    async def _commit_holds(self, plan: Plan) -> None:
-        """After the placements: what they have taken is not held any more."""
+    async def _commit_holds(self, plan: Plan) -> int:
+        """After the placements: what they have taken is not held any more.  How many runs were stopped."""
         if not (plan.reservations or plan.preemptions or self._held):
-            return
+            return 0
         stopped = await self._store.write(
             rounds.commit_holds, plan.reservations, plan.preemptions, epoch=self._lease.epoch
         )
@@ -120,6 +134,7 @@ class Cycle:
         if stopped:
             jobs = [preemption.job for preemption in plan.preemptions]
             log.info("preempted", runs=stopped, jobs=jobs)
+        return stopped
 
     async def _used(self, now_ms: int) -> Mapping[TenantId, int]:
         """Usage per tenant where a policy asks for it, read once in a while."""

@@ -350,6 +350,20 @@ class Deferral(SQLModel, table=True):
     at_ms: int = _int64()
 
 
+class Round(SQLModel, table=True):
+    """One placement round: what it decided, how far from optimal that is, and how long it took."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    started_ms: int = Field(default=0, sa_type=BigInteger, index=True)
+    queued: int
+    placed: int
+    preempted: int
+    objective_micro: int = _int64()
+    bound_micro: int = _int64()
+    solve_ms: float
+    total_ms: float
+
+
 class Reservation(SQLModel, table=True):
     """core.model.Reservation: the only way to hold capacity."""
 

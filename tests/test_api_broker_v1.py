@@ -18,7 +18,8 @@ from broker.core.machine import (
     WentSilent,
 )
 from broker.core.model import CenterId, FailureKind, JobRequest, TenantId
-from broker.store import centers
+from broker.store import centers, rounds
+from broker.store.rounds import RoundFacts
 from broker.store.writer import Tx
 from broker.tables import Deferral, Job
 from tests.api_fixtures import (
@@ -278,6 +279,27 @@ async def test_only_doubt_and_loss_are_settled(world: World) -> None:
 
 
 # ---------------------------------------------------------------- health
+
+
+async def test_rounds_are_for_operators_newest_first(world: World) -> None:
+    made = [RoundFacts(1_000 * n, 5, n, 0, 1_000_000, 990_000, 1.5, 2.5) for n in (1, 2, 3)]
+    for each in made:
+        await world.store.write(rounds.record_round, each, epoch=world.epoch)
+    found = await world.ok("GET", "/broker/v1/rounds?limit=2", as_="root")
+    assert [item["placed"] for item in found["items"]] == [3, 2]
+    assert found["items"][0] == {
+        "startedAt": "1970-01-01 08:00:03",
+        "queued": 5,
+        "placed": 3,
+        "preempted": 0,
+        "objective": 1_000_000,
+        "bound": 990_000,
+        "gap": 0.01,
+        "solveMs": 1.5,
+        "totalMs": 2.5,
+    }
+    assert (await world.refused("GET", "/broker/v1/rounds"))[:2] == (400, "0202")
+    assert (await world.refused("GET", "/broker/v1/rounds?limit=0", as_="root"))[:2] == (400, "0204")
 
 
 async def test_health_needs_no_token(world: World) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from adapters.fake import TRAITS, Fault, Script
 from broker.adapter import Lookup
 from broker.core.model import CenterId, OnLost, RemoteId
+from broker.store import rounds
 from tests.harness import center, harness
 
 
@@ -158,3 +159,15 @@ async def test_an_operator_settles_a_doubt(tmp_path: Path) -> None:
         for job in runs:
             await broker.expect(job, "SUCCEEDED", attempts=1 if job in there else 2)
             assert len(broker.executions(job)) == 1
+
+
+async def test_a_round_is_kept_with_its_bound(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a", cards=8, nodes=1)) as broker:
+        for _ in range(3):
+            await broker.submit(cards=4)
+        await broker.round()
+        (made,) = await broker.store.read(rounds.last_rounds, 10)
+        assert (made.queued, made.placed, made.preempted) == (3, 2, 0)
+        assert 0 < made.bound_micro <= made.objective_micro
+        assert 0 <= made.gap < 1
+        assert 0 < made.solve_ms <= made.total_ms

@@ -53,6 +53,7 @@ CLOSED: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/broker/v1/jobs/{id}/logs", logs.read),
     ("POST", "/broker/v1/jobs/{id}/retry", broker_v1.retry),
     ("POST", "/broker/v1/jobs/{id}/resolve", broker_v1.resolve),
+    ("GET", "/broker/v1/rounds", broker_v1.list_rounds),
     ("POST", "/broker/v1/uploads", uploads.upload),
     ("POST", "/broker/v1/centers/{id}/drain", broker_v1.drain),
     ("POST", "/broker/v1/centers/{id}/resume", broker_v1.resume),

@@ -14,11 +14,11 @@ from broker.api.centers import chosen
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError
 from broker.api.models import CreateJob, Resolve
-from broker.api.reading import no_query, parse, read_body
+from broker.api.reading import Query, no_query, parse, read_body
 from broker.api.trainjob import new_job, path_job, read_admission, read_job
 from broker.core.machine import Resolved
 from broker.core.model import CenterId, CenterState, RemoteId, RunState
-from broker.store import centers, jobs, views
+from broker.store import centers, jobs, rounds, views
 from broker.store.centers import NoSuchCenter
 from broker.store.jobs import NameTaken
 
@@ -120,6 +120,21 @@ async def resolve(request: web.Request) -> web.Response:
     )
     job = await context.store.write(jobs.resolve_job, caller, path_job(request), verdict)
     return wire.answer(wire.created(job, context.timezone))
+
+
+# ---------------------------------------------------------------- rounds
+
+MOST_ROUNDS = 1000
+
+
+async def list_rounds(request: web.Request) -> web.Response:
+    """GET /broker/v1/rounds: the newest first."""
+    need_operator(request[CALLER])
+    context = request.app[CONTEXT]
+    with Query(request, "limit") as query:
+        limit = query.whole("limit", 50, least=1, most=MOST_ROUNDS)
+    made = await context.store.read(rounds.last_rounds, limit)
+    return wire.answer({"items": [wire.round_made(each, context.timezone) for each in made]})
 
 
 # ---------------------------------------------------------------- centers

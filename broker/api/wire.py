@@ -32,6 +32,7 @@ from broker.core.model import (
 from broker.core.resources import Catalogue, Totals, totals
 from broker.store.centers import CenterView
 from broker.store.jobs import JobSummary, JobView, RunView
+from broker.store.rounds import RoundFacts
 
 FLOPS_PER_GFLOPS = 10**9
 NO_SPEC = Spec(SpecId(""), "", NodeShape("", 0, 0))
@@ -311,6 +312,21 @@ def _run(job: JobView, run: RunView, zone: ZoneInfo) -> dict[str, Any]:
         "pricePerHour": price(run.rate_micro_per_hour),
         "cost": money(run.cost_micro),
         "placement": run.placement,
+    }
+
+
+def round_made(made: RoundFacts, zone: ZoneInfo) -> dict[str, Any]:
+    """One round; `objective` and `bound` are micro-CNY, `gap` a share of the objective."""
+    return {
+        "startedAt": written(made.started_ms, zone),
+        "queued": made.queued,
+        "placed": made.placed,
+        "preempted": made.preempted,
+        "objective": made.objective_micro,
+        "bound": made.bound_micro,
+        "gap": made.gap,
+        "solveMs": made.solve_ms,
+        "totalMs": made.total_ms,
     }
 
 

@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from broker.core.model import JobState, RunId
 from broker.store import debts
 from broker.store.writer import Tx
-from broker.tables import Event, Idempotency, Job, Run
+from broker.tables import Event, Idempotency, Job, Round, Run
 
 _ENDED = [s.value for s in JobState if s.ended]
 
@@ -17,6 +17,12 @@ def forget_events(tx: Tx, before_ms: int) -> int:
     """Events older than a moment; returns how many.  The newest always stays: numbers go on from it."""
     newest = select(Event.seq).order_by(col(Event.seq).desc()).limit(1).scalar_subquery()
     old = delete(Event).where(col(Event.at_ms) < before_ms).where(col(Event.seq) < newest)
+    return int(tx.session.execute(old).rowcount)  # type: ignore[attr-defined]
+
+
+def forget_rounds(tx: Tx, before_ms: int) -> int:
+    """Rounds older than a moment; returns how many."""
+    old = delete(Round).where(col(Round.started_ms) < before_ms)
     return int(tx.session.execute(old).rowcount)  # type: ignore[attr-defined]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import delete
@@ -15,8 +16,29 @@ from broker.core.model import JobId, JobState, PoolId, Reservation, RunId, RunSt
 from broker.core.plan import Placement, Preemption
 from broker.store import codec, datasets, runs
 from broker.store.writer import Tx
-from broker.tables import Deferral, Job, Run
+from broker.tables import Deferral, Job, Round, Run
 from broker.tables import Reservation as ReservationRow
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFacts:
+    """One round.  `objective_micro` and its lower bound are micro-CNY: cost of what starts plus worth
+    of what waits."""
+
+    started_ms: int
+    queued: int
+    placed: int
+    preempted: int
+    objective_micro: int
+    bound_micro: int
+    solve_ms: float
+    total_ms: float
+
+    @property
+    def gap(self) -> float:
+        """At most this share of the objective could be saved by a better plan."""
+        return max(0, self.objective_micro - self.bound_micro) / max(1, abs(self.objective_micro))
+
 
 CHUNK = 500
 """Placements per transaction."""
@@ -168,6 +190,18 @@ def _defer(tx: Tx, class_key: str, reasons: Sequence[Reason]) -> None:
         for r in reasons
     ]
     tx.session.merge(Deferral(class_key=class_key, reasons=documents, at_ms=tx.now_ms))
+
+
+def record_round(tx: Tx, made: RoundFacts, *, epoch: int) -> None:
+    """Keep what a round came to.  Raises LostLease."""
+    tx.fence(epoch)
+    tx.session.add(Round(**asdict(made)))
+
+
+def last_rounds(session: Session, limit: int) -> list[RoundFacts]:
+    """The newest rounds first."""
+    query = select(Round).order_by(col(Round.id).desc()).limit(limit)
+    return [RoundFacts(**row.model_dump(exclude={"id"})) for row in session.exec(query).all()]
 
 
 def deferred_classes(session: Session) -> list[str]:

@@ -92,6 +92,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
+        "round",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("started_ms", sa.BigInteger(), nullable=False),
+        sa.Column("queued", sa.Integer(), nullable=False),
+        sa.Column("placed", sa.Integer(), nullable=False),
+        sa.Column("preempted", sa.Integer(), nullable=False),
+        sa.Column("objective_micro", sa.BigInteger(), nullable=False),
+        sa.Column("bound_micro", sa.BigInteger(), nullable=False),
+        sa.Column("solve_ms", sa.Float(), nullable=False),
+        sa.Column("total_ms", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("round", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_round_started_ms"), ["started_ms"], unique=False)
+
+    op.create_table(
         "setting",
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
@@ -370,8 +386,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("run", schema=None) as batch_op:
-        batch_op.create_index("ix_run_job", ["job_id", "attempt"], unique=False)
         batch_op.create_index("ix_run_ended", ["ended_ms"], unique=False)
+        batch_op.create_index("ix_run_job", ["job_id", "attempt"], unique=False)
         batch_op.create_index(
             "ix_run_live_center",
             ["center_id", "state"],
@@ -496,6 +512,10 @@ def downgrade() -> None:
     op.drop_table("account")
     op.drop_table("tenant")
     op.drop_table("setting")
+    with op.batch_alter_table("round", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_round_started_ms"))
+
+    op.drop_table("round")
     op.drop_table("lease")
     with op.batch_alter_table("idempotency", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_idempotency_job_id"))

@@ -1,0 +1,477 @@
+"""The documentation says what the code says: names, defaults, codes, links, commands, and both languages.
+
+What belongs here: comparing pages with the sources they describe.  What does not: style.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic.alias_generators import to_camel
+from typer.main import get_command
+
+from broker import cli, telemetry
+from broker.api.app import CLOSED, OPEN
+from broker.api.errors import ANNEX_B
+from broker.api.models import Config
+from broker.cli_app import app
+from broker.config import SECTIONS
+from broker.config_schema import (
+    AMPHA,
+    IMAGE_KEYS,
+    PLATFORMS,
+    POOL_KEYS,
+    PRICE_KEYS,
+    REMOTE_KEYS,
+    SPEC_KEYS,
+    Absent,
+    CenterSettings,
+    Key,
+    keys_of,
+    restart_keys,
+)
+from broker.core import explain
+from broker.core.model import JobState, RunState
+from broker.core.policy import PolicySet, load_policies
+from broker.core.problem import build
+from broker.daemon import ADAPTERS
+from tests import builders
+
+ROOT = Path(__file__).parent.parent
+ENGLISH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHINESE = [ROOT / "README.zh-CN.md", *sorted((ROOT / "docs/zh-CN").glob("*.md"))]
+PAGES = [*ENGLISH, *CHINESE, ROOT / "CHANGELOG.md"]
+FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def twin(page: Path) -> Path:
+    if page.parent == ROOT:
+        return ROOT / f"{page.stem}.zh-CN.md"
+    return page.parent / "zh-CN" / page.name
+
+
+def both(page: str) -> list[Path]:
+    """An English page of docs/ and its Chinese twin."""
+    path = ROOT / "docs" / page
+    return [path, twin(path)]
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(*found) for found in FENCE.findall(page.read_text(encoding="utf-8"))]
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def headings(page: Path) -> list[tuple[int, str]]:
+    return [(len(marks), text) for marks, text in re.findall(r"^(#+) (.+)$", prose(page), re.MULTILINE)]
+
+
+def tables(page: Path) -> dict[str, list[list[str]]]:
+    """The rows of the tables below each heading, by the heading's first code word, else its text."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in prose(page).splitlines():
+        if line.startswith("#"):
+            title = line.lstrip("# ")
+            code = re.search(r"`([^`]+)`", title)
+            heading = code[1] if code else title
+        elif line.startswith("|") and not re.fullmatch(r"[| :-]+", line):
+            cells = [each.replace("\\|", "|").strip() for each in re.split(r"(?<!\\)\|", line)[1:-1]]
+            found.setdefault(heading, []).append(cells)
+    return found
+
+
+def by_code(rows: list[list[str]]) -> dict[str, list[str]]:
+    """Rows whose first cell is one code word, by that word; there must be no two of a word."""
+    coded = [(cells[0].strip("`"), cells[1:]) for cells in rows if re.fullmatch(r"`[^`]+`", cells[0])]
+    assert len(dict(coded)) == len(coded), "a row occurs twice"
+    return dict(coded)
+
+
+# ---------------------------------------------------------------- both languages
+
+
+def test_every_page_has_its_twin() -> None:
+    assert [twin(page) for page in ENGLISH] == CHINESE
+
+
+@pytest.mark.parametrize("page", ENGLISH, ids=name_of)
+def test_twins_have_the_same_headings_and_code(page: Path) -> None:
+    levels = [[level for level, _ in headings(each)] for each in (page, twin(page))]
+    assert levels[0] == levels[1]
+    assert blocks(page) == blocks(twin(page))
+    shapes = [
+        [(len(rows), {len(r) for r in rows}) for rows in tables(p).values()] for p in (page, twin(page))
+    ]
+    assert shapes[0] == shapes[1], "the tables differ in rows or columns"
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+def test_chinese_pages_are_chinese(page: Path) -> None:
+    assert re.search(r"[\u4e00-\u9fff]{4}", prose(page))
+    assert all(re.search(r"[\u4e00-\u9fff`]", text) for _, text in headings(page)), (
+        "a heading is not translated"
+    )
+
+
+# ---------------------------------------------------------------- links, paths, figures
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_resolve(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for target in targets:
+        if "://" not in target:
+            file = page.parent / target.partition("#")[0]
+            assert file.exists(), f"{target} in {name_of(page)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_of_the_source_tree_exist(page: Path) -> None:
+    roots = "broker|policies|adapters|bench|config|examples|tests|docs"
+    for path in re.findall(rf"(?<![\w/$.-])((?:{roots})/[\w./-]*\w)", page.read_text(encoding="utf-8")):
+        if not path.startswith("broker/v1"):
+            assert (ROOT / path).exists(), f"{path} in {name_of(page)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_performance_is_claimed(page: Path) -> None:
+    """Figures are what the benches print on a machine of one's own; no page states a rate or a share."""
+    claim = re.compile(
+        r"(?<![A-Za-z\d])\d[\d.,]*\s*(?:ms|milliseconds?|毫秒|µs|%)(?![\w])"
+        r"|\d\s*(?:jobs|requests|placements|runs|个作业|次请求)"
+        r"\s*(?:/|per |every |每)\s*(?:s|second|minute|秒|分)"
+        r"|\d\s*(?:×|x|times|倍)\s*(?:faster|quicker|better|快|提升)",
+        re.IGNORECASE,
+    )
+    assert claim.findall(prose(page)) == []
+
+
+# ---------------------------------------------------------------- commands
+
+
+def commands() -> Mapping[str, Any]:
+    """The commands by their words: "submit", "user add"."""
+    for module in cli.MODULES:
+        import_module(module)
+    found: dict[str, Any] = {}
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {word}": each for word, each in inner.items()} or {name: command}
+    return found
+
+
+def written_commands(page: Path) -> Iterator[list[str]]:
+    """Words of every `broker …` in code, without what follows a pipe, a redirection or `--`."""
+    shell = [b.text for b in blocks(page) if b.language in ("sh", "console")]
+    lines = [line.removeprefix("$ ") for text in shell for line in text.splitlines()]
+    for code in [*lines, *re.findall(r"`(broker [^`]+)`", prose(page))]:
+        for found in re.finditer(r"(?:^|[|(&;]\s*)broker ([^|>;&)]+)", code):
+            yield found[1].partition(" -- ")[0].split()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_exists(page: Path) -> None:
+    known = commands()
+    for words in written_commands(page):
+        if words[0].startswith("--"):
+            assert words == ["--version"] or words == ["--help"], words
+            continue
+        length = 2 if any(name.startswith(f"{words[0]} ") for name in known) else 1
+        name = " ".join(words[:length])
+        assert name in known, f"broker {' '.join(words)}"
+        options = {o for p in known[name].params for o in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
+        used = {
+            word.partition("=")[0].strip("[]") for word in words[length:] if word.lstrip("[").startswith("-")
+        }
+        assert used <= options, f"broker {' '.join(words)}"
+
+
+def test_the_tour_of_the_readme_is_seen() -> None:
+    """Guards the pattern of `written_commands`: a pattern that finds nothing would pass everything."""
+    seen = {words[0] for words in written_commands(ROOT / "README.md")}
+    assert {"serve", "login", "submit", "explain", "logs", "download", "stop"} <= seen
+
+
+# ---------------------------------------------------------------- configuration
+
+
+class Words(NamedTuple):
+    required: str
+    none: str
+    restart: str
+
+
+WORDS = {"docs": Words("required", "none", "restart"), "zh-CN": Words("必填", "无", "重启")}
+PRICE_DEFAULTS = {"from": '`"00:00"`', "to": '`"24:00"`'}
+
+
+def default_cell(name: str, key: Key, words: Words) -> str:
+    """How a page writes a default."""
+    value = key.default
+    if value is Absent.REQUIRED:
+        return words.required
+    if value is Absent.OMITTED:
+        return words.none
+    if isinstance(value, frozenset):
+        return "`" + json.dumps(["mon", "tue", "wed", "thu", "fri", "sat", "sun"]) + "`"
+    if isinstance(value, tuple):
+        return "`[]`" if not value else f"`{list(value)}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, int | float):
+        return f"`{value:.17g}`"
+    return f'`"{value.value if isinstance(value, enum.Enum) else value}"`'
+
+
+def sections() -> Iterator[tuple[str, Mapping[str, Key]]]:
+    """Heading and keys of every table of broker.toml."""
+    for name, section in SECTIONS.items():
+        yield f"[{name}]", keys_of(section)
+    yield "[[specs]]", SPEC_KEYS
+    yield "[[centers]]", {**keys_of(CenterSettings), "adapter": Key(lambda v, _: v)}
+    for name, keys in (("pools", POOL_KEYS), ("prices", PRICE_KEYS), ("images", IMAGE_KEYS)):
+        yield f"[[centers.{name}]]", keys
+    yield "[centers.connection]", REMOTE_KEYS
+    for name, platform in PLATFORMS.items():
+        own = {key: each for key, each in platform.connection.items() if key not in REMOTE_KEYS}
+        yield f'adapter = "{name}"', own
+
+
+@pytest.mark.parametrize("page", both("configuration.md"), ids=name_of)
+def test_configuration_has_every_key_with_its_default(page: Path) -> None:
+    words = WORDS[page.parent.name]
+    found = tables(page)
+    for heading, keys in sections():
+        rows = by_code(found[heading])
+        credentials = {name for name in rows if name.startswith("credentials.")}
+        assert set(rows) - credentials == set(keys), heading
+        for name, key in keys.items():
+            wanted = default_cell(name, key, words)
+            if heading == "[[centers.prices]]":
+                wanted = PRICE_DEFAULTS.get(name, wanted)
+            assert rows[name][1] == wanted, f"{heading} {name}"
+
+
+@pytest.mark.parametrize("page", both("configuration.md"), ids=name_of)
+def test_configuration_says_what_needs_a_restart(page: Path) -> None:
+    words = WORDS[page.parent.name]
+    for name, section in SECTIONS.items():
+        for key, cells in by_code(tables(page)[f"[{name}]"]).items():
+            assert cells[2] == (words.restart if key in restart_keys(section) else "reload"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("page", both("configuration.md"), ids=name_of)
+def test_configuration_has_every_credential(page: Path) -> None:
+    words = WORDS[page.parent.name]
+    for name, platform in PLATFORMS.items():
+        rows = by_code(tables(page).get(f'adapter = "{name}"', []))
+        given = {key: cells[1] for key, cells in rows.items() if key.startswith("credentials.")}
+        assert set(given) == {f"credentials.{key}" for key in platform.credentials}, name
+        for key in (*platform.required, *platform.optional):
+            wanted = words.required if key in platform.required else words.none
+            assert given[f"credentials.{key}"] == wanted, f"{name} {key}"
+    assert AMPHA.together  # pairs are told in the text of the rows
+
+
+def test_the_toml_of_the_pages_is_toml() -> None:
+    for page in ENGLISH:
+        for block in blocks(page):
+            if block.language == "toml":
+                tomllib.loads(block.text)
+
+
+# ---------------------------------------------------------------- reasons, policies
+
+
+def test_reasons_are_the_vocabulary() -> None:
+    page = ROOT / "docs/reasons.md"
+    rows = {code: tuple(cells) for code, cells in by_code(tables(page)["Codes"]).items()}
+    assert rows == {code: (group, unit, text) for code, group, unit, text in explain.vocabulary()}
+    assert list(rows) == [code for code, *_ in explain.vocabulary()], "the order is the order of the tests"
+
+
+def test_chinese_reasons_are_the_vocabulary() -> None:
+    rows = by_code(tables(ROOT / "docs/zh-CN/reasons.md")["代码"])
+    vocabulary = {code: (group, unit, text) for code, group, unit, text in explain.vocabulary()}
+    assert list(rows) == list(vocabulary)
+    for code, (group, unit, text) in vocabulary.items():
+        assert rows[code][:2] == [group, unit], code
+        assert set(re.findall(r"\{\w+\}", rows[code][2])) == set(re.findall(r"\{\w+\}", text)), code
+
+
+@pytest.mark.parametrize("page", both("reasons.md"), ids=name_of)
+def test_groups_of_reasons_are_all_told(page: Path) -> None:
+    told = set(re.findall(r"^\| `(\w+)` \|", prose(page), re.MULTILINE))
+    assert {group.value for group in explain.Group} <= told
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return found
+
+
+def installed_policies() -> dict[str, type]:
+    """By pyproject.toml, which an installation may be older than."""
+    found = {}
+    for name, place in project()["project"]["entry-points"]["broker.policies"].items():
+        module, _, type_name = place.partition(":")
+        found[name] = getattr(import_module(module), type_name)
+    return found
+
+
+@pytest.mark.parametrize("page", both("policies.md"), ids=name_of)
+def test_policies_have_their_keys_and_defaults(page: Path) -> None:
+    found = tables(page)
+    for name, policy in installed_policies().items():
+        keys = {f.name: f"`{f.default}`" for f in dataclasses.fields(policy)}
+        assert f"`{name}`" in "".join(text for _, text in headings(page)), name
+        rows = by_code(found.get(name, []))
+        assert {key: cells[1] for key, cells in rows.items()} == keys, name
+
+
+def test_the_policy_of_ones_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs/policies.md"
+    (code,) = [block.text for block in blocks(page) if block.language == "python"]
+    (tmp_path / "our_policies.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "our_policies", raising=False)
+    home = import_module("our_policies").Home
+    tomls = [tomllib.loads(b.text) for b in blocks(page) if b.language == "toml"]
+    (table,) = [t["policies"] for t in tomls if "home" in t.get("policies", {})]
+    text = "".join(
+        f"[policies.{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items())
+        for name, keys in {"fit": {}, **table}.items()
+    )
+    policies: PolicySet = load_policies(text, {**installed_policies(), "home": home})
+    (near,) = table["home"]["centers"]
+    world = builders.snapshot(
+        *(builders.center(name) for name in (near, "elsewhere")),
+        *(builders.pool(f"{name}/a") for name in (near, "elsewhere")),
+        builders.job_class(wish=2),
+    )
+    problem = build(world, policies)
+    at = [str(problem.pools[i].center) for i in problem.option_pool]
+    cost = dict(zip(at, problem.cost.tolist(), strict=True))
+    rank = 1  # equal costs are told apart by the order of pools, a micro-CNY per rank
+    assert abs(cost["elsewhere"] - cost[near] - 2 * table["home"]["price"]) <= rank
+
+
+def test_the_trace_of_the_page_is_replayed(tmp_path: Path) -> None:
+    found = [block.text for block in blocks(ROOT / "docs/simulator.md") if block.language == "csv"]
+    words = [sys.executable, "-m", "broker", "simulate", "--json"]
+    for name, text in zip(("trace", "centers"), found, strict=True):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        words += [f"--{name}", str(tmp_path / name)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finished"] == len(found[0].splitlines()) - 1
+
+
+# ---------------------------------------------------------------- API, operations, architecture
+
+
+@pytest.mark.parametrize("page", both("api.md"), ids=name_of)
+def test_every_error_of_annex_b_is_listed(page: Path) -> None:
+    rows = [cells for rows in tables(page).values() for cells in rows if re.fullmatch(r"`0\d{3}`", cells[1])]
+    assert {(int(status), code.strip("`")): text for status, code, text, *_ in rows} == dict(ANNEX_B)
+    assert len(rows) == 20
+
+
+@pytest.mark.parametrize("page", both("api.md"), ids=name_of)
+def test_every_endpoint_is_listed_and_no_other(page: Path) -> None:
+    listed = re.findall(r"^\| `(GET|POST|DELETE|PUT) ([^`?]+)", prose(page), re.MULTILINE)
+    assert sorted(listed) == sorted((method, path) for method, path, _ in (*OPEN, *CLOSED))
+
+
+@pytest.mark.parametrize("page", both("api.md"), ids=name_of)
+def test_every_field_of_config_is_listed(page: Path) -> None:
+    rows = by_code(tables(page)["config"])
+    assert set(rows) == {to_camel(name) for name in Config.model_fields}
+
+
+@pytest.mark.parametrize("page", both("operations.md"), ids=name_of)
+def test_every_metric_is_listed(page: Path) -> None:
+    exposed = {}
+    for metric in vars(telemetry).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.collect()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            exposed[name] = family.type
+    rows = by_code(tables(page)["/metrics"])
+    assert {name: cells[0] for name, cells in rows.items()} == exposed
+
+
+@pytest.mark.parametrize("page", both("operations.md"), ids=name_of)
+def test_log_actions_exist(page: Path) -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "broker").rglob("*.py"))
+    written = set(re.findall(r"log\.\w+\(\s*\"([\w.]+)\"", source))
+    told = set(re.findall(r"`action=([\w.]+)`", prose(page)))
+    assert told
+    assert told <= written
+
+
+@pytest.mark.parametrize("page", both("architecture.md"), ids=name_of)
+def test_every_state_is_told(page: Path) -> None:
+    coded = {cells[0].strip("`") for rows in tables(page).values() for cells in rows}
+    assert {state.value for state in (*RunState, *JobState)} <= coded
+
+
+def test_every_contract_of_the_layers_is_told() -> None:
+    contracts = [each["name"] for each in project()["tool"]["importlinter"]["contracts"]]
+    for page in both("architecture.md"):
+        text = prose(page)
+        assert [name for name in contracts if name not in text] == [], name_of(page)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "README.zh-CN.md"], ids=name_of)
+def test_the_readme_tells_which_adapters_there_are(page: Path) -> None:
+    rows = by_code([row for rows in tables(page).values() for row in rows])
+    told = {name: cells[0] for name, cells in rows.items() if name in PLATFORMS}
+    works = {"README.md": "works", "README.zh-CN.md": "可用"}[page.name]
+    assert {name for name, state in told.items() if state == works} == set(ADAPTERS)
+    assert set(told) == set(PLATFORMS)
+
+
+def test_what_the_readme_says_is_missing_is_missing() -> None:
+    missing = (ROOT / "README.md").read_text(encoding="utf-8").partition("Not there yet:")[2]
+    missing = missing.partition("## ")[0]
+    paths = {path for _, path, _ in (*OPEN, *CLOSED)}
+    there = {
+        "`simulate`": "simulate" in commands(),
+        "nothing is preempted": "preemption" in installed_policies(),
+        "images": "/resource/images" in paths,
+        "data sets": "/datasets" in paths,
+        "online services": "/onlineJob" in paths,
+        "OpenAPI": "/openapi.json" in paths,
+    }
+    assert {words: words in missing for words in there} == {words: not done for words, done in there.items()}
+
+
+def test_the_changelog_has_the_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{project()['project']['version']}]" in text
