@@ -22,8 +22,8 @@ from broker.config import find_config_file
 from broker.core.policy import PolicySet, load_policies
 from broker.core.resources import Catalogue
 from broker.simulate import JobRecord, Order, Outcome, Progress, Settings, simulate
-from broker.simulate_report import percentile, report
-from broker.simulate_trace import CenterRow, TraceJob, read_centers, read_jobs
+from broker.simulate.report import percentile, report
+from broker.simulate.trace import CenterRow, TraceJob, read_centers, read_jobs
 
 PUBLISHED = "published_philly_sc21_qssf.csv"
 

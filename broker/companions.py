@@ -15,7 +15,7 @@ from pathlib import Path
 
 import policies
 from broker.config import ConfigError, Problem, Settings, file_beside, load
-from broker.config_lines import key_lines
+from broker.config.lines import key_lines
 from broker.core.policy import PolicyError, PolicySet, load_policies
 from broker.core.resources import Catalogue, load_catalogue
 

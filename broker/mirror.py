@@ -68,6 +68,10 @@ class _Avoiding:
     avoid: tuple[tuple[CenterId, int], ...]
 
 
+SPARE_REQUESTS = 1000
+"""Requests kept of classes that nobody waits in: many come back."""
+
+
 class Mirror:
     """`await refresh(store)`, then `snapshot(...)`."""
 
@@ -105,6 +109,9 @@ class Mirror:
         for job, claim in changes.claims:
             self._claims.setdefault(job, {})[claim.run] = claim
         self.version = changes.version
+        if len(self._requests) > 2 * len(self._classes) + SPARE_REQUESTS:
+            waiting = self._classes.keys() | {avoiding.key for avoiding in self._avoiding.values()}
+            self._requests = {key: self._requests[key] for key in waiting}
 
     def _forget(self, job: JobId) -> None:
         self._claims.pop(job, None)

@@ -27,11 +27,11 @@ from typing import Any
 from demo_daemon import CONFIG, STOP_S, TAIL_LINES, Daemon, DemoFailed
 from demo_progress import Progress, progress, seconds
 
-from broker.cli_answers import JobDetail, RunDetail
-from broker.cli_request import inside_copy
-from broker.cli_wait import ENDED, in_short
+from broker.cli.display import table
+from broker.cli.request import inside_copy
+from broker.cli.wait import ENDED, in_short
 from broker.client import Client, RequestFailed, Unreachable
-from broker.display import table
+from broker.client.answers import JobDetail, RunDetail
 
 HERE = Path(__file__).resolve().parent
 GOOD_ENOUGH = 0.9

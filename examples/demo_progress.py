@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from broker.cli_answers import JobDetail
+from broker.client.answers import JobDetail
 
 
 class Progress(Protocol):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import display
+from broker.cli import display
 from tests.cli_stub import (
     Answer,
     Drop,

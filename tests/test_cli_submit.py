@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import cli_request, display
-from broker.cli_app import WrongUsage
+from broker.cli import display
+from broker.cli import request as cli_request
+from broker.cli.app import WrongUsage
 from tests.cli_stub import (
     Answer,
     Drop,

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from broker.cli_archive import UnsafeArchive, UnsafeFolder, entries, pack, safe_name, unpack
 from broker.client import Client, RequestFailed, Unreachable
+from broker.client.archive import UnsafeArchive, UnsafeFolder, entries, pack, safe_name, unpack
 from tests.cli_stub import (
     Answer,
     Drop,

@@ -9,7 +9,7 @@ import pytest
 from broker import config
 from broker.adapter import Image, StatedPool
 from broker.config import ConfigError, Problem, Settings
-from broker.config_schema import keys_of, restart_keys
+from broker.config.schema import keys_of, restart_keys
 from broker.core.model import CenterState, NodeShape, Price
 
 CONFIG = Path(__file__).parent.parent / "config"

@@ -12,7 +12,7 @@ import pytest
 
 from broker import config
 from broker.config import Settings
-from broker.config_schema import PLATFORMS, keys_of
+from broker.config.schema import PLATFORMS, keys_of
 
 CONFIG = Path(__file__).parent.parent / "config"
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.config_lines import KeyPath, key_lines
+from broker.config.lines import KeyPath, key_lines
 
 CONFIG = Path(__file__).parent.parent / "config"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker import config
 from broker.config import ConfigError
-from broker.config_values import Place, Wrong, price
+from broker.config.values import Place, Wrong, price
 from tests.test_config import BASE, CENTER, LOGIN, problem, remote, settings
 
 SECRET = "hunter2-not-to-be-seen"

@@ -26,9 +26,9 @@ from broker import cli, telemetry
 from broker.api.app import CLOSED, OPEN
 from broker.api.errors import ANNEX_B
 from broker.api.models import Config
-from broker.cli_app import app
+from broker.cli.app import app
 from broker.config import SECTIONS
-from broker.config_schema import (
+from broker.config.schema import (
     AMPHA,
     IMAGE_KEYS,
     PLATFORMS,

@@ -32,10 +32,10 @@ from broker.simulate import (
     Simulation,
     simulate,
 )
-from broker.simulate_html import page
-from broker.simulate_report import percentile, report, table
-from broker.simulate_trace import JOB_COLUMNS, CenterRow, TraceError, TraceJob, read_centers, read_jobs
-from broker.simulate_world import Nodes, Round, build_world
+from broker.simulate.html import page
+from broker.simulate.report import percentile, report, table
+from broker.simulate.trace import JOB_COLUMNS, CenterRow, TraceError, TraceJob, read_centers, read_jobs
+from broker.simulate.world import Nodes, Round, build_world
 from policies.backfill import Backfill
 from tests.builders import policy_set
 

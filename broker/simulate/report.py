@@ -1,7 +1,7 @@
 """What is told of a simulation: its figures, the table and the JSON document.
 
 What belongs here: definitions of the figures and their texts.  What does not: the page
-(broker.simulate_html) and the simulation itself.
+(broker.simulate.html) and the simulation itself.
 
 Definitions.  A job's wait is all its time in the queue, also after a preemption; its completion is
 the time from submission to its end.  Both are of finished jobs.  The span goes from the first

@@ -1,7 +1,7 @@
 """`broker submit`: sends a job, with its folder if asked, and waits for it if asked.
 
 What belongs here: the options of submit and the order of its calls.  What does not: building the
-request (broker.cli_request) and waiting (broker.cli_wait).
+request (broker.cli.request) and waiting (broker.cli.wait).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from broker import cli_request
-from broker.cli_app import CONTEXT, JOBS, Command, Failed, WrongUsage, app, connect, notice, print_json
-from broker.cli_request import amount, flops, pairs, seconds
+from broker.cli import request as requests
+from broker.cli.app import CONTEXT, JOBS, Command, Failed, WrongUsage, app, connect, notice, print_json
+from broker.cli.request import amount, flops, pairs, seconds
 from broker.client import Client
 
 
@@ -82,7 +82,7 @@ def submit(
 ) -> None:
     """Submit a job: broker submit [OPTIONS] -- COMMAND..."""
     flags: dict[str, Any] = {
-        "command": cli_request.command_line(command) if command else None,
+        "command": requests.command_line(command) if command else None,
         "specId": spec,
         "minComputingPower": None if min_power is None else flops(min_power, of="--min-power"),
         "nodeCount": nodes,
@@ -105,8 +105,8 @@ def submit(
         "labels": pairs(label, of="--label") if label else None,
         "datasetIds": dataset or None,
     }
-    document = cli_request.read_job_file(file) if file else {}
-    request = cli_request.merged(document, flags, name=name, desc=desc)
+    document = requests.read_job_file(file) if file else {}
+    request = requests.merged(document, flags, name=name, desc=desc)
     client = connect()
     _complete(client, request)
     if upload is not None:
@@ -137,7 +137,7 @@ def _complete(client: Client, request: dict[str, Any]) -> None:
 
 def _with_folder(client: Client, request: dict[str, Any], folder: Path, *, send: bool) -> None:
     """Send `folder` as a data set and run the command inside a copy of it."""
-    from broker.cli_archive import UnsafeFolder, entries
+    from broker.client.archive import UnsafeFolder, entries
 
     config = request["config"]
     if not config.get("command"):
@@ -153,7 +153,7 @@ def _with_folder(client: Client, request: dict[str, Any], folder: Path, *, send:
     except UnsafeFolder as error:
         raise WrongUsage(f"--upload: {error}") from error
     config["datasetIds"] = [*config.get("datasetIds", []), dataset]
-    config["command"] = cli_request.inside_copy(dataset, config["command"])
+    config["command"] = requests.inside_copy(dataset, config["command"])
 
 
 def _send(client: Client, request: dict[str, Any], *, wait: bool, as_json: bool) -> None:
@@ -166,7 +166,7 @@ def _send(client: Client, request: dict[str, Any], *, wait: bool, as_json: bool)
             print(job)
             notice(f"submitted {answer['metadata']['name']}; follow it with: broker wait {job}")
         return
-    from broker.cli_wait import follow
+    from broker.cli.wait import follow
 
     notice(f"submitted {job} ({answer['metadata']['name']})")
     (ended,) = follow(client, [job])

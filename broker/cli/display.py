@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from broker.cli_answers import JobDetail, Resources
+    from broker.client.answers import JobDetail, Resources
 
 
 def clean(value: Any) -> str:

@@ -1,7 +1,7 @@
 """A synchronous client of the HTTP API, on the standard library.
 
 What belongs here: one method per call and the two errors.  What does not: the shapes of
-the answers (broker.cli_answers), credentials files, texts for people, waiting loops (broker.cli_*).
+the answers (broker.client.answers), credentials files, texts for people, waiting loops (broker.cli.*).
 
 Repeating: a POST or DELETE is never sent twice, but for a create, whose Idempotency-Key makes the
 second the same as the first.  A GET is repeated once when the connection breaks.
@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from broker import __version__
 
 if TYPE_CHECKING:
-    from broker.cli_answers import (
+    from broker.client.answers import (
         CenterCommand,
         CenterPage,
         Explanation,
@@ -214,7 +214,7 @@ class Client:
 
         Several results come as one archive, which is unpacked; a single one keeps its own name.
         """
-        from broker.cli_archive import safe_name, unpack
+        from broker.client.archive import safe_name, unpack
 
         with self._opened("GET", f"/trainjob/{_word(job)}/download", answer_s=STREAM_S) as answer:
             name = safe_name(_file_name(answer) or job)
@@ -233,7 +233,7 @@ class Client:
 
     def upload(self, folder: Path, title: str) -> Upload:
         """Send a folder as a private data set; UnsafeFolder before anything is sent."""
-        from broker.cli_archive import entries, pack
+        from broker.client.archive import entries, pack
 
         contents = entries(folder)
         connection = self._connection(STREAM_S)

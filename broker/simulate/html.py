@@ -1,6 +1,6 @@
 """The report of a simulation as one page that needs nothing else: figures and three plots.
 
-What belongs here: HTML and SVG.  What does not: figures (broker.simulate_report).  The page loads
+What belongs here: HTML and SVG.  What does not: figures (broker.simulate.report).  The page loads
 nothing, runs nothing, and follows the reader's choice of light or dark.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 from broker.simulate import Outcome
-from broker.simulate_report import CENTER_HEADER, TENANT_HEADER, Report, figures, group_cells
+from broker.simulate.report import CENTER_HEADER, TENANT_HEADER, Report, figures, group_cells
 
 WIDTH, HEIGHT = 880, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 34

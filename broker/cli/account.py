@@ -1,7 +1,7 @@
 """The commands about one's own account: login, logout, password.
 
 What belongs here: what is asked and what is stored.  What does not: where it is stored
-(broker.cli_app), accounts of others (broker.cli_operators).
+(broker.cli.app), accounts of others (broker.cli.operators).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from broker.cli_app import (
+from broker.cli.app import (
     ACCOUNT,
     DEFAULT_URL,
     Command,

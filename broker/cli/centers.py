@@ -1,6 +1,6 @@
 """The commands about resources: centers, idle, specs, and an operator's drain and resume.
 
-What belongs here: the calls and their tables.  What does not: jobs (broker.cli_jobs).
+What belongs here: the calls and their tables.  What does not: jobs (broker.cli.jobs).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from broker.cli_app import OPERATORS, RESOURCES, Command, app, connect, notice, print_json
-from broker.display import cards, power, table
+from broker.cli.app import OPERATORS, RESOURCES, Command, app, connect, notice, print_json
+from broker.cli.display import cards, power, table
 
 Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")]

@@ -2,7 +2,7 @@
 
 What belongs here: the frozen settings and the key tables of pools, prices, images, specs and of each
 adapter's connection and credentials.  What does not: reading (broker.config) and what a kind of
-value is (broker.config_values).  A field's annotation holds its reader and limits; RELOAD marks a
+value is (broker.config.values).  A field's annotation holds its reader and limits; RELOAD marks a
 key that a running broker takes over on SIGHUP, as it does centers; the others need a new process.
 Durations end in `_s` and are seconds.
 """
@@ -17,8 +17,8 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 from zoneinfo import ZoneInfo
 
-from broker import config_values as v
 from broker.adapter import Image, StatedPool
+from broker.config import values as v
 from broker.core.model import CenterId, CenterState, NodeShape, Price
 
 RELOAD: Final = "reload"

@@ -1,8 +1,8 @@
 """A trace through the production scheduler in simulated time: memory only, no store, no waiting.
 
 What belongs here: events, the queue, and when a round is made.  What does not: files
-(broker.simulate_trace), the centers' nodes (broker.simulate_world), the published baselines
-(broker.simulate_baseline), what is told of it (broker.simulate_report).
+(broker.simulate.trace), the centers' nodes (broker.simulate.world), the published baselines
+(broker.simulate.baseline), what is told of it (broker.simulate.report).
 
 Rules.  Jobs arrive and runs end at whole seconds.  All that happens in one second wakes one round at
 the end of it, as every event wakes the daemon's; while jobs wait, a quarter of an hour without an
@@ -44,9 +44,9 @@ from broker.core.problem import class_key
 from broker.core.resources import Catalogue
 from broker.core.scheduler import schedule
 from broker.core.solver import LP, SolverStatus
-from broker.simulate_baseline import HeadOfLine
-from broker.simulate_trace import CenterRow, TraceJob
-from broker.simulate_world import Nodes, Round, Start, World, build_world
+from broker.simulate.baseline import HeadOfLine
+from broker.simulate.trace import CenterRow, TraceJob
+from broker.simulate.world import Nodes, Round, Start, World, build_world
 
 ZERO_MS = 1_577_664_000_000
 """Where a trace's zero is put: Monday 2019-12-30 00:00 UTC."""

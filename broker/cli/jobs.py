@@ -1,7 +1,7 @@
 """The commands about jobs that exist: jobs, show, wait, explain, logs, stop, retry, delete, download.
 
 What belongs here: which calls each makes and what it prints.  What does not: submitting
-(broker.cli_submit), the waiting loop (broker.cli_wait).
+(broker.cli.submit), the waiting loop (broker.cli.wait).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.cli_app import (
+from broker.cli.app import (
     JOBS,
     Command,
     Failed,
@@ -27,11 +27,11 @@ from broker.cli_app import (
     print_json,
     with_job,
 )
+from broker.cli.display import clean, duration, fields, table
 from broker.client import Client, RequestFailed, Unreachable
-from broker.display import clean, duration, fields, table
 
 if TYPE_CHECKING:
-    from broker.cli_answers import Explanation, JobDetail, RunDetail
+    from broker.client.answers import Explanation, JobDetail, RunDetail
 
 LIVE = ("PENDING", "RUNNING")
 
@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
 @app.command("wait", cls=Command, rich_help_panel=JOBS)
 def wait(job: JobArguments, as_json: Json = False) -> None:
     """Wait until all have ended; exit 0 only if all succeeded."""
-    from broker.cli_wait import follow
+    from broker.cli.wait import follow
 
     client = connect()
     known = [with_job(client, each, client.job)["id"] for each in job]
@@ -303,7 +303,7 @@ def download(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if missing.")],
 ) -> None:
     """Write the results of a job into a folder."""
-    from broker.cli_archive import UnsafeArchive
+    from broker.client.archive import UnsafeArchive
 
     client = connect()
     try:

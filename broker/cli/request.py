@@ -1,7 +1,7 @@
 """The create request of a job from a job file and the words of the command line.
 
 What belongs here: reading a TOML job file, durations and amounts, the name made from a command, what
-wins over what.  What does not: asking the broker (broker.cli_submit).  The broker itself judges the
+wins over what.  What does not: asking the broker (broker.cli.submit).  The broker itself judges the
 values; here only what could not be sent or would be misunderstood is refused, as WrongUsage.
 """
 
@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from broker.cli_app import WrongUsage
+from broker.cli.app import WrongUsage
 
 NAME_LENGTH = 64
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}

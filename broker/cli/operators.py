@@ -1,6 +1,6 @@
 """The commands of operators about runs and accounts: resolve, user.
 
-What belongs here: what an operator may say and to whom.  What does not: centers (broker.cli_centers).
+What belongs here: what an operator may say and to whom.  What does not: centers (broker.cli.centers).
 `user add` works on the store of a configuration, every other command through the API.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from broker.cli_app import (
+from broker.cli.app import (
     CONTEXT,
     OPERATORS,
     Command,
@@ -25,7 +25,7 @@ from broker.cli_app import (
     read_secret,
     with_job,
 )
-from broker.display import table
+from broker.cli.display import table
 
 ROLES = ("user", "tenant-admin", "operator")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -85,7 +85,7 @@ def add(
     if role not in ROLES:
         raise WrongUsage(f"--role: {role!r} is not one of {', '.join(ROLES)}")
     password = read_secret("Password", from_stdin=password_stdin)
-    from broker.cli_daemon import configuration_errors
+    from broker.cli.daemon import configuration_errors
     from broker.core.model import Role
     from broker.daemon import add_user
     from broker.store import Rejected, StoreUnavailable

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from broker.core.model import JobId, NodeShape, Pool
-from broker.simulate_trace import TraceJob
-from broker.simulate_world import ARCH, Round, Start, World
+from broker.simulate.trace import TraceJob
+from broker.simulate.world import ARCH, Round, Start, World
 
 if TYPE_CHECKING:
     from broker.simulate import Simulation

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.cli_app import OPERATORS, Command, WrongUsage, app, notice, print_json
+from broker.cli.app import OPERATORS, Command, WrongUsage, app, notice, print_json
 
 if TYPE_CHECKING:
     from broker.core.policy import PolicySet
@@ -46,9 +46,9 @@ def simulate(
     from broker.core.resources import load_catalogue
     from broker.simulate import Order, Settings
     from broker.simulate import simulate as replay
-    from broker.simulate_html import page
-    from broker.simulate_report import report, table
-    from broker.simulate_trace import TraceError, read_centers, read_jobs
+    from broker.simulate.html import page
+    from broker.simulate.report import report, table
+    from broker.simulate.trace import TraceError, read_centers, read_jobs
 
     try:
         settings = Settings(order=Order(order), stays_home=home, oracle=oracle, seed=seed)

@@ -1,7 +1,7 @@
 """Trace files and centers files of the simulator, read strictly.
 
 What belongs here: the two CSV formats, plain or gzip, and what a row must be.  What does not: what
-becomes of the rows (broker.simulate_world).
+becomes of the rows (broker.simulate.world).
 
 A trace has one row per job: `job_id,submit_s,duration_s,nodes,gpus_per_node,gpu_model,cpus_per_node,
 mem_gib_per_node,priority,tenant,center`.  A centers file has one row per shape of node:

@@ -1,7 +1,7 @@
 """The simulated centers: what trace and centers files become in the core's terms, and who is on which node.
 
 What belongs here: pools, requests, and each center's own choice of nodes.  What does not: time
-(broker.simulate) and files (broker.simulate_trace).
+(broker.simulate) and files (broker.simulate.trace).
 
 A job that one product can serve asks for a spec of exactly its cards, cores and memory.  A job that
 several products of the centers can serve asks for power instead, since a spec names one product; it
@@ -36,7 +36,7 @@ from broker.core.model import (
 )
 from broker.core.resources import Catalogue, make_spec
 from broker.core.snapshot import units
-from broker.simulate_trace import CenterRow, TraceJob
+from broker.simulate.trace import CenterRow, TraceJob
 
 ARCH = "X86"
 CARD_GFLOPS = 1000

@@ -1,7 +1,7 @@
 """The `broker` command: which commands there are, and where each is written.
 
 What belongs here: the table of commands and the options of `broker` itself.  What does not: the
-commands (broker.cli_*) and what they share (broker.cli_app).
+commands (broker.cli.*) and what they share (broker.cli.app).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from broker import __version__
-from broker.cli_app import app, run
+from broker.cli.app import app, run
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "broker.cli_submit": ("submit",),
-    "broker.cli_jobs": ("jobs", "show", "wait", "explain", "logs", "stop", "retry", "delete", "download"),
-    "broker.cli_centers": ("centers", "idle", "specs", "drain", "resume"),
-    "broker.cli_account": ("login", "logout", "password"),
-    "broker.cli_operators": ("resolve", "user"),
-    "broker.cli_daemon": ("serve", "init", "check-config"),
-    "broker.cli_simulate": ("simulate",),
+    "broker.cli.submit": ("submit",),
+    "broker.cli.jobs": ("jobs", "show", "wait", "explain", "logs", "stop", "retry", "delete", "download"),
+    "broker.cli.centers": ("centers", "idle", "specs", "drain", "resume"),
+    "broker.cli.account": ("login", "logout", "password"),
+    "broker.cli.operators": ("resolve", "user"),
+    "broker.cli.daemon": ("serve", "init", "check-config"),
+    "broker.cli.simulate": ("simulate",),
 }
 """The commands of each module, in the order of the help."""
 

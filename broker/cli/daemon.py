@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from broker.cli_app import DAEMON, Code, Command, WrongUsage, app, notice
+from broker.cli.app import DAEMON, Code, Command, WrongUsage, app, notice
 
 EMBEDDED = Path("(embedded default)")
 

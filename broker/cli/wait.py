@@ -1,7 +1,7 @@
 """Waiting for jobs to end, with their progress on stderr.
 
 What belongs here: the polling loop and what interrupts it.  What does not: how progress looks
-(broker.display).
+(broker.cli.display).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from broker.cli_app import Code, notice
+from broker.cli.app import Code, notice
+from broker.cli.display import Progress
 from broker.client import Client, RequestFailed, Unreachable
-from broker.display import Progress
 
 if TYPE_CHECKING:
-    from broker.cli_answers import Explanation, JobDetail
+    from broker.client.answers import Explanation, JobDetail
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 

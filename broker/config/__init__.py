@@ -1,9 +1,9 @@
 """broker.toml to frozen settings: every error at once, each with its key and line.
 
 What belongs here: the rules between keys, the packaged files, the embedded default and what a reload
-may change.  What does not: keys, limits and defaults (broker.config_schema), kinds of value
-(broker.config_values), the pass that gathers errors (broker.config_reading), positions
-(broker.config_lines), policies and the accelerator catalogue.  The rest of the broker imports this one.
+may change.  What does not: keys, limits and defaults (broker.config.schema), kinds of value
+(broker.config.values), the pass that gathers errors (broker.config.reading), positions
+(broker.config.lines), policies and the accelerator catalogue.  The rest of the broker imports this one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.adapter import Image, StatedPool
-from broker.config_lines import KeyPath
-from broker.config_reading import ConfigError, Problem, Reading, document_of
-from broker.config_schema import (
+from broker.config.lines import KeyPath
+from broker.config.reading import ConfigError, Problem, Reading, document_of
+from broker.config.schema import (
     IMAGE_KEYS,
     PLATFORMS,
     POLICY_FILE,
@@ -43,7 +43,7 @@ from broker.config_schema import (
     keys_of,
     restart_keys,
 )
-from broker.config_values import Place, credential, shown
+from broker.config.values import Place, credential, shown
 from broker.core.model import CenterState, NodeShape, Price
 
 __all__ = [
@@ -334,8 +334,9 @@ def keeping_restart_keys(old: Settings, new: Settings) -> Settings:
 
 def _packaged() -> Path:
     """The folder of the packaged files: inside an installed package, else config/ of the source tree."""
-    installed = Path(__file__).parent / "config_files"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "config"
+    package = Path(__file__).parent.parent
+    installed = package / "config_files"
+    return installed if installed.is_dir() else package.parent / "config"
 
 
 def find_config_file(name: str) -> Path:
