@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from broker.core.explain import Reason
 from broker.core.model import PoolId, TenantId
-from broker.core.plan import Plan
+from broker.core.plan import Plan, grouped
 from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
 from broker.core.scheduler import schedule
@@ -113,11 +113,19 @@ class Cycle:
         # Reasons are worked out when asked: not on the event loop.
         deferrals = await asyncio.to_thread(dict, plan.deferrals)
         await self._commit_deferrals(deferrals)  # first: a placement may have to wait for its data
+        kinds = {one.class_key for one in (alike.kind for alike in grouped(plan.placements))}
+        considered = await asyncio.to_thread(
+            lambda: {key: plan.considered[key] for key in kinds if key in plan.considered}
+        )
         placed = 0
         for first in range(0, len(plan.placements), rounds.CHUNK):
             chunk = plan.placements[first : first + rounds.CHUNK]
             placed += await self._store.write(
-                rounds.commit_placements, chunk, natives=natives, epoch=self._lease.epoch
+                rounds.commit_placements,
+                chunk,
+                natives=natives,
+                epoch=self._lease.epoch,
+                considered=considered,
             )
         for placement in plan.placements:
             PLACED.labels(placement.center).inc()

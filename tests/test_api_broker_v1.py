@@ -176,6 +176,7 @@ async def test_why_a_job_is_where_it_is_and_nothing_once_it_has_ended(world: Wor
             "centerName": "深圳一号",
             "taskId": run,
             "pricePerHour": "12.50",
+            "alternatives": [],
         },
         "eta": {"p50": None, "p90": None},
     }

@@ -171,3 +171,22 @@ async def test_a_round_is_kept_with_its_bound(tmp_path: Path) -> None:
         assert 0 < made.bound_micro <= made.objective_micro
         assert 0 <= made.gap < 1
         assert 0 < made.solve_ms <= made.total_ms
+
+
+async def test_a_placement_tells_what_the_other_centers_were(tmp_path: Path) -> None:
+    centers = center("cheap", price="5"), center("dear", price="20"), center("small", cards=2)
+    async with harness(tmp_path, *centers) as broker:
+        job = await broker.submit(cards=4)
+        await broker.round()
+        (run,) = (await broker.show(job)).runs
+        assert run.center == "cheap"
+        dear, small = run.placement["alternatives"]
+        assert (dear["centerId"], dear["rateMicroPerHour"], dear["reason"]) == ("dear", 80_000_000, None)
+        # an hour at its price, nobody waits there; the tie-break adds less than a thousandth of a fen
+        assert dear["weighedCostMicro"] // 10 == 8_000_000
+        assert small["rateMicroPerHour"] is None
+        assert (small["reason"]["code"], small["reason"]["need"], small["reason"]["have"]) == (
+            "cards_per_node",
+            4,
+            2,
+        )

@@ -336,11 +336,12 @@ def explained(job: JobView, position: int | None, reasons: Sequence[dict[str, An
     placement: dict[str, Any] = {}
     if live is not None:
         placement = {
-            **live.placement,
+            **{key: value for key, value in live.placement.items() if key != "alternatives"},
             "centerId": live.center,
             "centerName": live.center_name,
             "taskId": live.id,
             "pricePerHour": price(live.rate_micro_per_hour),
+            "alternatives": [_alternative(other) for other in live.placement.get("alternatives", ())],
         }
     return {
         "id": job.id,
@@ -349,6 +350,22 @@ def explained(job: JobView, position: int | None, reasons: Sequence[dict[str, An
         "reasons": list(reasons),
         "placement": placement,
         "eta": {"p50": None, "p90": None},
+    }
+
+
+def _alternative(other: dict[str, Any]) -> dict[str, Any]:
+    """Another center as the round saw it: its price, and why the job could not start there; `code` is
+    "" where it could and the plan as a whole was better without."""
+    rate, why = other["rateMicroPerHour"], other["reason"] or {}
+    return {
+        "centerId": other["centerId"],
+        "pricePerHour": None if rate is None else price(rate),
+        "weighedCostMicro": other["weighedCostMicro"],
+        "code": why.get("code", ""),
+        "message": why.get("message", "possible; the plan as a whole costs less this way"),
+        "need": why.get("need"),
+        "have": why.get("have"),
+        "unit": why.get("unit", ""),
     }
 
 

@@ -216,7 +216,22 @@ def _print_explanation(answer: Explanation) -> None:
     placement = answer.get("placement")
     if placement:
         print("\nWhere it is, and why")
+        others = placement.pop("alternatives", [])
         print(_indented(placement))
+        if others:
+            print("\nThe other centers then")
+            rows = [
+                (
+                    a["centerId"],
+                    a["pricePerHour"],
+                    a["code"],
+                    a["message"],
+                    a["need"],
+                    a["have"],
+                )
+                for a in others
+            ]
+            print(table(("CENTER", "CNY/H", "CODE", "MESSAGE", "NEED", "HAVE"), rows))
     reasons = answer.get("reasons", [])
     if reasons:
         print("\nWhy it does not start")

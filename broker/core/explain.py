@@ -251,6 +251,39 @@ def _holder(problem: Problem, k: int, at: int) -> str:
     return next((job for job in jobs if job not in own), "")
 
 
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One center as a round saw it for a job that it placed.
+
+    `rate_micro_per_hour` and `weighed_micro` (the sum of the policies' costs) are those of its
+    cheapest pool that may take the job; None: no pool may.  `reason`: why it could not start there;
+    None: it could, and the plan as a whole was better this way.
+    """
+
+    center: CenterId
+    rate_micro_per_hour: int | None
+    weighed_micro: int | None
+    reason: Reason | None
+
+
+def alternatives(problem: Problem, y: IntArray, k: int, left: IntArray) -> tuple[Alternative, ...]:
+    """Every center, in order, as it was for the jobs of class `k` that start."""
+    options = problem.options(k)
+    cheapest: dict[CenterId, int] = {}
+    for j in (options.start + np.argsort(problem.cost[options], kind="stable")).tolist():
+        cheapest.setdefault(problem.pools[int(problem.option_pool[j])].center, j)
+    found = []
+    for why in explain_counts(problem, y, k, left):
+        option = cheapest.get(why.center)
+        if option is None:
+            found.append(Alternative(why.center, None, None, why))
+            continue
+        open_ = why.code is Code.COST_ABOVE_WORTH  # no row is full: nothing but the plan speaks against it
+        rate, weighed = int(problem.rate[option]), int(problem.cost[option])
+        found.append(Alternative(why.center, rate, weighed, None if open_ else why))
+    return tuple(found)
+
+
 def _binding(problem: Problem, left: IntArray, k: int, option: int) -> tuple[int, int, int]:
     """(code, need, have) of an allowed option that is not taken: the row that binds it."""
     a, b = problem.entry_first[option], problem.entry_first[option + 1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import overload
 
-from broker.core.explain import Reason
+from broker.core.explain import Alternative, Reason
 from broker.core.model import (
     DEFAULT_ESTIMATE_S,
     Accuracy,
@@ -184,6 +184,8 @@ class Plan:
     `reservations` are all that hold after this round,
     at most one for a job; those with id 0 are new.  `deferrals` has the reasons of every class, by
     key, of which jobs still wait.
+
+    `considered` has, by key, what every center was for the classes of which jobs start.
     """
 
     based_on: int
@@ -192,6 +194,7 @@ class Plan:
     reservations: tuple[Reservation, ...] = ()
     stagings: tuple[tuple[str, CenterId], ...] = ()  # data sets to copy
     deferrals: Mapping[str, tuple[Reason, ...]] = field(default_factory=dict)
+    considered: Mapping[str, tuple[Alternative, ...]] = field(default_factory=dict)
     objective: int = 0
     bound: int = 0
     solver_status: str = ""

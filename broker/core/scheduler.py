@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from broker.core.bound import lower_bound
-from broker.core.explain import Reason, explain_counts, held_reasons
+from broker.core.explain import Alternative, Reason, alternatives, explain_counts, held_reasons
 from broker.core.greedy import greedy
 from broker.core.holds import hold
 from broker.core.model import JobId, Snapshot
@@ -80,7 +80,8 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
         faults = violations(plan, snapshot, free)
         if not faults:
             # 10 reasons of what waits
-            return replace(plan, deferrals=Deferrals(problem, plan, y))
+            told = Deferrals(problem, plan, y), Considered(problem, y)
+            return replace(plan, deferrals=told[0], considered=told[1])
         story.append(f"{source}: {'; '.join(faults[:5])} ({len(faults)} in all)")
     raise InfeasiblePlan(f"no plan for snapshot {snapshot.version}: {' | '.join(story)}")
 
@@ -114,6 +115,25 @@ def placements(problem: Problem, y: IntArray) -> Placements:
         made.append(Alike(kind, as_queue(job_class.jobs).ids[first : first + count], first))
         first += count
     return Placements(made)
+
+
+class Considered(Mapping[str, tuple[Alternative, ...]]):
+    """What every center was for the classes of which jobs start, by key; worked out when asked."""
+
+    def __init__(self, problem: Problem, y: IntArray) -> None:
+        self._problem, self._y = problem, y
+        self._left = problem.left(y)
+        started = np.flatnonzero(problem.started(y)).tolist()
+        self._classes = {problem.classes[k].key: k for k in started}
+
+    def __getitem__(self, key: str) -> tuple[Alternative, ...]:
+        return alternatives(self._problem, self._y, self._classes[key], self._left)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
 
 
 class Deferrals(Mapping[str, tuple[Reason, ...]]):

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from broker.core.explain import Code, Reason, reason
+from broker.core.explain import Alternative, Code, Reason, reason
 from broker.core.identity import base_key
 from broker.core.machine import Placed
 from broker.core.model import JobId, JobState, PoolId, Reservation, RunId, RunState, StopReason
@@ -45,12 +45,18 @@ CHUNK = 500
 
 
 def commit_placements(
-    tx: Tx, placements: Sequence[Placement], *, natives: Mapping[PoolId, str], epoch: int
+    tx: Tx,
+    placements: Sequence[Placement],
+    *,
+    natives: Mapping[PoolId, str],
+    epoch: int,
+    considered: Mapping[str, Sequence[Alternative]] | None = None,
 ) -> int:
     """Write a chunk of a plan; run and outbox row together, a gang whole.
 
     A job that changed since the snapshot (cancelled, say) is left alone.  One whose data is not at
-    the center yet stays queued while it moves.  Returns how many were placed.  Raises LostLease.
+    the center yet stays queued while it moves.  `considered`: what every center was for a class of
+    which jobs start (Plan.considered).  Returns how many were placed.  Raises LostLease.
     """
     tx.fence(epoch)
     placed = 0
@@ -72,7 +78,7 @@ def commit_placements(
         run.spec = codec.spec_to_json(placement.spec)
         run.slot, run.nodes = placement.slot, placement.nodes
         run.rate_micro_per_hour = placement.rate_micro_per_hour
-        run.placement = _story(placement)
+        run.placement = _story(placement, (considered or {}).get(placement.class_key, ()))
         runs.apply(tx, job, run, Placed(tx.now_ms, placement.center))
         if not job.spec_id:
             job.processor = codec.kind_of(placement.spec)
@@ -154,7 +160,7 @@ def _reservation_row(r: Reservation) -> ReservationRow:
     )
 
 
-def _story(placement: Placement) -> dict[str, Any]:
+def _story(placement: Placement, considered: Sequence[Alternative]) -> dict[str, Any]:
     """Why the run is where it is, for `explain` of a placed job."""
     return {
         "centerId": placement.center,
@@ -163,6 +169,16 @@ def _story(placement: Placement) -> dict[str, Any]:
         "slot": placement.slot,
         "nodeCount": placement.nodes,
         "estimatedCostMicro": placement.cost_micro,
+        "alternatives": [
+            {
+                "centerId": other.center,
+                "rateMicroPerHour": other.rate_micro_per_hour,
+                "weighedCostMicro": other.weighed_micro,
+                "reason": None if other.reason is None else _document(other.reason),
+            }
+            for other in considered
+            if other.center != placement.center
+        ],
     }
 
 
@@ -177,18 +193,19 @@ def commit_deferrals(
         tx.session.execute(delete(Deferral).where(col(Deferral.class_key) == class_key))
 
 
+def _document(why: Reason) -> dict[str, Any]:
+    return {
+        "centerId": why.center,
+        "code": why.code.word,
+        "message": why.message,
+        "need": why.need,
+        "have": why.have,
+        "unit": why.unit.value,
+    }
+
+
 def _defer(tx: Tx, class_key: str, reasons: Sequence[Reason]) -> None:
-    documents = [
-        {
-            "centerId": r.center,
-            "code": r.code.word,
-            "message": r.message,
-            "need": r.need,
-            "have": r.have,
-            "unit": r.unit.value,
-        }
-        for r in reasons
-    ]
+    documents = [_document(each) for each in reasons]
     tx.session.merge(Deferral(class_key=class_key, reasons=documents, at_ms=tx.now_ms))
 
 
