@@ -23,8 +23,8 @@ from broker.adapter import (
     Unsupported,
 )
 from broker.connections import Connections, timed
-from broker.core import machine
-from broker.core.machine import Accepted, OutcomeUnknown, SubmitRefused
+from broker.core import events
+from broker.core.events import Accepted, OutcomeUnknown, SubmitRefused
 from broker.core.model import (
     CenterFacts,
     CenterId,
@@ -142,7 +142,7 @@ class Dispatch:
         )
         self._store.wakeup(f"track:{submission.center}").set()
 
-    async def _record(self, submission: Submission, event: machine.Event) -> RunState:
+    async def _record(self, submission: Submission, event: events.Event) -> RunState:
         """Write the outcome down, however long the store takes: nobody else knows it."""
         while True:
             try:
@@ -153,7 +153,7 @@ class Dispatch:
                 log.error("outcome_not_recorded_yet", run=submission.run, error=str(error))
                 await asyncio.sleep(RECORD_AGAIN_S)
 
-    async def _call(self, adapter: Adapter, submission: Submission, timeout_s: float) -> machine.Event:
+    async def _call(self, adapter: Adapter, submission: Submission, timeout_s: float) -> events.Event:
         """The event that the call's answer is.  Raises Throttled."""
         run, center = submission.run, submission.center
         try:

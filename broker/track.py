@@ -14,8 +14,8 @@ from functools import partial
 from broker.adapter import Adapter, AdapterError, Lookup, RemoteState, RunRef, Sighting
 from broker.config import SchedulerSettings
 from broker.connections import Connections, timed
-from broker.core import machine
-from broker.core.machine import (
+from broker.core import events
+from broker.core.events import (
     Found,
     NotFound,
     SeenFailed,
@@ -103,7 +103,7 @@ class Track:
         if event is not None and not _nothing_new(watched, event, sighting.address):
             await self._advance(watched, event, address=sighting.address or None)
 
-    async def _advance(self, watched: Watched, event: machine.Event, *, address: str | None = None) -> None:
+    async def _advance(self, watched: Watched, event: events.Event, *, address: str | None = None) -> None:
         state = await self._store.write(
             runs.advance, watched.run, event, epoch=self._lease.epoch, address=address
         )
@@ -193,7 +193,7 @@ def _hot(run: Watched, now_ms: int) -> bool:
     )
 
 
-def _nothing_new(run: Watched, event: machine.Event, address: str) -> bool:
+def _nothing_new(run: Watched, event: events.Event, address: str) -> bool:
     if run.missing_ms is not None or address not in ("", run.address):
         return False
     if isinstance(event, SeenRunning):
@@ -201,7 +201,7 @@ def _nothing_new(run: Watched, event: machine.Event, address: str) -> bool:
     return isinstance(event, SeenPending) and run.state is RunState.PENDING and not event.message
 
 
-def event_of(seen: Sighting, now_ms: int) -> machine.Event | None:
+def event_of(seen: Sighting, now_ms: int) -> events.Event | None:
     """What a sighting means for the machine; None: a word we do not know, nothing changes."""
     match seen.state:
         case RemoteState.PENDING:

@@ -19,8 +19,8 @@ from broker.adapter import Image, Inventory, PoolReport
 from broker.api.app import application
 from broker.api.auth import token_hash
 from broker.api.context import Context
-from broker.core import machine
-from broker.core.machine import Accepted, Placed
+from broker.core import events
+from broker.core.events import Accepted, Placed
 from broker.core.model import (
     Accuracy,
     CenterId,
@@ -143,11 +143,11 @@ class World:
         await self.store.write(_place, run, center, self.epoch)
         return run
 
-    async def advance(self, run: str, *events: machine.Event) -> None:
+    async def advance(self, run: str, *events: events.Event) -> None:
         for event in events:
             await self.store.write(runs.advance, RunId(run), event, epoch=self.epoch)
 
-    async def run_job(self, job: str, *events: machine.Event) -> str:
+    async def run_job(self, job: str, *events: events.Event) -> str:
         """Place the job, let the center accept it, then apply events."""
         run = await self.place(job)
         await self.advance(run, Accepted(self.clock(), RemoteId(f"r:{run}")), *events)

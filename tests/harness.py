@@ -33,8 +33,8 @@ from broker.adapter import Adapter, AdapterFactory, Connection, StatedPool, Trai
 from broker.collect import Collect
 from broker.config import CenterSettings, SchedulerSettings, StatedPrice
 from broker.connections import Connections
+from broker.core.events import Resolved
 from broker.core.identity import job_id
-from broker.core.machine import Resolved
 from broker.core.model import (
     CenterId,
     CenterState,

@@ -10,13 +10,7 @@ import pytest
 import structlog
 
 from broker.api.errors import ANNEX_B, ApiError
-from broker.core.machine import (
-    OutcomeUnknown,
-    SeenFailed,
-    SeenRunning,
-    SeenSucceeded,
-    WentSilent,
-)
+from broker.core.events import OutcomeUnknown, SeenFailed, SeenRunning, SeenSucceeded, WentSilent
 from broker.core.model import CenterId, FailureKind, JobRequest, TenantId
 from broker.store import centers, rounds
 from broker.store.rounds import RoundFacts

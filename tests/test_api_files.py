@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from yarl import URL
 
-from broker.core.machine import SeenRunning, SeenSucceeded, WentSilent
+from broker.core.events import SeenRunning, SeenSucceeded, WentSilent
 from broker.core.model import RunId
 from broker.store import runs
 from broker.tables import Run

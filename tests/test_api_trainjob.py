@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.core.machine import (
+from broker.core.events import (
     Accepted,
     OutcomeUnknown,
     SeenFailed,

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from broker.core import machine
-from broker.core.machine import (
+from broker.core import events
+from broker.core.events import (
     Accepted,
     DropSubmission,
     Event,
     Found,
-    InvalidTransition,
     NewRun,
     NotFound,
     OutcomeUnknown,
@@ -29,13 +28,12 @@ from broker.core.machine import (
     SeenStopped,
     SeenSucceeded,
     Start,
-    Step,
     StopRequested,
     Submit,
     SubmitRefused,
     WentSilent,
-    step,
 )
+from broker.core.machine import InvalidTransition, Step, step
 from broker.core.model import (
     LIVE_RUN_STATES,
     CenterId,
@@ -379,4 +377,4 @@ def test_an_operators_word(
 
 
 def test_every_command_is_known_to_the_store() -> None:
-    assert set(machine.Command.__args__) == {Submit, Start, DropSubmission, OweStop, OweCollect, NewRun}
+    assert set(events.Command.__args__) == {Submit, Start, DropSubmission, OweStop, OweCollect, NewRun}

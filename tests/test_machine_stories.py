@@ -8,11 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.core.machine import (
+from broker.core.events import (
     Accepted,
     Event,
     Found,
-    InvalidTransition,
     NewRun,
     NotFound,
     OutcomeUnknown,
@@ -25,13 +24,12 @@ from broker.core.machine import (
     SeenRunning,
     SeenStopped,
     SeenSucceeded,
-    Step,
     StopRequested,
     Submit,
     SubmitRefused,
     WentSilent,
-    step,
 )
+from broker.core.machine import InvalidTransition, Step, step
 from broker.core.model import (
     CenterId,
     FailureKind,

@@ -12,11 +12,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.core.machine import (
+from broker.core.events import (
     Accepted,
     Event,
     Found,
-    InvalidTransition,
     NotFound,
     OutcomeUnknown,
     SeenFailed,
@@ -27,6 +26,7 @@ from broker.core.machine import (
     SubmitRefused,
     WentSilent,
 )
+from broker.core.machine import InvalidTransition
 from broker.core.model import (
     CenterId,
     FailureKind,

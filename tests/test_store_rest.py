@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlmodel import SQLModel, select
 
 from broker.adapter import CopyRef, CopySighting, CopyState, Image, Inventory, PoolReport
-from broker.core.machine import Accepted, SeenSucceeded
+from broker.core.events import Accepted, SeenSucceeded
 from broker.core.model import (
     Accuracy,
     CenterId,

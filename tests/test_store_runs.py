@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from broker.core import machine
-from broker.core.machine import Accepted, Found, NotFound, SeenRunning, SeenStopped, SeenSucceeded
+from broker.core import events
+from broker.core.events import Accepted, Found, NotFound, SeenRunning, SeenStopped, SeenSucceeded
 from broker.core.model import CenterId, FailureKind, JobId, RemoteId, RunId, RunState, StopReason
 from broker.store import LostLease, Tx, centers, debts, lease, outbox, runs
 from broker.store.outbox import Submission
@@ -40,11 +40,11 @@ async def claim(broker: Harness, **changes: Any) -> list[Submission]:
     return await broker.store.write(outbox.claim, **{**facts, **changes})
 
 
-async def outcome(broker: Harness, run: RunId, event: machine.Event) -> RunState:
+async def outcome(broker: Harness, run: RunId, event: events.Event) -> RunState:
     return await broker.store.write(outbox.record_outcome, run, event, epoch=broker.lease.epoch)
 
 
-async def tell(broker: Harness, run: RunId, event: machine.Event) -> RunState:
+async def tell(broker: Harness, run: RunId, event: events.Event) -> RunState:
     return await broker.store.write(runs.advance, run, event, epoch=broker.lease.epoch)
 
 
@@ -96,7 +96,7 @@ async def test_a_second_live_run_cannot_be_written(broker: Harness) -> None:
 async def test_a_job_has_runs_enough_and_never_two_alive(broker: Harness) -> None:
     ((job, run),) = await placed(broker)
     await claim(broker)
-    no = machine.SubmitRefused(broker.clock(), FailureKind.NO_CAPACITY, "full")
+    no = events.SubmitRefused(broker.clock(), FailureKind.NO_CAPACITY, "full")
     assert await outcome(broker, run, no) is RunState.FAILED
     view = await broker.show(job)
     assert [r.state for r in view.runs] == ["FAILED", "NEW"]
@@ -162,7 +162,7 @@ async def test_a_start_without_an_answer_does_not_undo_what_was_seen(
     if state is not RunState.PENDING:
         await tell(broker, run, SeenRunning(broker.clock()))
     if state is RunState.LOST:
-        await tell(broker, run, machine.WentSilent(broker.clock()))
+        await tell(broker, run, events.WentSilent(broker.clock()))
     await broker.restart()  # the next leader doubts the call that had no answer
     after = (await row(broker, run)).state
     assert after == ("DOUBT" if state is RunState.PENDING else state)
@@ -272,7 +272,7 @@ async def test_nothing_of_an_old_leader_is_written(broker: Harness) -> None:
 async def test_a_late_arrival_is_stopped_and_is_no_news_of_its_job(broker: Harness) -> None:
     ((job, first),) = await placed(broker)
     await claim(broker, not_after_ms=0)
-    await outcome(broker, first, machine.OutcomeUnknown(broker.clock(), "silence"))
+    await outcome(broker, first, events.OutcomeUnknown(broker.clock(), "silence"))
     for _ in range(2):
         await tell(broker, first, NotFound(broker.clock()))
         broker.clock.now_ms += 60_000

@@ -16,7 +16,7 @@ from broker.api.errors import ApiError
 from broker.api.models import CreateJob, Resolve
 from broker.api.reading import Query, no_query, parse, read_body
 from broker.api.trainjob import new_job, path_job, read_admission, read_job
-from broker.core.machine import Resolved
+from broker.core.events import Resolved
 from broker.core.model import CenterId, CenterState, RemoteId, RunState
 from broker.store import centers, jobs, rounds, views
 from broker.store.centers import NoSuchCenter

@@ -1,8 +1,8 @@
 """The life of a run and its job, as one table: `step(job, run, event)` gives the changes.
 
-What belongs here: states, events in, commands out, and nothing that acts.  A pair of state and
-event that is not in the table raises InvalidTransition with the story.  Who moves a state out is
-said in model.RunState.  The store writes what a step returns in one transaction, guarded by the
+What belongs here: what each event changes in each state, and nothing that acts.  Events and commands
+themselves are in core/events.py.  A pair of state and event that is not in the table raises
+InvalidTransition with the story.  Who moves a state out is said in model.RunState.  The store writes what a step returns in one transaction, guarded by the
 run's state and the leader's epoch.
 """
 
@@ -12,174 +12,43 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from broker.core.events import (
+    Accepted,
+    Command,
+    DropSubmission,
+    Event,
+    Found,
+    NewRun,
+    NotFound,
+    OutcomeUnknown,
+    OweCollect,
+    OweStop,
+    Placed,
+    Resolved,
+    SeenFailed,
+    SeenGone,
+    SeenPending,
+    SeenRunning,
+    SeenStopped,
+    SeenSucceeded,
+    Start,
+    StopRequested,
+    Submit,
+    SubmitRefused,
+    WentSilent,
+)
 from broker.core.model import (
     STOP_STRENGTH,
-    CenterId,
     FailureKind,
     JobFacts,
     JobState,
     OnLost,
-    RemoteId,
     RunFacts,
     RunState,
     Stop,
     StopReason,
 )
 from broker.core.retry import Again, avoiding, decide
-
-# ---------------------------------------------------------------- events, in the past tense
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Placed(Event):
-    """A plan gave the run a center."""
-
-    center: CenterId
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted(Event):
-    """The center took the submission or the start.  `to_start`: the run was only created and needs a
-    start call."""
-
-    remote: RemoteId
-    to_start: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitRefused(Event):
-    """The center said no to a submission or start, with no effect."""
-
-    failure: FailureKind
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeUnknown(Event):
-    """The submission or start left, or may have left, and no answer came."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found(Event):
-    """A look-up by name found the run."""
-
-    remote: RemoteId
-
-
-@dataclass(frozen=True, slots=True)
-class NotFound(Event):
-    """A look-up by name that the center answered, after `not_after_ms`, without the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class SeenPending(Event):
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SeenRunning(Event):
-    started_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SeenSucceeded(Event):
-    started_ms: int | None = None
-    ended_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SeenFailed(Event):
-    """The center says that the run ended without success, and why as far as it can tell."""
-
-    failure: FailureKind
-    message: str
-    started_ms: int | None = None
-    ended_ms: int | None = None
-    exit_code: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SeenStopped(Event):
-    """The center says that the run was stopped."""
-
-    message: str = ""
-    started_ms: int | None = None
-    ended_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SeenGone(Event):
-    """The center says that the run does not exist."""
-
-
-@dataclass(frozen=True, slots=True)
-class WentSilent(Event):
-    """The center has not answered for longer than the operator allows."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested(Event):
-    """`claimed`: dispatch may already be talking to the center about this run."""
-
-    reason: StopReason
-    claimed: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved(Event):
-    """An operator's word on a run in doubt or lost.
-
-    Exactly one of `never_ran`, `remote` and `ended` (SUCCEEDED, FAILED or STOPPED).
-    """
-
-    never_ran: bool = False
-    remote: RemoteId | None = None
-    ended: RunState | None = None
-
-
-# ---------------------------------------------------------------- commands, imperative
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Put the submission into the outbox."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Put the start call of a two-phase platform into the outbox."""
-
-
-@dataclass(frozen=True, slots=True)
-class DropSubmission:
-    """Take the unclaimed submission or start out of the outbox."""
-
-
-@dataclass(frozen=True, slots=True)
-class OweStop:
-    """A stop is owed to the center until it confirms."""
-
-
-@dataclass(frozen=True, slots=True)
-class OweCollect:
-    """Logs and results are to be copied before they can vanish."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRun:
-    """Create the job's next run."""
-
-    attempt: int
-
-
-Command = Submit | Start | DropSubmission | OweStop | OweCollect | NewRun
 
 
 @dataclass(frozen=True, slots=True)

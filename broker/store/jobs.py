@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, func, or_
 from sqlmodel import Session, col, select
 
 from broker.core.charges import metered_micro
+from broker.core.events import Resolved
 from broker.core.identity import avoiding_key, holder_key
-from broker.core.machine import Resolved
 from broker.core.model import (
     CenterId,
     JobId,

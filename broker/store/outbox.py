@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from broker.core import machine
+from broker.core import events
 from broker.core.model import (
     CenterId,
     JobId,
@@ -101,7 +101,7 @@ def waiting_centers(session: Session, now_ms: int) -> list[CenterId]:
     return [CenterId(c) for c in session.exec(query).all()]
 
 
-def record_outcome(tx: Tx, run: RunId, event: machine.Event, *, epoch: int) -> RunState:
+def record_outcome(tx: Tx, run: RunId, event: events.Event, *, epoch: int) -> RunState:
     """The outcome of a claimed call: removes its outbox row and advances the run."""
     tx.fence(epoch)
     tx.session.execute(delete(Outbox).where(col(Outbox.run_id) == run))
@@ -145,5 +145,5 @@ def doubt_unfinished(tx: Tx, *, epoch: int) -> int:
         tx.session.delete(row)
         tx.session.flush()
         text = "the broker ended between the call and its answer"
-        runs.advance(tx, RunId(row.run_id), machine.OutcomeUnknown(tx.now_ms, text), epoch=epoch)
+        runs.advance(tx, RunId(row.run_id), events.OutcomeUnknown(tx.now_ms, text), epoch=epoch)
     return len(rows)

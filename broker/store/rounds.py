@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
+from broker.core.events import Placed
 from broker.core.explain import Alternative, Code, Reason, reason
 from broker.core.identity import base_key
-from broker.core.machine import Placed
 from broker.core.model import JobId, JobState, PoolId, Reservation, RunId, RunState, StopReason
 from broker.core.plan import Placement, Preemption
 from broker.store import codec, datasets, runs

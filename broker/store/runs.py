@@ -12,18 +12,10 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, or_, update
 from sqlmodel import Session, col, select
 
-from broker.core import machine
+from broker.core import events, machine
+from broker.core.events import DropSubmission, NewRun, OweCollect, OweStop, Start, StopRequested, Submit
 from broker.core.identity import run_id
-from broker.core.machine import (
-    DropSubmission,
-    NewRun,
-    OweCollect,
-    OweStop,
-    Start,
-    Step,
-    StopRequested,
-    Submit,
-)
+from broker.core.machine import Step
 from broker.core.model import (
     CenterId,
     FailureKind,
@@ -127,7 +119,7 @@ def _stop(row: Job | Run) -> Stop | None:
 def advance(
     tx: Tx,
     run: RunId,
-    event: machine.Event,
+    event: events.Event,
     *,
     epoch: int | None = None,
     actor: str = "",
@@ -151,7 +143,7 @@ def advance(
     return state
 
 
-def apply(tx: Tx, job: Job, run: Run, event: machine.Event, *, actor: str = "") -> RunState:
+def apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str = "") -> RunState:
     """The same for rows that the caller has read and locked in this transaction."""
     before = run_facts(run)
     step = machine.step(job_facts(job), before, event)
@@ -164,7 +156,7 @@ def apply(tx: Tx, job: Job, run: Run, event: machine.Event, *, actor: str = "") 
     _write_run(tx, run, step)
     if before.state.live:  # a late arrival of an earlier attempt is not news of the job
         _write_job(tx, job, step)
-    if isinstance(event, machine.SeenRunning) and before.started_ms is None:
+    if isinstance(event, events.SeenRunning) and before.started_ms is None:
         _learn_wait(tx, run)
         job.kill_sets = 0  # the victims were not stopped for nothing
     data = {"event": name, "from": before.state.value, "to": step.run.state.value}
@@ -266,7 +258,7 @@ def new_run(tx: Tx, job: str, attempt: int) -> Run:
     )
 
 
-def _carry_out(tx: Tx, run: Run, command: machine.Command) -> None:
+def _carry_out(tx: Tx, run: Run, command: events.Command) -> None:
     match command:
         case Submit() | Start():
             action = SUBMIT if isinstance(command, Submit) else START
