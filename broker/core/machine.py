@@ -1,9 +1,9 @@
 """The life of a run and its job, as one table: `step(job, run, event)` gives the changes.
 
-What belongs here: what each event changes in each state, and nothing that acts.  Events and commands
-themselves are in core/events.py.  A pair of state and event that is not in the table raises
-InvalidTransition with the story.  Who moves a state out is said in model.RunState.  The store writes what a step returns in one transaction, guarded by the
-run's state and the leader's epoch.
+What belongs here: what each event changes in each state, and nothing that acts.  What does not:
+events and commands themselves (core/events.py).  A pair of state and event that is not in the table
+raises InvalidTransition with the story.  Who moves a state out is said in model.RunState.  The store
+writes what a step returns in one transaction, guarded by the run's state and the leader's epoch.
 """
 
 from __future__ import annotations
