@@ -17,16 +17,6 @@ from broker.telemetry import LOOP_ERRORS, log
 LONGEST_BACKOFF_S = 60.0
 
 
-async def sleep_until(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait for an event, at most `timeout_s`; True when it came."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
-
-
 async def loop(
     name: str,
     once: Callable[[], Awaitable[float | None]],

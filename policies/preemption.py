@@ -14,8 +14,8 @@ class Preemption:
     """Prices victims and limits kills.  Without this policy nothing is ever stopped for another job.
 
     The price is the work since the newest checkpoint plus the restart, at the run's own price or the
-    reference price, and what the job is worth once it waits again.  A checkpoint counts where it was
-    seen; else a resumable job is believed to write one every `checkpointInterval`.
+    reference price, and what the job is worth once it waits again.  A resumable job is
+    believed to write a checkpoint every `checkpointInterval`, unless the claim says when it last did.
     """
 
     min_run_time_s: int = 600

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from broker.core import events
 from broker.core.events import Accepted, Found, NotFound, SeenRunning, SeenStopped, SeenSucceeded
 from broker.core.model import CenterId, FailureKind, JobId, RemoteId, RunId, RunState, StopReason
-from broker.store import LostLease, Tx, centers, debts, lease, outbox, runs
+from broker.store import LostLease, Tx, centers, debts, feed, lease, outbox, runs
 from broker.store.outbox import Submission
 from broker.store.runs import NoSuchRun, PrefixChanged
 from broker.tables import Event, Job, Outbox, Run
@@ -360,6 +360,9 @@ async def test_pools_learn_how_long_runs_wait(broker: Harness) -> None:
     assert sum(world.values()) == 0
     (pool,) = await broker.store.read(centers.pools)
     assert pool.expected_wait_s == (3 * 10 + 40) // 4
+    later_ms = broker.clock() + 2 * centers.WAIT_HALF_LIFE_S * 1000
+    (aged,) = (await broker.store.read(feed.world, later_ms)).pools
+    assert aged.expected_wait_s == pool.expected_wait_s // 4
 
 
 async def test_an_address_is_kept(broker: Harness) -> None:

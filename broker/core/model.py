@@ -22,7 +22,6 @@ CenterId = NewType("CenterId", str)
 PoolId = NewType("PoolId", str)
 SpecId = NewType("SpecId", str)
 TenantId = NewType("TenantId", str)
-AccountId = NewType("AccountId", str)
 RemoteId = NewType("RemoteId", str)
 """Opaque text of an adapter that starts with its kind where a platform has several: ``slm:44``."""
 
@@ -292,10 +291,6 @@ class Accelerator:
     factor_permille: int
     aliases: tuple[str, ...] = ()
     source: str = ""
-
-    @property
-    def vendor(self) -> str:
-        return self.name.split("/")[0]
 
     @property
     def kind(self) -> str:

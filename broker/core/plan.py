@@ -192,7 +192,6 @@ class Plan:
     placements: Sequence[Placement] = ()
     preemptions: tuple[Preemption, ...] = ()
     reservations: tuple[Reservation, ...] = ()
-    stagings: tuple[tuple[str, CenterId], ...] = ()  # data sets to copy
     deferrals: Mapping[str, tuple[Reason, ...]] = field(default_factory=dict)
     considered: Mapping[str, tuple[Alternative, ...]] = field(default_factory=dict)
     objective: int = 0

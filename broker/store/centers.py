@@ -265,11 +265,17 @@ def record_images(tx: Tx, center: CenterId, images: Sequence[Image], *, epoch: i
         tx.session.delete(gone)
 
 
-def pools(session: Session, center: CenterId | None = None) -> list[Pool]:
+WAIT_HALF_LIFE_S = 3600
+"""What a pool was learned to make runs wait counts half after so long without a new start there."""
+
+
+def pools(session: Session, center: CenterId | None = None, *, now_ms: int | None = None) -> list[Pool]:
+    """Pools by id.  With `now_ms`, the learned wait is aged to that moment: else a pool that once was
+    slow would be avoided for good, and nothing would ever be learned there again."""
     query = select(PoolRow).order_by(col(PoolRow.id))
     if center is not None:
         query = query.where(PoolRow.center_id == center)
-    return [_pool(row) for row in session.exec(query).all()]
+    return [_pool(row, now_ms) for row in session.exec(query).all()]
 
 
 def _shape(row: PoolRow) -> NodeShape:
@@ -283,8 +289,10 @@ def _shape(row: PoolRow) -> NodeShape:
     )
 
 
-def _pool(row: PoolRow) -> Pool:
+def _pool(row: PoolRow, now_ms: int | None) -> Pool:
     specs = [codec.spec_from_json(spec) for spec in row.specs]
+    # Whole half-lives only: the figure, and with it the pool's cost, changes once an hour.
+    half_lives = 0 if now_ms is None else max(0, now_ms - row.wait_at_ms) // (WAIT_HALF_LIFE_S * 1000)
     return Pool(
         id=PoolId(row.id),
         center=CenterId(row.center_id),
@@ -296,7 +304,7 @@ def _pool(row: PoolRow) -> Pool:
         accuracy=Accuracy(row.accuracy),
         specs=tuple(spec for spec in specs if spec is not None),
         prices=tuple(codec.price_from_json(price) for price in row.prices),
-        expected_wait_s=row.wait_s,
+        expected_wait_s=row.wait_s >> half_lives,
     )
 
 

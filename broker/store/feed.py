@@ -220,11 +220,14 @@ def _ready_data(session: Session) -> dict[str, DataFacts]:
 
 
 def world(session: Session, now_ms: int = 0) -> World:
-    """What a round reads anew each time; `now_ms` ends the hour in which kills count."""
+    """What a round reads anew each time.
+
+    `now_ms` ends the hour in which kills count, and learned waits are aged to it.
+    """
     rows = session.exec(select(ReservationRow).order_by(col(ReservationRow.id))).all()
     return World(
         centers=tuple(centers.center_facts(session)),
-        pools=tuple(centers.pools(session)),
+        pools=tuple(centers.pools(session, now_ms=now_ms)),
         moving=frozenset(copy.dataset for copy in datasets.moving(session)),
         ready_data=_ready_data(session),
         kills=_kills(session, now_ms - 3_600_000),

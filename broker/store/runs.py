@@ -34,7 +34,7 @@ from broker.core.model import (
 )
 from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
-from broker.tables import Center, Event, Job, Outbox, Pool, Reservation, Run, Setting
+from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
 
 PREFIX = "name_prefix"
 """Setting: the broker's name, first part of every run id."""
@@ -361,11 +361,6 @@ def stop(tx: Tx, job: Job, run: Run, reason: StopReason, *, actor: str) -> RunSt
     outbox = tx.session.get(Outbox, run.id, with_for_update=True)
     claimed = outbox is None or outbox.claimed_ms is not None
     return apply(tx, job, run, StopRequested(tx.now_ms, reason, claimed=claimed), actor=actor)
-
-
-def last_event(session: Session) -> int:
-    """The number of the newest event, 0 when there is none."""
-    return session.exec(select(Event.seq).order_by(col(Event.seq).desc()).limit(1)).first() or 0
 
 
 def no_center_answers(session: Session) -> bool:
