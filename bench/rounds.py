@@ -133,7 +133,8 @@ def rounds(size: str, count: int, seed: int, clock: Callable[[], float]) -> dict
     gc.collect()
     gc.freeze()
     print(f"{size}: cold round {cold_ms:.0f} ms", file=sys.stderr)
-    times: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "cpu")}
+    times: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "cpu", "after")}
+    lp.settle()
     gaps, worse, captured, frozen_captured, frozen_gaps, slots, lost = [], [], [], [], [], 0, 0
     started: list[int] = []
     for n in range(count):
@@ -146,6 +147,9 @@ def rounds(size: str, count: int, seed: int, clock: Callable[[], float]) -> dict
         times["cpu"].append((time.thread_time() - cpu) * 1000)
         for stage, ms in (watch.take() | {"delta": (applied - began) * 1000, "total": total}).items():
             times[stage].append(ms)
+        began = clock()
+        lp.settle()  # as the daemon does when the plan is committed
+        times["after"].append((clock() - began) * 1000)
         gaps.append((plan.objective - plan.bound) / plan.objective)
         started.append(len(plan.placements))
         if n % max(1, count // 8) == 0:
@@ -198,6 +202,7 @@ async def _lateness(world: World, lp: LP, count: int) -> dict[str, float]:
     for _ in range(count):
         ticker = asyncio.create_task(tick())
         await asyncio.to_thread(lambda: schedule(world.apply(events[0]), world.policies, lp))
+        await asyncio.to_thread(lp.settle)
         ticker.cancel()
         events[0] = world.draw()
     sys.setswitchinterval(usual)

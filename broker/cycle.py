@@ -95,6 +95,7 @@ class Cycle:
             )
             GAP.set(made.gap)
             await self._store.write(rounds.record_round, made, epoch=self._lease.epoch)
+        await asyncio.to_thread(self._lp.settle)
         ROUND.labels("solve").observe(solved - started)
         ROUND.labels("commit").observe(time.perf_counter() - solved)
         ROUNDS.labels(plan.source).inc()

@@ -41,10 +41,16 @@ def fill(problem: Problem, y: IntArray) -> IntArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Choices:
-    """Options of a class that have room, cheapest first."""
+    """Options of a class that have room, cheapest first.
+
+    The entries of option i are first[i] … first[i+1]-1 of `row` and `coef`, which all classes share.
+    """
 
     options: list[int]
     costs: list[int]
+    first: list[int]
+    row: list[int]
+    coef: list[int]
 
 
 def _choices(problem: Problem, left: IntArray, waiting: IntArray) -> list[_Choices | None]:
@@ -59,10 +65,13 @@ def _choices(problem: Problem, left: IntArray, waiting: IntArray) -> list[_Choic
     order = np.argsort(problem.cost[open_], kind="stable")
     open_ = open_[order[np.argsort(problem.option_class[open_[order]].astype(np.int32), kind="stable")]]
     options, costs = open_.tolist(), problem.cost[open_].tolist()
+    entries, spans = problem.entries(open_)
+    row, coef = problem.entry_row[entries].tolist(), problem.entry_coef[entries].tolist()
+    starts = [0, *np.cumsum(spans).tolist()]
     classes, first = np.unique(problem.option_class[open_], return_index=True)
     cuts = [*first.tolist(), len(options)]
     for k, a, b in zip(classes.tolist(), cuts, cuts[1:], strict=False):
-        found[k] = _Choices(options[a:b], costs[a:b])
+        found[k] = _Choices(options[a:b], costs[a:b], starts[a : b + 1], row, coef)
     return found
 
 
@@ -91,16 +100,16 @@ def _place(problem: Problem, y: IntArray, left: list[int], mine: _Choices, *, wa
     """
     started = at = 0
     while started < wanted and at < len(mine.options) and mine.costs[at] < worth:
-        option = mine.options[at]
-        entries = slice(problem.entry_first[option], problem.entry_first[option + 1])
-        rows, coefs = problem.entry_row[entries].tolist(), problem.entry_coef[entries].tolist()
+        a, b = mine.first[at], mine.first[at + 1]
+        rows, coefs = mine.row[a:b], mine.coef[a:b]
         count = min(wanted - started, *map(floordiv, map(left.__getitem__, rows), coefs))
         if count > 0:
             for row, coef in zip(rows, coefs, strict=True):
                 left[row] -= coef * count
-            y[option] += count
+            y[mine.options[at]] += count
             started += count
         if started < wanted:
             at += 1
-    del mine.options[:at], mine.costs[:at]
+    for column in (mine.options, mine.costs, mine.first):
+        del column[:at]
     return started

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import overload
@@ -37,7 +37,7 @@ from broker.core.model import (
     Tier,
     Why,
 )
-from broker.core.queue import as_queue
+from broker.core.queue import Span, as_queue
 from broker.core.resources import effective_gflops, rate_micro_per_hour, slot_size
 from broker.core.snapshot import (
     Free,
@@ -250,7 +250,7 @@ def _job_faults(alike: Sequence[Alike], snapshot: Snapshot, keyed: Mapping[str, 
     for one in alike:
         first, last = one.first, one.first + len(one.jobs)
         job_class = keyed.get(one.kind.class_key)
-        if first >= 0 and job_class and as_queue(job_class.jobs).ids[first:last] == one.jobs:
+        if first >= 0 and job_class and _stand(one.jobs, as_queue(job_class.jobs).ids, first, last):
             spans.setdefault(job_class.key, []).append((first, last))
             continue
         if queued is None:
@@ -269,6 +269,13 @@ def _job_faults(alike: Sequence[Alike], snapshot: Snapshot, keyed: Mapping[str, 
                 found.append(f"job {keyed[key].jobs[first].id} is placed more than once")
             done = max(done, last)
     return found
+
+
+def _stand(jobs: Sequence[JobId], ids: Sequence[JobId], first: int, last: int) -> bool:
+    """Whether these jobs are ids[first:last]."""
+    if isinstance(jobs, Span) and jobs.of is ids:
+        return (jobs.first, jobs.last) == (first, last) and last <= len(ids)
+    return list(ids[first:last]) == list(jobs)
 
 
 def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Pool]) -> list[str]:
@@ -319,63 +326,56 @@ def _victim_fault(claim: Claim, preemption: Preemption) -> str:
     return ""
 
 
-def _center_faults(job_class: JobClass, center: CenterFacts) -> list[str]:
-    request = job_class.request
-    image_ok = (
-        request.image_id in center.images
-        if request.image_id
-        else not request.image_url or center.any_image_url
-    )
-    limit = center.max_run_time_s
-    checks: tuple[tuple[bool, Callable[[], str]], ...] = (
-        (center.state is CenterState.ACTIVE, lambda: f"center is {center.state}"),
-        (center.health is Health.FRESH, lambda: f"center is {center.health}"),
-        (not request.centers or center.id in request.centers, lambda: "the job names other centers"),
-        (center.id not in job_class.avoid, lambda: "the job avoids the center"),
-        (request.kind is not Kind.ONLINE or center.services, lambda: "no services there"),
-        (image_ok, lambda: f"no image {request.image_id or request.image_url} there"),
-        (request.nodes == 1 or center.gang, lambda: "no gangs there"),
-        (
-            limit is None or request.max_run_time_s is None or request.max_run_time_s <= limit,
-            lambda: f"{request.max_run_time_s} s is longer than {limit} s",
-        ),
-    )
-    return [fault() for ok, fault in checks if not ok]
+def _center_faults(job_class: JobClass, center: CenterFacts) -> Iterator[str]:
+    request, limit = job_class.request, center.max_run_time_s
+    if center.state is not CenterState.ACTIVE:
+        yield f"center is {center.state}"
+    if center.health is not Health.FRESH:
+        yield f"center is {center.health}"
+    if request.centers and center.id not in request.centers:
+        yield "the job names other centers"
+    if center.id in job_class.avoid:
+        yield "the job avoids the center"
+    if request.kind is Kind.ONLINE and not center.services:
+        yield "no services there"
+    if request.image_id:
+        if request.image_id not in center.images:
+            yield f"no image {request.image_id} there"
+    elif request.image_url and not center.any_image_url:
+        yield f"no image {request.image_url} there"
+    if request.nodes > 1 and not center.gang:
+        yield "no gangs there"
+    if limit is not None and request.max_run_time_s is not None and request.max_run_time_s > limit:
+        yield f"{request.max_run_time_s} s is longer than {limit} s"
 
 
-def _pool_faults(kind: Placement, job_class: JobClass, pool: Pool, snapshot: Snapshot) -> list[str]:
+def _pool_faults(kind: Placement, job_class: JobClass, pool: Pool, snapshot: Snapshot) -> Iterator[str]:
     request, shape, node = job_class.request, kind.spec.shape, pool.shape
+    if kind.nodes != request.nodes:
+        yield f"{kind.nodes} nodes instead of {request.nodes}"
+    if request.nodes > pool.nodes and (pool.accuracy is not Accuracy.UNKNOWN or pool.nodes):
+        yield f"{request.nodes} nodes in a pool of {pool.nodes}"
+    if request.spec is not None and kind.spec is not request.spec and kind.spec != request.spec:
+        yield f"spec {kind.spec.id} is not the one asked for"
+    if request.spec is None and effective_gflops(shape, snapshot.accelerators) < request.min_gflops:
+        yield f"spec {kind.spec.id} is weaker than {request.min_gflops} GFLOPS"
+    if shape.accelerator != node.accelerator:
+        yield f"{shape.accelerator!r} on {node.accelerator!r}"
+    if shape.arch != node.arch:
+        yield f"{shape.arch} on {node.arch}"
+    if shape.accelerators and shape.accelerator_memory_gib != node.accelerator_memory_gib:
+        yield f"{shape.accelerator_memory_gib} GiB cards on {node.accelerator_memory_gib} GiB cards"
+    if pool.specs and all(kind.spec.id != s.id for s in pool.specs):
+        yield f"{kind.spec.id} is not offered"
+    slot = slot_size(node, shape)
+    if not 0 < slot == kind.slot:
+        yield f"slot of {kind.slot} instead of {slot}"
     rate = rate_micro_per_hour(pool, shape, kind.nodes, snapshot.minute_of_week)
-    ceiling, slot = request.max_rate_micro, slot_size(node, shape)
-    checks: tuple[tuple[bool, Callable[[], str]], ...] = (
-        (kind.nodes == request.nodes, lambda: f"{kind.nodes} nodes instead of {request.nodes}"),
-        (
-            request.nodes <= pool.nodes or (pool.accuracy is Accuracy.UNKNOWN and pool.nodes == 0),
-            lambda: f"{request.nodes} nodes in a pool of {pool.nodes}",
-        ),
-        (
-            request.spec is None or kind.spec == request.spec,
-            lambda: f"spec {kind.spec.id} is not the one asked for",
-        ),
-        (
-            request.spec is not None or effective_gflops(shape, snapshot.accelerators) >= request.min_gflops,
-            lambda: f"spec {kind.spec.id} is weaker than {request.min_gflops} GFLOPS",
-        ),
-        (shape.accelerator == node.accelerator, lambda: f"{shape.accelerator!r} on {node.accelerator!r}"),
-        (shape.arch == node.arch, lambda: f"{shape.arch} on {node.arch}"),
-        (
-            not shape.accelerators or shape.accelerator_memory_gib == node.accelerator_memory_gib,
-            lambda: f"{shape.accelerator_memory_gib} GiB cards on {node.accelerator_memory_gib} GiB cards",
-        ),
-        (
-            not pool.specs or kind.spec.id in {s.id for s in pool.specs},
-            lambda: f"{kind.spec.id} is not offered",
-        ),
-        (0 < slot == kind.slot, lambda: f"slot of {kind.slot} instead of {slot}"),
-        (ceiling is None or rate <= ceiling, lambda: f"{rate} micro-CNY/h above the ceiling {ceiling}"),
-        (rate == kind.rate_micro_per_hour, lambda: f"rate {kind.rate_micro_per_hour} instead of {rate}"),
-    )
-    return [fault() for ok, fault in checks if not ok]
+    ceiling = request.max_rate_micro
+    if ceiling is not None and rate > ceiling:
+        yield f"{rate} micro-CNY/h above the ceiling {ceiling}"
+    if rate != kind.rate_micro_per_hour:
+        yield f"rate {kind.rate_micro_per_hour} instead of {rate}"
 
 
 def _packing_faults(
@@ -386,20 +386,24 @@ def _packing_faults(
 ) -> list[str]:
     held = holdings(snapshot)
     keyed = {c.key: c for c in snapshot.classes}
-    placed: dict[PoolId, list[tuple[int, Placement, int]]] = {}
+    # Per pool and number of reservations left alone: slots of each size and spec.
+    placed: dict[PoolId, dict[int, dict[tuple[int, str], tuple[Spec, int]]]] = {}
     for kind, count in kinds:
         if kind.pool in pools and pools[kind.pool].accuracy is not Accuracy.UNKNOWN:
             job_class, holding = keyed.get(kind.class_key), held.get(kind.pool)
             leaves = 0 if holding is None or job_class is None else holding.depth(job_class, snapshot.now_ms)
-            placed.setdefault(kind.pool, []).append((leaves, kind, count))
+            slots = placed.setdefault(kind.pool, {}).setdefault(leaves, {})
+            which = (kind.slot, kind.spec.id)
+            slots[which] = (kind.spec, slots.get(which, (kind.spec, 0))[1] + kind.nodes * count)
     found = []
     for pool_id in sorted(placed):
         levels = [free[pool_id], *(held[pool_id].free[1:] if pool_id in held else ())]
         for level, there in enumerate(levels):
             wanted: Counter[tuple[int, Spec]] = Counter()
-            for leaves, kind, count in placed[pool_id]:
+            for leaves, slots in placed[pool_id].items():
                 if leaves >= level:
-                    wanted[kind.slot, kind.spec] += kind.nodes * count
+                    for (slot, _), (spec, n) in slots.items():
+                        wanted[slot, spec] += n
             beside = f" beside what is held for {held[pool_id].reservations[level - 1].job}" if level else ""
             found += [
                 f"pool {pool_id}: {n} slots of {t} for {s.id} do not pack{beside}"
@@ -415,26 +419,29 @@ def pack(
 
     Returns what does not fit.  A slot takes its units, and its cards, cores and GiB must be free too.
     """
-    nodes: Counter[tuple[int, int, int, int]] = Counter()  # (units, cards, cores, GiB) left
+    nodes: dict[tuple[int, int, int, int], int] = {}  # (units, cards, cores, GiB) left: how many
     for group in free:
         state = (units(pool.shape, group), group.accelerators, group.cores, group.memory_gib)
-        nodes[state] += group.nodes
+        nodes[state] = nodes.get(state, 0) + group.nodes
     unpacked: dict[tuple[int, Spec], int] = {}
     for (slot, spec), count in sorted(wanted.items(), key=lambda w: (-w[0][0], w[0][1].id)):
         shape, left = spec.shape, count
-        need = (slot, shape.accelerators, shape.cores, shape.memory_gib)
-        while left:
-            fitting = [
-                s
-                for s, n in nodes.items()
-                if n and s[0] >= slot and s[1] >= need[1] and s[2] >= need[2] and s[3] >= need[3]
-            ]
-            if not fitting:
-                unpacked[slot, spec] = left
+        a, b, c, d = slot, shape.accelerators, shape.cores, shape.memory_gib
+        for state in sorted(s for s in nodes if s[0] >= a and s[1] >= b and s[2] >= c and s[3] >= d):
+            if not left:
                 break
-            state = min(fitting)
-            taken = min(left, nodes[state])
-            nodes[state] -= taken
-            nodes[state[0] - slot, state[1] - need[1], state[2] - need[2], state[3] - need[3]] += taken
-            left -= taken
+            # A node that holds one is the fullest that does until it holds no more.
+            most = min(have // need for have, need in zip(state, (a, b, c, d), strict=True) if need)
+            whole, rest = divmod(min(left, most * nodes[state]), most)
+            left -= whole * most + rest
+            nodes[state] -= whole + bool(rest)
+            w, x, y, z = state
+            for slots, some in ((most, whole), (rest, int(rest > 0))):
+                if some:
+                    then = (w - slots * a, x - slots * b, y - slots * c, z - slots * d)
+                    nodes[then] = nodes.get(then, 0) + some
+            if not nodes[state]:
+                del nodes[state]
+        if left:
+            unpacked[slot, spec] = left
     return unpacked

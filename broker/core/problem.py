@@ -111,6 +111,7 @@ class Problem:
     worth: IntArray = field(default_factory=lambda: _NONE)  # [K,B] of leaving a job waiting
     free: Free = field(default_factory=dict)  # before anything is held
     holdings: Mapping[PoolId, Holding] = field(default_factory=dict)
+    row_pool: IntArray = field(default_factory=lambda: _NONE)  # of the slot rows, which come first
     row_name: tuple[str, ...] = ()
     row_code: IntArray = field(default_factory=lambda: _NONE)
     row_bound: IntArray = field(default_factory=lambda: _NONE)
@@ -343,6 +344,7 @@ def _with_rows(p: Problem, memory: Memory, limits: tuple[Limit, ...]) -> Problem
         p,
         ub=np.minimum(p.waiting.sum(axis=1)[p.option_class], row_ub),
         row_ub=row_ub,
+        row_pool=rows.row_pool,
         row_name=rows.names,
         row_code=rows.codes,
         row_bound=row_bound,

@@ -1,7 +1,8 @@
 """The waiting jobs of a class, as two columns.
 
 What belongs here: an immutable sequence of QueuedJob that changes by making another one, at the cost
-of what changed and one copy.  What does not: which class a job belongs to (broker.mirror).
+of what changed and one copy; and a stretch of its ids, at no cost.  What does not: which class a job
+belongs to (broker.mirror).
 """
 
 from __future__ import annotations
@@ -87,6 +88,43 @@ class JobQueue(Sequence[QueuedJob]):
 
     def __repr__(self) -> str:
         return f"JobQueue({list(self)!r})"
+
+
+class Span(Sequence[JobId]):
+    """The ids of jobs that stand one after the other in a queue: `of[first:last]`, not copied.
+
+    Equal to any sequence of the same ids.
+    """
+
+    __slots__ = ("first", "last", "of")
+
+    def __init__(self, of: Sequence[JobId], first: int, last: int) -> None:
+        """`of` are the ids of a JobQueue, which never change; 0 <= first <= last <= len(of)."""
+        self.of, self.first, self.last = of, first, last
+
+    @overload
+    def __getitem__(self, index: int) -> JobId: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[JobId]: ...
+    def __getitem__(self, index: int | slice) -> JobId | Sequence[JobId]:
+        if isinstance(index, slice):
+            return self.of[self.first : self.last][index]
+        return self.of[range(self.first, self.last)[index]]
+
+    def __iter__(self) -> Iterator[JobId]:
+        return iter(self.of[self.first : self.last])
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Span({list(self)!r})"
 
 
 def as_queue(jobs: Sequence[QueuedJob]) -> JobQueue:

@@ -15,15 +15,19 @@ from broker.core.bound import lower_bound
 from broker.core.explain import Alternative, Reason, alternatives, explain_counts, held_reasons
 from broker.core.greedy import greedy
 from broker.core.holds import hold
+from broker.core.improve import improve
 from broker.core.model import JobId, Snapshot
 from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
 from broker.core.policy import PolicySet
 from broker.core.problem import IntArray, Problem, build
-from broker.core.queue import as_queue
+from broker.core.queue import Span, as_queue
 from broker.core.solver import LP, WHOLE, SolverStatus, solve, whole_plan
 
 CLOSE = 0.02
 """Proven distance from the optimum, as a share of the objective, below which greedy is not tried."""
+
+
+_NOBODY = JobId("")
 
 
 class InfeasiblePlan(Exception):
@@ -49,8 +53,9 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
     relaxation = solve(problem, lp=lp)
     candidates: list[tuple[int, Source, IntArray]] = []
     if relaxation.status in (SolverStatus.OPTIMAL, SolverStatus.LIMIT):
-        # 4 whole jobs
+        # 4 whole jobs: rounded down, filled, improved
         by_lp = whole_plan(problem, relaxation)
+        by_lp = improve(problem, by_lp, -relaxation.duals, relaxation.reduced)
         candidates.append((problem.objective(by_lp), Source.LP, by_lp))
     # 5 the certificate, by the prices at hand
     bound = lower_bound(problem, -relaxation.duals, relaxation.reduced)
@@ -92,27 +97,31 @@ def placements(problem: Problem, y: IntArray) -> Placements:
     taken = np.flatnonzero(y)
     taken = taken[np.lexsort((problem.cost[taken], problem.option_class[taken]))]
     first, last_class = 0, -1
-    for j, k, at, count in zip(
-        taken.tolist(),
+    for k, at, slot, rate, count in zip(
         problem.option_class[taken].tolist(),
         problem.option_pool[taken].tolist(),
+        problem.tau[taken].tolist(),
+        problem.rate[taken].tolist(),
         y[taken].tolist(),
         strict=True,
     ):
-        job_class, pool, rate = problem.classes[k], problem.pools[at], int(problem.rate[j])
-        first, last_class = (first if k == last_class else 0), k
+        if k != last_class:
+            job_class, first, last_class = problem.classes[k], 0, k
+            request, ids, specs = job_class.request, as_queue(job_class.jobs).ids, problem.fittings[k].spec
+            estimate_s = request.estimate_s
+        pool = problem.pools[at]
         kind = Placement(
-            job=JobId(""),
+            job=_NOBODY,
             class_key=job_class.key,
             center=pool.center,
             pool=pool.id,
-            spec=problem.specs[int(problem.fittings[k].spec[at])],
-            slot=int(problem.tau[j]),
-            nodes=job_class.request.nodes,
-            cost_micro=rate * job_class.request.estimate_s // 3600,
+            spec=problem.specs[specs[at]],
+            slot=slot,
+            nodes=request.nodes,
+            cost_micro=rate * estimate_s // 3600,
             rate_micro_per_hour=rate,
         )
-        made.append(Alike(kind, as_queue(job_class.jobs).ids[first : first + count], first))
+        made.append(Alike(kind, Span(ids, first, first + count), first))
         first += count
     return Placements(made)
 

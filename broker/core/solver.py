@@ -11,7 +11,8 @@ else starts anew.  Classes once seen stay, with bounds of zero; spare rows wait 
 
 Of a large problem the model holds the columns near enough to being used, by their reduced costs at
 the last prices.  All others are priced in every round, and added when they would help by more than
-`TOLERANCE` of the objective.
+`TOLERANCE` of the objective: at once when by more than `SHIP`, else after the round, by `LP.settle`,
+while nobody waits for the answer.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ FloatArray = npt.NDArray[np.float64]
 
 TOLERANCE = 2e-5
 """Share of the objective that columns left out of the model may be worth together."""
+SHIP = 2e-3
+"""The same share, below which a round does not wait for them: its plan stands with its own bound."""
 WHOLE = 4000
 """Problems of so many options are solved with all of them."""
 NEAR = 16
@@ -80,9 +83,13 @@ class LP:
     memory: Memory = field(default_factory=Memory)
     prices: dict[str, float] = field(default_factory=dict)  # of rows by name, in the last solved round
     _model: _Model | None = None
+    # What is left for settle(): options to add as columns, or reduced costs of a model to narrow.
+    _wanted: tuple[Problem, IntArray] | None = None
+    _narrow: tuple[Problem, FloatArray] | None = None
 
     def relax(self, problem: Problem) -> Relaxation:
         """Solves the relaxation of `problem`, from the last basis where that is possible."""
+        self.settle()
         model = self._model
         if model is not None and not model.follow(problem):
             model = None
@@ -92,13 +99,29 @@ class LP:
         relaxation = model.solve(problem, self, steps)
         # A solve that was cut short goes on from where it was in the next round.
         self._model = None if relaxation.status is SolverStatus.FAILED else model
+        self._wanted = (problem, model.wanted) if len(model.wanted) else None
         if relaxation.reduced is not None:
             self.prices = dict(zip(problem.row_name, (-relaxation.duals).tolist(), strict=True))
             if model.columns > WHOLE and model.columns == np.count_nonzero(problem.row_ub > 0):
-                # Prices are known now: the next rounds need only the columns near to being used.
-                self._model = _Model(problem, _near(problem, relaxation.reduced))
-                self._model.solve(problem, self, COLD_STEPS)
+                self._narrow = (problem, relaxation.reduced)
         return relaxation
+
+    def settle(self) -> None:
+        """What the last round left for later, since its answer did not need it.
+
+        Columns that it did without are added and solved with: new columns take the primal simplex,
+        which starts well only before the bounds change again.  And when prices have become known, a
+        model of all columns gives way to one of those near to being used.  To be called between
+        rounds; the next round does it otherwise.
+        """
+        wanted, self._wanted = self._wanted, None
+        narrow, self._narrow = self._narrow, None
+        if narrow is not None:
+            problem, reduced = narrow
+            self._model = _Model(problem, _near(problem, reduced))
+            self._model.solve(problem, self, COLD_STEPS)
+        elif wanted is not None and self._model is not None:
+            self._model.extend(*wanted, self)
 
     def last_prices(self, problem: Problem) -> FloatArray:
         """Prices per row of the last solved round; 0 of a row that it had not."""
@@ -161,6 +184,7 @@ class _Model:
         self._layout: IntArray | None = None
         self._at: IntArray = np.zeros(0, dtype=np.int64)  # the place of each class of the problem
         self._column: IntArray = np.zeros(0, dtype=np.int64)  # the column of each option, -1: none
+        self.wanted: IntArray = np.zeros(0, dtype=np.int64)  # options that the last solve did without
         self._grown = False  # columns since the last solve
         self._solved = False
         self._locate(p)
@@ -266,6 +290,7 @@ class _Model:
         """The relaxation of all options; adds columns up to `steps` times where the model lacks them."""
         began_ms = self._solver.wall_time()
         idle = _idle(p)
+        self.wanted = np.zeros(0, dtype=np.int64)
         last: Relaxation | None = None
         while True:
             left_s = None
@@ -287,7 +312,8 @@ class _Model:
             used = np.flatnonzero((self._column >= 0) & (margin < 1e-6 * np.maximum(reduced, MICRO)))
             columns = self._columns
             y[used] = [columns[c].solution_value() for c in self._column[used].tolist()]
-            complete = missed >= -TOLERANCE * abs(objective)
+            share = -missed / max(abs(objective), 1.0)
+            complete = share <= TOLERANCE
             last = Relaxation(
                 y=y,
                 objective=objective,
@@ -295,11 +321,19 @@ class _Model:
                 status=SolverStatus.OPTIMAL if complete else SolverStatus.LIMIT,
                 reduced=reduced,
             )
-            if complete or steps <= 0:
+            add = np.zeros(0, dtype=np.int64) if complete else _best(p, margin, out, 6)
+            if complete or steps <= 0 or (steps <= STEPS and share <= SHIP):
+                self.wanted = add
                 return last
             steps -= 1
-            self._add(p, _best(p, margin, out, 6))
+            self._add(p, add)
             self._set_bounds(p)
+
+    def extend(self, p: Problem, options: IntArray, limits: LP) -> None:
+        """Takes columns for these options of the problem it was solved for last, and solves anew."""
+        self._add(p, options)
+        self._set_bounds(p)
+        self._run(limits.iterations, limits.time_limit_s)
 
     def _run(self, iterations: int | None, left_s: float | None) -> int:
         # New columns keep the basis primal feasible; other changes keep it dual feasible.
