@@ -7,6 +7,11 @@ The world is synthetic.  Fourteen products; ten pools per center, of which some 
 (a node of eight with six cards left is usual); gangs of 1 to 16 nodes; 30 % of the classes name their
 centers and 40 % have a price ceiling; 50 tenants with a quota of cards each; class sizes by Zipf;
 arrivals over a day and a half; free cards are 0.7 of those asked for.
+
+What waiting is weighed at comes from one of two sets of policies.  "reference": the cost of the job
+times the weight of its tier (1, 4, 12) times a growth with age, the usual weighted objective of the
+placement literature.  "packaged": Priority and Age with their defaults, where worth has a large part
+that is the same for all plans, so that two plans differ by a smaller share of it.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ from broker.core.model import (
     Tier,
 )
 from broker.core.policy import Limit, PolicySet, Weighted
-from broker.core.problem import Problem
+from broker.core.problem import IntArray, Problem
 from broker.core.queue import JobQueue
 from broker.core.resources import slices
 from policies.age import Age
@@ -123,6 +128,23 @@ class TenantCards:
 
 
 @dataclass(frozen=True)
+class ReferenceWorth:
+    """Weight of the tier x cost at the middle one of a class's options x (1 + growth x age)."""
+
+    weights: tuple[int, ...] = (1, 4, 12, 48)  # low, normal, high, VIP
+    growth_permille_h: int = 50
+    longest_s: int = 86_400
+
+    def worth(self, p: Problem, k: int) -> IntArray:
+        options = p.options(k)
+        if options.start == options.stop:
+            return np.zeros(len(p.age_s), dtype=np.int64)
+        cost = np.sort(p.cost[options])[(options.stop - options.start) // 2]
+        grown = 1000 + self.growth_permille_h * np.minimum(p.age_s, self.longest_s) // 3600
+        return self.weights[int(p.classes[k].request.tier)] * (cost * grown // 1000)
+
+
+@dataclass(frozen=True)
 class Events:
     """The change of one round: jobs gone and come by class, and new reports by pool."""
 
@@ -134,7 +156,8 @@ class Events:
 class World:
     """A world that changes: `draw()` makes up one round's events, `apply()` carries them out."""
 
-    def __init__(self, size: Size, seed: int = 1) -> None:
+    def __init__(self, size: Size, seed: int = 1, *, worth: str = "reference") -> None:
+        """`worth`: reference or packaged, see above."""
         self.size = size
         self._draw = np.random.default_rng(seed)
         self.now_ms = NOW_MS
@@ -150,7 +173,7 @@ class World:
         )
         self.pools = self._pools(shapes, round(asked * SUPPLY))
         self.centers = self._centers()
-        self.policies = self._policy_set()
+        self.policies = self._policy_set(worth)
 
     # ------------------------------------------------------------ making
 
@@ -293,14 +316,15 @@ class World:
             )
         return made
 
-    def _policy_set(self) -> PolicySet:
+    def _policy_set(self, worth: str) -> PolicySet:
         asked = dict.fromkeys((f"t{i:02}" for i in range(TENANTS)), 0)
         for (request, tenant), queue in zip(self.requests, self.queues, strict=True):
             asked[tenant] += _cards(request) * request.nodes * len(queue)
         quota = {
             name: round(cards * float(self._draw.uniform(0.5, 1.2))) + 64 for name, cards in asked.items()
         }
-        chosen: list[Any] = [Fit(), Cost(), Wait(), Priority(), Age(), TenantCards(quota)]
+        weighed = {"reference": [ReferenceWorth()], "packaged": [Priority(), Age()]}[worth]
+        chosen: list[Any] = [Fit(), Cost(), Wait(), *weighed, TenantCards(quota)]
         return PolicySet(tuple(Weighted(type(p).__name__.lower(), p) for p in chosen))
 
     # ------------------------------------------------------------ changing
