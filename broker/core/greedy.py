@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from operator import floordiv
 
 import numpy as np
+import numpy.typing as npt
 
 from broker.core.problem import IntArray, Problem
 
@@ -19,15 +20,16 @@ def greedy(problem: Problem) -> IntArray:
     return fill(problem, np.zeros(len(problem.option_class), dtype=np.int64))
 
 
-def fill(problem: Problem, y: IntArray) -> IntArray:
+def fill(problem: Problem, y: IntArray, *, by: npt.NDArray[np.float64] | None = None) -> IntArray:
     """`y` with every job added that still has room and is worth more than its option costs.
 
-    `y` must be feasible; the argument is left alone.
+    `y` must be feasible; the argument is left alone.  `by`: what an option costs, where that is not
+    its cost alone.
     """
     y = y.copy()
     waiting = problem.unserved(y)
     rows = problem.left(y)
-    choices = _choices(problem, rows, waiting)
+    choices = _choices(problem, rows, waiting, problem.cost if by is None else by.astype(np.int64))
     left = rows.tolist()
     full = np.zeros(len(problem.classes), dtype=np.bool_)
     for k, b in _order(problem, waiting, [k for k, some in enumerate(choices) if some is not None]):
@@ -53,18 +55,18 @@ class _Choices:
     coef: list[int]
 
 
-def _choices(problem: Problem, left: IntArray, waiting: IntArray) -> list[_Choices | None]:
+def _choices(problem: Problem, left: IntArray, waiting: IntArray, cost: IntArray) -> list[_Choices | None]:
     """Per class what it may still use: room only shrinks, so the rest need not be looked at again."""
     found: list[_Choices | None] = [None] * len(problem.classes)
     if not len(problem.option_class):
         return found
     best = np.where(waiting > 0, problem.worth, 0).max(axis=1)
     room = np.minimum.reduceat(left[problem.entry_row] - problem.entry_coef, problem.entry_first[:-1]) >= 0
-    open_ = np.flatnonzero(room & (problem.cost < best[problem.option_class]))
+    open_ = np.flatnonzero(room & (cost < best[problem.option_class]))
     # By class, then cost, then the order of options.
-    order = np.argsort(problem.cost[open_], kind="stable")
+    order = np.argsort(cost[open_], kind="stable")
     open_ = open_[order[np.argsort(problem.option_class[open_[order]].astype(np.int32), kind="stable")]]
-    options, costs = open_.tolist(), problem.cost[open_].tolist()
+    options, costs = open_.tolist(), cost[open_].tolist()
     entries, spans = problem.entries(open_)
     row, coef = problem.entry_row[entries].tolist(), problem.entry_coef[entries].tolist()
     starts = [0, *np.cumsum(spans).tolist()]

@@ -52,18 +52,19 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
     # 3 the relaxation
     relaxation = solve(problem, lp=lp)
     candidates: list[tuple[int, Source, IntArray]] = []
-    if relaxation.status in (SolverStatus.OPTIMAL, SolverStatus.LIMIT):
+    if relaxation.status in (SolverStatus.OPTIMAL, SolverStatus.LIMIT, SolverStatus.PRICED):
         # 4 whole jobs: rounded down, filled, improved
         by_lp = whole_plan(problem, relaxation)
         by_lp = improve(problem, by_lp, -relaxation.duals, relaxation.reduced)
         candidates.append((problem.objective(by_lp), Source.LP, by_lp))
     # 5 the certificate, by the prices at hand
     bound = lower_bound(problem, -relaxation.duals, relaxation.reduced)
-    if relaxation.status is not SolverStatus.OPTIMAL:
+    if relaxation.status not in (SolverStatus.OPTIMAL, SolverStatus.PRICED):
         bound = max(bound, lower_bound(problem, lp.last_prices(problem)))
     # 6 the baseline
     close = candidates and candidates[0][0] - bound <= CLOSE * abs(candidates[0][0])
-    if len(problem.option_class) <= WHOLE or not close:
+    followed = relaxation.status is SolverStatus.PRICED  # a greedy plan already, at better prices
+    if not followed and (len(problem.option_class) <= WHOLE or not close):
         by_greedy = greedy(problem)
         candidates.append((problem.objective(by_greedy), Source.GREEDY, by_greedy))
     # the better one first; the baseline where they are equal

@@ -13,6 +13,8 @@ Of a large problem the model holds the columns near enough to being used, by the
 the last prices.  All others are priced in every round, and added when they would help by more than
 `TOLERANCE` of the objective: at once when by more than `SHIP`, else after the round, by `LP.settle`,
 while nobody waits for the answer.
+
+A problem with more options than `MOST` is not solved: there are prices for it (core/sample.py).
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ import numpy as np
 import numpy.typing as npt
 from ortools.linear_solver import pywraplp
 
-from broker.core.bound import marginal_values, reduced_costs
+from broker.core.bound import lower_bound, marginal_values, reduced_costs
 from broker.core.greedy import fill
 from broker.core.memory import Memory
 from broker.core.model import MICRO
 from broker.core.problem import IntArray, Problem
+from broker.core.sample import adjusted, sampled
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -42,6 +45,12 @@ NEAR = 16
 """Options per class that a larger model begins with, by reduced cost."""
 CLOSE = 0.01
 """Options within this share of their reduced cost from being used are in the model, too."""
+MOST = 200_000
+"""Options of a problem that is solved with all its classes."""
+PART = 20_000
+"""Options, about, of the part that is solved of a larger one."""
+PRICE_STEPS = 4
+"""Steps by which its prices are made better after a round."""
 STEPS = 3
 """Times at most that columns are added in a round that goes on from the last one."""
 COLD_STEPS = 30
@@ -50,6 +59,7 @@ COLD_STEPS = 30
 class SolverStatus(StrEnum):
     OPTIMAL = "optimal"
     LIMIT = "limit"  # stopped by a limit of iterations or time; the values may still round to a plan
+    PRICED = "priced"  # too large to solve: prices that are nearly right, and no values
     FAILED = "failed"  # no values at all
     UNUSED = "unused"  # there was nothing to solve
 
@@ -86,10 +96,29 @@ class LP:
     # What is left for settle(): options to add as columns, or reduced costs of a model to narrow.
     _wanted: tuple[Problem, IntArray] | None = None
     _narrow: tuple[Problem, FloatArray] | None = None
+    _unfinished: bool = False  # or a solve to go on with
+    _priced: tuple[Problem, FloatArray, FloatArray] | None = None  # or prices, with reduced costs
+    _step: float = 0.5  # of these
 
     def relax(self, problem: Problem) -> Relaxation:
         """Solves the relaxation of `problem`, from the last basis where that is possible."""
         self.settle()
+        if len(problem.option_class) <= MOST:
+            return self._relax(problem)
+        if not self.prices:
+            self._relax(sampled(problem, -(-len(problem.option_class) // PART)))
+        prices = self.last_prices(problem)
+        reduced = reduced_costs(problem, prices)
+        self._priced = (problem, prices, reduced)
+        return Relaxation(
+            y=np.zeros(len(reduced)),
+            objective=0.0,
+            duals=-prices,
+            status=SolverStatus.PRICED,
+            reduced=reduced,
+        )
+
+    def _relax(self, problem: Problem) -> Relaxation:
         model = self._model
         if model is not None and not model.follow(problem):
             model = None
@@ -100,6 +129,7 @@ class LP:
         # A solve that was cut short goes on from where it was in the next round.
         self._model = None if relaxation.status is SolverStatus.FAILED else model
         self._wanted = (problem, model.wanted) if len(model.wanted) else None
+        self._unfinished = relaxation.reduced is None
         if relaxation.reduced is not None:
             self.prices = dict(zip(problem.row_name, (-relaxation.duals).tolist(), strict=True))
             if model.columns > WHOLE and model.columns == np.count_nonzero(problem.row_ub > 0):
@@ -110,18 +140,39 @@ class LP:
         """What the last round left for later, since its answer did not need it.
 
         Columns that it did without are added and solved with: new columns take the primal simplex,
-        which starts well only before the bounds change again.  And when prices have become known, a
-        model of all columns gives way to one of those near to being used.  To be called between
-        rounds; the next round does it otherwise.
+        which starts well only before the bounds change again.  When prices have become known, a model
+        of all columns gives way to one of those near to being used.  A solve that was cut short goes
+        on, and prices of a problem that is too large are made better.  To be called between rounds;
+        the next round does it otherwise.
         """
+        priced, self._priced = self._priced, None
+        if priced is not None and self.prices:
+            self._follow_demand(*priced)
+            return
         wanted, self._wanted = self._wanted, None
         narrow, self._narrow = self._narrow, None
+        unfinished, self._unfinished = self._unfinished, False
         if narrow is not None:
             problem, reduced = narrow
             self._model = _Model(problem, _near(problem, reduced))
             self._model.solve(problem, self, COLD_STEPS)
-        elif wanted is not None and self._model is not None:
+        elif self._model is not None and wanted is not None:
             self._model.extend(*wanted, self)
+        elif self._model is not None and unfinished:
+            self._model.go_on(self)
+
+    def _follow_demand(self, problem: Problem, prices: FloatArray, reduced: FloatArray) -> None:
+        """Steps that raise the bound are taken; after one that does not, the next is shorter."""
+        bound = lower_bound(problem, prices, reduced)
+        for _ in range(PRICE_STEPS):
+            moved = adjusted(problem, prices, reduced, self._step)
+            then = reduced_costs(problem, moved)
+            if (higher := lower_bound(problem, moved, then)) > bound:
+                prices, reduced, bound = moved, then, higher
+                self._step = min(1.0, self._step * 1.5)
+            else:
+                self._step = max(1e-3, self._step / 2)
+        self.prices = dict(zip(problem.row_name, prices.tolist(), strict=True))
 
     def last_prices(self, problem: Problem) -> FloatArray:
         """Prices per row of the last solved round; 0 of a row that it had not."""
@@ -333,6 +384,10 @@ class _Model:
         """Takes columns for these options of the problem it was solved for last, and solves anew."""
         self._add(p, options)
         self._set_bounds(p)
+        self.go_on(limits)
+
+    def go_on(self, limits: LP) -> None:
+        """Solves further, for the sake of the next round."""
         self._run(limits.iterations, limits.time_limit_s)
 
     def _run(self, iterations: int | None, left_s: float | None) -> int:
@@ -395,7 +450,14 @@ def solve(problem: Problem, *, lp: LP | None = None) -> Relaxation:
 
 
 def whole_plan(problem: Problem, relaxation: Relaxation) -> IntArray:
-    """Whole jobs per option: the relaxation rounded down, checked in integers, and filled."""
+    """Whole jobs per option: the relaxation rounded down, checked in integers, and filled.
+
+    Without values, jobs follow the prices: each takes the option that costs least at them, as long as
+    it is worth that; then the rest fill what is left.
+    """
+    if relaxation.status is SolverStatus.PRICED:
+        nothing = np.zeros(len(problem.option_class), dtype=np.int64)
+        return fill(problem, fill(problem, nothing, by=relaxation.reduced))
     y = np.floor(np.clip(relaxation.y, 0, None) + 1e-7).astype(np.int64)
     y = np.minimum(y, problem.ub)
     if not problem.feasible(y):
