@@ -256,7 +256,7 @@ class Fake:
         for native, nodes, from_ms, until_ms in self._foreign:
             if native == pool.native and from_ms <= at_ms < until_ms:
                 taken = min(nodes, pool.nodes)
-                free[pool.nodes - taken :] = [(0, 0, 0)] * taken
+                free[pool.nodes - taken :] = [(0, 0, 0, ())] * taken
         return free
 
     async def probe(self) -> Inventory:
@@ -280,9 +280,9 @@ class Fake:
                 raise Refused(f"pool is {run.native_pool!r}, expected one of {sorted(self._pools)}")
             if why := misfit(run.spec.shape, pool.shape):
                 raise Refused(f"pool {pool.native!r}: {why}")
-            if pack(rooms(pool.shape, pool.nodes, ()), run.spec.shape, run.nodes) is None:
+            if pack(pool.shape, rooms(pool.shape, pool.nodes, ()), run.spec.shape, run.nodes) is None:
                 raise Refused(f"pool {pool.native!r}: nodes is {run.nodes}, more than it can ever hold")
-            on = pack(self._rooms(pool, self._clock()), run.spec.shape, run.nodes)
+            on = pack(pool.shape, self._rooms(pool, self._clock()), run.spec.shape, run.nodes)
             if on is None:
                 raise NoCapacity(f"pool {pool.native!r} has no room for {run.nodes} x {run.spec.name}")
             held = Held(run.spec.shape, on)

@@ -293,12 +293,17 @@ class Local:
             raise Refused(f"pool is {spec.native_pool!r}, expected one of {sorted(self._settings.pools)}")
         if why := misfit(spec.spec.shape, pool.shape):
             raise Refused(f"pool {pool.native!r}: {why}")
-        if spec.nodes < 1 or pack(rooms(pool.shape, pool.nodes, ()), spec.spec.shape, spec.nodes) is None:
+        if (
+            spec.nodes < 1
+            or pack(pool.shape, rooms(pool.shape, pool.nodes, ()), spec.spec.shape, spec.nodes) is None
+        ):
             raise Refused(f"pool {pool.native!r}: nodes is {spec.nodes}, more than it can ever hold")
 
     def _place(self, spec: RunSpec, live: list[LocalRun]) -> tuple[int, ...]:
         pool = self._settings.pools[spec.native_pool]
-        on = pack(rooms(pool.shape, pool.nodes, _held(live, pool.native)), spec.spec.shape, spec.nodes)
+        on = pack(
+            pool.shape, rooms(pool.shape, pool.nodes, _held(live, pool.native)), spec.spec.shape, spec.nodes
+        )
         if on is None:
             raise NoCapacity(f"pool {pool.native!r} has no room for {spec.nodes} x {spec.spec.name}")
         for run in live:

@@ -121,6 +121,8 @@ class Pool(SQLModel, table=True):
     accelerator: str = ""
     accelerators: int = 0
     accelerator_memory_gib: int = 0
+    card_permille: int = 1000
+    split_permille: int = 0
     nodes: int
     free: Any = _json()
     specs: Any = _json()

@@ -67,9 +67,14 @@ class Fit:
             yield Code.NO_PRODUCT, node.product[pools] != shape.accelerator, max(1, shape.accelerators), 0
             yield Code.ARCH_MISMATCH, node.arch[pools] != shape.arch, 1, 0
             if shape.accelerators:
-                memory = node.card_memory_gib[pools]
+                memory, whole = node.card_memory_gib[pools], node.card_permille[pools]
+                step = node.split_permille[pools]
+                part = (step > 0) & (shape.card_permille < whole)
                 wanted = shape.accelerator_memory_gib
-                yield Code.CARD_MEMORY_MISMATCH, memory != wanted, wanted, memory
+                other = np.where(part, memory < wanted, memory != wanted)
+                yield Code.CARD_MEMORY_MISMATCH, other, wanted, memory
+                given = part & (shape.accelerators == 1) & (shape.card_permille % np.maximum(step, 1) == 0)
+                yield Code.CARD_PART, (shape.card_permille != whole) & ~given, shape.card_permille, whole
         for code, wanted_of, there_of in (
             (Code.CARDS_PER_NODE, fitting.cards, node.cards),
             (Code.CORES_PER_NODE, fitting.cores, node.cores),

@@ -10,6 +10,7 @@ import numpy as np
 from broker.core.model import MICRO
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
+from broker.core.resources import card_units
 from broker.core.snapshot import supply, units
 
 
@@ -46,4 +47,4 @@ class Fragmentation:
         if supply(shape, broken, slot) >= nodes:
             return 0
         left_over = (total - slot) * self.price
-        return left_over if shape.accelerators else left_over // 20
+        return left_over // card_units(shape) if shape.accelerators else left_over // 20

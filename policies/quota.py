@@ -78,9 +78,9 @@ class Quota:
         for share in self._of(tenant):
             if any(share.covers(product) for product in products):
                 held = self._held(p, share, tenant)
-                if held < share.guarantee:
+                if held < share.guarantee * 1000:
                     permille = max(permille, int(self.below_guarantee * 1000))
-                elif share.deserved is not None and held >= share.deserved:
+                elif share.deserved is not None and held >= share.deserved * 1000:
                     permille = min(permille, int(self.above_deserved * 1000))
         return permille
 
@@ -97,10 +97,12 @@ class Quota:
         for share in self._of(tenant):
             if share.ceiling is None:
                 continue
-            cards = np.array([self._cards(p, share, j) for j in options.tolist()], dtype=np.int64)
-            left = max(0, share.ceiling - self._held(p, share, tenant))
+            taken = np.array([self._millicards(p, share, j) for j in options.tolist()], dtype=np.int64)
+            left = max(0, share.ceiling * 1000 - self._held(p, share, tenant))
+            # In cards where nobody has a part of one: then the numbers told are cards.
+            unit = 1000 if not (taken % 1000).any() and left % 1000 == 0 else 1
             name = f"quota:{tenant}:{share.accelerator or '*'}"
-            yield Limit(name, Code.QUOTA, options[cards > 0], cards[cards > 0], left)
+            yield Limit(name, Code.QUOTA, options[taken > 0], taken[taken > 0] // unit, left // unit)
 
     def _of(self, tenant: TenantId) -> list[Share]:
         own = [s for s in self.shares if s.tenant == tenant]
@@ -108,16 +110,17 @@ class Quota:
         return own + [s for s in self.shares if s.tenant == "*" and s.accelerator not in named]
 
     def _held(self, p: Problem, share: Share, tenant: TenantId) -> int:
-        """Cards that live runs of a tenant hold, those that are asked to end included."""
+        """Thousandths of cards that live runs of a tenant hold, those that are asked to end included."""
         return sum(
-            c.shape.accelerators * c.nodes
+            c.shape.accelerators * c.shape.card_permille * c.nodes
             for c in p.snapshot.claims
             if c.tenant == tenant and share.covers(c.shape.accelerator)
         )
 
-    def _cards(self, p: Problem, share: Share, option: int) -> int:
-        """Cards that one job takes by an option, 0 where they do not count."""
+    def _millicards(self, p: Problem, share: Share, option: int) -> int:
+        """Thousandths of cards that one job takes by an option, 0 where they do not count."""
         at, k = int(p.option_pool[option]), int(p.option_class[option])
         if not share.covers(p.pools[at].shape.accelerator):
             return 0
-        return int(p.fittings[k].cards[at]) * p.classes[k].request.nodes
+        fitting = p.fittings[k]
+        return int(fitting.cards[at] * fitting.permille[at]) * p.classes[k].request.nodes

@@ -61,8 +61,11 @@ def node(
     accelerator: str = A800,
     card_memory_gib: int = 80,
     arch: str = "X86",
+    permille: int = 1000,
+    split: int = 0,
 ) -> NodeShape:
-    """A node or slice with 16 cores and 128 GiB per card."""
+    """A node or slice with 16 cores and 128 GiB per card; its devices are `permille` of a card each, and
+    may be split in steps of `split`."""
     return NodeShape(
         arch=arch,
         cores=cards * 16 if cores is None else cores,
@@ -70,7 +73,16 @@ def node(
         accelerator=accelerator if cards else "",
         accelerators=cards,
         accelerator_memory_gib=card_memory_gib if cards else 0,
+        card_permille=permille,
+        split_permille=split,
     )
+
+
+def part(permille: int, *, cores: int = 2, memory_gib: int = 8, card_memory_gib: int | None = None) -> Spec:
+    """The spec of a part of one card of `node`, with that share of its memory."""
+    memory = 80 * permille // 1000 if card_memory_gib is None else card_memory_gib
+    shape = node(1, cores=cores, memory_gib=memory_gib, card_memory_gib=memory, permille=permille)
+    return make_spec(shape)
 
 
 def cpu_node(cores: int = 64, memory_gib: int = 256, arch: str = "X86") -> NodeShape:
@@ -224,6 +236,9 @@ NODES = (
     node(16),
     node(8, accelerator=ASCEND, card_memory_gib=64, arch="ARM"),
     cpu_node(24, 100),
+    node(4, split=1),
+    node(3, cores=40, memory_gib=900, split=125),
+    node(7, cores=56, memory_gib=448, card_memory_gib=10, permille=142),
 )
 
 
@@ -235,7 +250,11 @@ def free_groups(draw: st.DrawFn, shape: NodeShape) -> tuple[FreeNodes, ...]:
         whole = draw(st.booleans())
         parts = (shape.cores, shape.memory_gib, shape.accelerators)
         cores, memory, cards = parts if whole else (draw(st.integers(0, part)) for part in parts)
-        return FreeNodes(cores, memory, cards, draw(st.integers(1, 3)))
+        left: list[int] = []
+        if shape.split_permille and not whole:
+            some = st.lists(st.integers(1, 999), max_size=shape.accelerators - cards)
+            left = sorted(draw(some))
+        return FreeNodes(cores, memory, cards, draw(st.integers(1, 3)), tuple(left))
 
     return tuple(group() for _ in range(draw(st.integers(1, 4))))
 

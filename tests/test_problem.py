@@ -30,7 +30,7 @@ from broker.core.model import (
 from broker.core.plan import pack
 from broker.core.policy import Limit, PolicyError, PolicySet, Verdict, load_policies
 from broker.core.problem import IntArray, Problem, build, class_key
-from broker.core.resources import slices, slot_size, unit_count
+from broker.core.resources import slices, slot_size
 from broker.core.scheduler import schedule
 from broker.core.snapshot import effective_free
 from policies.age import Age
@@ -102,6 +102,7 @@ CASES: list[Case] = [
     (Code.NO_PRODUCT, center(), pool(), job_class(wish=cpu_node(4, 8)), 1, 0),
     (Code.ARCH_MISMATCH, center(), pool(), job_class(wish=node(1, arch="ARM")), 1, 0),
     (Code.CARD_MEMORY_MISMATCH, center(), pool(), job_class(wish=node(1, card_memory_gib=40)), 40, 80),
+    (Code.CARD_PART, center(), pool(), job_class(wish=builders.part(500, card_memory_gib=80)), 500, 1000),
     (Code.CARDS_PER_NODE, center(), pool(), job_class(wish=node(16, cores=1)), 16, 8),
     (Code.CORES_PER_NODE, center(), pool(), job_class(wish=node(1, cores=129)), 129, 128),
     (Code.MEMORY_PER_NODE, center(), pool(), job_class(wish=node(1, memory_gib=1025)), 1025, 1024),
@@ -292,16 +293,25 @@ def test_slot_rows_hold_exactly_when_all_slots_pack(data: st.DataObject) -> None
 
 def _odd_specs(shape: NodeShape) -> list[Spec]:
     """Slices and specs that are not powers of two, or want more cores or memory than their cards' share."""
-    total = unit_count(shape)
+    total = shape.accelerators or shape.cores
     odd = [
         replace(
             shape,
             accelerators=min(cards, shape.accelerators),
             cores=max(1, shape.cores * cores // total),
             memory_gib=max(1, shape.memory_gib * memory // total),
+            split_permille=0,
         )
         for cards, cores, memory in ((3, 3, 3), (1, 2, 1), (1, 1, total - 1), (2, 3, 2))
     ]
+    if shape.split_permille:
+        parts = [(250, 10, 20), (375, 1, 1), (875, 14, 120)]
+        card = odd[0]
+        odd += [
+            replace(card, accelerators=1, cores=c, memory_gib=m, card_permille=p, accelerator_memory_gib=g)
+            for p, c, m in parts
+            for g in (1, 60)
+        ]
     return list(dict.fromkeys([*slices(shape), *(spec(s) for s in odd)]))
 
 

@@ -124,6 +124,8 @@ _shapes = st.builds(
     accelerator=_texts,
     accelerators=st.integers(0, 12),
     accelerator_memory_gib=st.integers(0, 12),
+    card_permille=st.sampled_from([1000, 1000, 500, 5]),
+    split_permille=st.sampled_from([0, 0, 5]),
 )
 
 
@@ -131,7 +133,8 @@ _shapes = st.builds(
 def test_ids_differ_exactly_where_shapes_do(one: NodeShape, other: NodeShape) -> None:
     def known(shape: NodeShape) -> tuple[object, ...]:
         numbers = (shape.cores, shape.memory_gib, shape.accelerators, shape.accelerator_memory_gib)
-        return (shape.arch.lower(), shape.accelerator.lower(), *numbers)
+        parts = (shape.card_permille, shape.split_permille)
+        return (shape.arch.lower(), shape.accelerator.lower(), *numbers, *parts)
 
     assert (spec_id(one) == spec_id(other)) == (known(one) == known(other))
     assert set(spec_id(one)) <= set(string.ascii_lowercase + string.digits + ".-_")

@@ -17,7 +17,7 @@ from broker.api.models import Config
 from broker.core import resources
 from broker.core.charges import micro
 from broker.core.model import CenterId, CenterState, JobRequest, Kind, OnLost, Pool, Spec, Tier
-from broker.core.resources import effective_gflops, slot_size
+from broker.core.resources import effective_gflops, same_card_memory, slot_size
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView
 from broker.store.views import Admission
@@ -68,12 +68,9 @@ def pool_specs(pool: Pool, extra: Sequence[Spec]) -> Iterator[Spec]:
         yield from pool.specs
         return
     for spec in extra:
-        same_kind = (spec.shape.arch, spec.shape.accelerator, spec.shape.accelerator_memory_gib) == (
-            pool.shape.arch,
-            pool.shape.accelerator,
-            pool.shape.accelerator_memory_gib,
-        )
-        if same_kind and slot_size(pool.shape, spec.shape):
+        wanted, node = spec.shape, pool.shape
+        same_kind = (wanted.arch, wanted.accelerator) == (node.arch, node.accelerator)
+        if same_kind and same_card_memory(node, wanted) and slot_size(pool.shape, spec.shape):
             yield spec
     yield from slices(pool.shape)
 

@@ -29,7 +29,7 @@ from broker.core.model import (
     SpecId,
     Tier,
 )
-from broker.core.resources import Catalogue, Totals, totals
+from broker.core.resources import Catalogue, Totals, millicards, totals
 from broker.store.centers import CenterView
 from broker.store.jobs import JobSummary, JobView, RunView
 from broker.store.rounds import RoundFacts
@@ -64,8 +64,10 @@ def _resources(
 
 
 def shape(node: NodeShape) -> dict[str, Any]:
+    """One node.  `count` is of devices; `cardPermille` says what part of a card each is, where it is one."""
     carded = node.accelerators > 0
-    return _resources(
+    part = {"cardPermille": node.card_permille} if carded and node.card_permille != 1000 else {}
+    whole = _resources(
         arch=node.arch,
         cores=node.cores,
         memory_gib=node.memory_gib,
@@ -74,6 +76,7 @@ def shape(node: NodeShape) -> dict[str, Any]:
         cards=node.accelerators,
         card_gib=node.accelerator_memory_gib if carded else 0,
     )
+    return {**whole, "processor": {**whole["processor"], **part}}
 
 
 def summed(sums: Totals) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def datasheet_flops(center: CenterView, catalogue: Catalogue) -> int:
     for pool in center.pools:
         product = catalogue.get(pool.shape.accelerator)
         if product is not None:
-            gflops += product.fp16_gflops * pool.shape.accelerators * pool.nodes
+            gflops += product.fp16_gflops * millicards(pool.shape) * pool.nodes // 1000
     return gflops * FLOPS_PER_GFLOPS
 
 
@@ -150,10 +153,11 @@ def idle(view: CenterView, zone: ZoneInfo) -> dict[str, Any]:
     """The standard's centerResource: what the last report of the center said is idle.
 
     Nothing is idle where nobody knows: at a silent center, and in pools without an idle figure.
-    `resources` are the exact totals per architecture, product and memory per card.
+    `resources` are the exact totals per architecture, product, memory and part of a card.  Of cards
+    that are partly used `freeParts` tells what is free, in thousandths; counts are of whole devices.
     """
     known = [p for p in view.pools if connected(view) and p.accuracy is not Accuracy.UNKNOWN]
-    free: dict[NodeShape, int] = {}
+    free: dict[tuple[NodeShape, tuple[int, ...]], int] = {}
     for pool in known:
         for group in pool.free:
             carded = group.accelerators > 0
@@ -164,17 +168,26 @@ def idle(view: CenterView, zone: ZoneInfo) -> dict[str, Any]:
                 accelerator=pool.shape.accelerator if carded else "",
                 accelerators=group.accelerators,
                 accelerator_memory_gib=pool.shape.accelerator_memory_gib if carded else 0,
+                card_permille=pool.shape.card_permille if carded else 1000,
             )
-            if group.nodes and (group.cores or group.memory_gib or carded):
-                free[available] = free.get(available, 0) + group.nodes
+            if group.nodes and (group.cores or group.memory_gib or carded or group.parts):
+                row = (available, group.parts)
+                free[row] = free.get(row, 0) + group.nodes
     rows = sorted(free.items(), reverse=True)
     accuracy = max((p.accuracy for p in view.pools), key=_ACCURACY_ORDER.index, default=Accuracy.UNKNOWN)
     all_nodes = capacity(view)
     return {
         "centerId": view.id,
         "totalResource": summed(all_nodes),
-        "idleResource": summed(totals(rows)),
-        "nodeResources": [{"resourceSpec": shape(node), "nodeCount": str(count)} for node, count in rows],
+        "idleResource": summed(totals((node, count) for (node, _), count in rows)),
+        "nodeResources": [
+            {
+                "resourceSpec": shape(node),
+                "nodeCount": str(count),
+                **({"freeParts": list(parts)} if parts else {}),
+            }
+            for (node, parts), count in rows
+        ],
         "accuracy": accuracy.value if connected(view) else Accuracy.UNKNOWN.value,
         "observedAt": written(_observed_ms(view), zone),
         "resources": [shape(entry) for entry in all_nodes.entries],

@@ -165,13 +165,18 @@ def _shape(reading: Reading, found: Mapping[str, Any], path: KeyPath) -> NodeSha
     """The shape of a pool or spec, or None when something of it is wrong."""
     if not found.keys() >= SHAPE_KEYS.keys():
         return None
-    shape = NodeShape(**{name: found[name] for name in SHAPE_KEYS})
+    split = found.get("split_permille", 0)
+    shape = NodeShape(**{name: found[name] for name in SHAPE_KEYS}, split_permille=split)
     if shape.accelerator:
         for name in ("accelerators", "accelerator_memory_gib"):
             if found[name] == 0:
                 reading.wrong((*path, name), "is 0 or missing; must be at least 1 beside an accelerator")
     elif shape.accelerators or shape.accelerator_memory_gib:
         reading.wrong((*path, "accelerator"), "is missing; accelerators are stated without their product")
+    elif shape.card_permille != 1000:
+        reading.wrong((*path, "card_permille"), "is a part of a card; must be 1000 without an accelerator")
+    if split and (not shape.accelerator or shape.card_permille != 1000):
+        reading.wrong((*path, "split_permille"), f"is {split}; only whole cards can be split, must be 0")
     return shape
 
 

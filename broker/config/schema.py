@@ -233,9 +233,15 @@ SHAPE_KEYS: Mapping[str, Key] = {  # per node; memory in GiB, accelerator memory
     "accelerator": Key(v.accelerator, ""),
     "accelerators": Key(_CARDS, 0),
     "accelerator_memory_gib": Key(v.whole(0, 65_536), 0),
+    "card_permille": Key(v.whole(1, 1000), 1000),  # what part of a card each accelerator is
 }
 SPEC_KEYS: Mapping[str, Key] = {"name": Key(v.filled), **SHAPE_KEYS}
-POOL_KEYS: Mapping[str, Key] = {"native": Key(v.text, ""), **SHAPE_KEYS, "nodes": Key(v.whole(1, 1_000_000))}
+POOL_KEYS: Mapping[str, Key] = {
+    "native": Key(v.text, ""),
+    **SHAPE_KEYS,
+    "split_permille": Key(v.whole(0, 500), 0),  # steps in which cards are given away; 0: whole cards only
+    "nodes": Key(v.whole(1, 1_000_000)),
+}
 PRICE_KEYS: Mapping[str, Key] = {  # of accelerator and arch exactly one; from and to only together
     "accelerator": Key(v.accelerator, ""),
     "arch": Key(v.choice(*ARCHITECTURES), ""),

@@ -40,6 +40,7 @@ class Unit(StrEnum):
     CENTERS = "centers"
     POOLS = "pools"
     CARDS = "cards"
+    MILLICARDS = "thousandths of a card"
     CORES = "cores"
     GIB = "GiB"
     NODES = "nodes"
@@ -74,26 +75,27 @@ class Code(IntEnum):
     NO_PRODUCT = 12
     ARCH_MISMATCH = 13
     CARD_MEMORY_MISMATCH = 14
-    CARDS_PER_NODE = 15
-    CORES_PER_NODE = 16
-    MEMORY_PER_NODE = 17
-    SPEC_NOT_OFFERED = 18
-    POWER = 19
-    GANG_NODES = 20
-    PRICE_CEILING = 21
-    AVOIDED = 22
-    STAGING = 23
-    CAPACITY = 24
-    CAPACITY_OUTRANKED = 25
-    RESERVED = 26
-    UNKNOWN_IDLE = 27
-    IN_FLIGHT = 28
-    QUOTA = 29
-    COST_ABOVE_WORTH = 30
-    NODES_NOT_HELD = 31
-    GANG_WAITING = 32
-    VIP_WAITING = 33
-    PREEMPTING = 34
+    CARD_PART = 15
+    CARDS_PER_NODE = 16
+    CORES_PER_NODE = 17
+    MEMORY_PER_NODE = 18
+    SPEC_NOT_OFFERED = 19
+    POWER = 20
+    GANG_NODES = 21
+    PRICE_CEILING = 22
+    AVOIDED = 23
+    STAGING = 24
+    CAPACITY = 25
+    CAPACITY_OUTRANKED = 26
+    RESERVED = 27
+    UNKNOWN_IDLE = 28
+    IN_FLIGHT = 29
+    QUOTA = 30
+    COST_ABOVE_WORTH = 31
+    NODES_NOT_HELD = 32
+    GANG_WAITING = 33
+    VIP_WAITING = 34
+    PREEMPTING = 35
 
     @property
     def word(self) -> str:
@@ -128,6 +130,9 @@ MEANINGS: dict[Code, Meaning] = {
     Code.NO_PRODUCT: Meaning(_N, Unit.CARDS, "no pool has nodes of the product asked for"),
     Code.ARCH_MISMATCH: Meaning(_N, Unit.POOLS, "the nodes have another architecture"),
     Code.CARD_MEMORY_MISMATCH: Meaning(_N, Unit.GIB, "asks for {need} GiB per card, cards have {have} GiB"),
+    Code.CARD_PART: Meaning(
+        _N, Unit.MILLICARDS, "asks for {need} thousandths of a card per device, the pool gives {have}"
+    ),
     Code.CARDS_PER_NODE: Meaning(_N, Unit.CARDS, "asks for {need} cards per node, nodes have {have}"),
     Code.CORES_PER_NODE: Meaning(_N, Unit.CORES, "asks for {need} cores per node, nodes have {have}"),
     Code.MEMORY_PER_NODE: Meaning(_N, Unit.GIB, "asks for {need} GiB per node, nodes have {have} GiB"),

@@ -13,7 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.core.model import Accelerator, Accuracy, CenterId, JobRequest, NodeShape, Pool, Spec
-from broker.core.resources import effective_gflops, millicards, price_at, slices, slot_size, unit_count
+from broker.core.resources import (
+    PART_UNITS,
+    card_units,
+    effective_gflops,
+    millicards,
+    price_at,
+    same_card_memory,
+    same_devices,
+    slices,
+    slot_size,
+    unit_count,
+)
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -45,6 +56,9 @@ class PoolColumns:
     wait_s: IntArray
     unknown: BoolArray
     offers: IntArray
+    card_units: IntArray
+    card_permille: IntArray
+    split_permille: IntArray
 
 
 def pool_columns(pools: tuple[Pool, ...], center_at: dict[CenterId, int], minute_of_week: int) -> PoolColumns:
@@ -62,6 +76,9 @@ def pool_columns(pools: tuple[Pool, ...], center_at: dict[CenterId, int], minute
         wait_s=ints(p.expected_wait_s for p in pools),
         unknown=np.array([p.accuracy is Accuracy.UNKNOWN for p in pools], dtype=np.bool_),
         offers=ints(len(p.specs) for p in pools),
+        card_units=ints(card_units(p.shape) for p in pools),
+        card_permille=ints(p.shape.card_permille for p in pools),
+        split_permille=ints(p.shape.split_permille for p in pools),
     )
 
 
@@ -70,9 +87,9 @@ class Fitting:
     """One node of a class in every pool, whether or not it fits there.
 
     `spec` indexes Problem.specs; `tau` is the slot in units, 0 where it does not fit; `rate` is
-    micro-CNY per hour, `gflops` effective power, both of one node; `offered`: the platform's list, if
-    it has one, has the spec.  Where a job asks for power, the spec is the smallest that has it, else
-    the strongest there is.
+    micro-CNY per hour, `gflops` effective power, both of one node; `permille` is the part of a card
+    that each of its devices is; `offered`: the platform's list, if it has one, has the spec.  Where a
+    job asks for power, the spec is the smallest that has it, else the strongest there is.
     """
 
     spec: IntArray
@@ -84,12 +101,15 @@ class Fitting:
     rate: IntArray
     tau: IntArray
     offered: BoolArray
+    permille: IntArray
 
 
 def _same_kind(wanted: NodeShape, node: NodeShape) -> bool:
-    """Whether architecture, product and memory per card agree exactly."""
-    return (wanted.arch, wanted.accelerator) == (node.arch, node.accelerator) and (
-        not wanted.accelerators or wanted.accelerator_memory_gib == node.accelerator_memory_gib
+    """Whether architecture, product, memory per device and the size of devices agree."""
+    return (
+        (wanted.arch, wanted.accelerator) == (node.arch, node.accelerator)
+        and same_card_memory(node, wanted)
+        and same_devices(node, wanted)
     )
 
 
@@ -123,8 +143,7 @@ class Chooser:
         """Goes on with other facts of the same pools: prices, waits and nodes, never shapes."""
         self._columns = columns
         for wish, made in self._made.items():
-            amount = np.where(columns.cards > 0, made.cards, made.cores)
-            self._made[wish] = replace(made, rate=amount * columns.price)
+            self._made[wish] = replace(made, rate=_rate(columns, made.cards, made.permille, made.cores))
 
     def specs(self) -> tuple[Spec, ...]:
         """Specs by their index in `Fitting.spec`."""
@@ -156,7 +175,9 @@ class Chooser:
             return ints([*map(fact, kinds), none])[which]
 
         cards, cores = of(lambda s: s.shape.accelerators), of(lambda s: s.shape.cores)
-        memory = of(lambda s: s.shape.memory_gib)
+        memory, permille = of(lambda s: s.shape.memory_gib), of(lambda s: s.shape.card_permille)
+        card_memory = of(lambda s: s.shape.accelerator_memory_gib)
+        slots = slot_sizes(c, cards, cores, memory, permille=permille, card_memory_gib=card_memory)
         return Fitting(
             spec=of(lambda s: self._specs.setdefault(s, len(self._specs)), none=-1),
             cards=cards,
@@ -164,18 +185,39 @@ class Chooser:
             memory_gib=memory,
             gflops=of(lambda s: effective_gflops(s.shape, self._products)),
             millicards=of(lambda s: millicards(s.shape)),
-            rate=np.where(c.cards > 0, cards, cores) * c.price,
-            tau=np.where(which >= 0, slot_sizes(c, cards, cores, memory), 0),
+            rate=_rate(c, cards, permille, cores),
+            tau=np.where(which >= 0, slots, 0),
             offered=np.array(offered, dtype=np.bool_),
+            permille=permille,
         )
 
 
-def slot_sizes(c: PoolColumns, cards: IntArray, cores: IntArray, memory_gib: IntArray) -> IntArray:
+def _rate(c: PoolColumns, cards: IntArray, permille: IntArray, cores: IntArray) -> IntArray:
+    """resources.rate_micro_per_hour of one node."""
+    return np.where(c.cards > 0, c.price * cards * permille // 1000, c.price * cores)
+
+
+def slot_sizes(
+    c: PoolColumns,
+    cards: IntArray,
+    cores: IntArray,
+    memory_gib: IntArray,
+    *,
+    permille: IntArray,
+    card_memory_gib: IntArray,
+) -> IntArray:
     """resources.slot_size for one wish per pool: units of a node, 0 where it does not fit."""
-    share = np.maximum(cards, 1)
+    part = (cards > 0) & (c.split_permille > 0) & (permille < c.card_permille)
+    memory_permille = np.where(
+        c.card_memory_gib > 0, -(-card_memory_gib * 1000 // np.maximum(c.card_memory_gib, 1)), 0
+    )
+    of_card = -(-np.maximum(permille, memory_permille) * PART_UNITS // 1000)
+    share = np.maximum(np.where(part, of_card, cards * c.card_units), 1)
     for wanted, full in ((cores, c.cores), (memory_gib, c.memory_gib)):
         share = np.maximum(share, -(-wanted * c.units // np.maximum(full, 1)))
     powers = np.int64(1) << np.arange(40, dtype=np.int64)
     tau = np.minimum(powers[np.searchsorted(powers, np.minimum(share, c.units))], c.units)
     fits = (cards <= c.cards) & (cores <= c.cores) & (memory_gib <= c.memory_gib)
+    granted = part & (cards == 1) & (permille % np.maximum(c.split_permille, 1) == 0)
+    fits &= (cards == 0) | (permille == c.card_permille) | granted
     return np.where(fits, tau, 0)

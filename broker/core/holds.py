@@ -26,6 +26,7 @@ from broker.core.model import (
     Claim,
     JobClass,
     JobId,
+    NodeShape,
     Pool,
     PoolId,
     QueuedJob,
@@ -40,6 +41,7 @@ from broker.core.model import (
 from broker.core.plan import Placement, Placements, Plan, Preemption, after, grouped
 from broker.core.policy import Hold, Protected, Victim
 from broker.core.problem import IntArray, Problem, build, class_key
+from broker.core.resources import card_units, part_permille, part_units
 from broker.core.snapshot import (
     effective_free,
     expected_start_ms,
@@ -290,7 +292,7 @@ class _Table:
                 pool=reservation.pool,
                 victims=tuple(sorted(v.claim.run for v in victims)),
                 price_micro=price,
-                lost_card_s=sum(v.claim.shape.accelerators * v.claim.nodes * v.lost_s for v in victims),
+                lost_card_s=sum(_cards_s(v) for v in victims),
             )
         )
         return True
@@ -335,7 +337,7 @@ class _Table:
         if not candidates:
             return None
         # However they lie, so many are needed at least: the cheapest of them are a bound.
-        gives = max(v.claim.nodes * -(-_size(v.claim) // v.claim.nodes // slot) for v in candidates)
+        gives = max(v.claim.nodes * -(-_units(pool.shape, v.claim) // slot) for v in candidates)
         needed = -(-(nodes - spare) // gives)
         if needed > len(candidates) or (below is not None and _price(candidates[:needed]) >= below):
             return None
@@ -400,7 +402,20 @@ def _pro_rata(victim: Priced) -> tuple[float, int, str]:
 
 
 def _size(claim: Claim) -> int:
-    return (claim.shape.accelerators or claim.shape.cores) * claim.nodes
+    """Thousandths of cards that a claim holds, or of cores where it has no cards."""
+    shape = claim.shape
+    return (shape.accelerators * shape.card_permille or shape.cores * 1000) * claim.nodes
+
+
+def _units(node: NodeShape, claim: Claim) -> int:
+    """Units of a node that one node of a claim holds, by its cards or else its cores."""
+    part = part_permille(node, claim.shape)
+    return part_units(part) if part else claim.shape.accelerators * card_units(node) or claim.shape.cores
+
+
+def _cards_s(victim: Priced) -> int:
+    shape = victim.claim.shape
+    return shape.accelerators * shape.card_permille * victim.claim.nodes * victim.lost_s // 1000
 
 
 def _price(victims: Iterable[Priced]) -> int:

@@ -215,7 +215,10 @@ class Accuracy(StrEnum):
 class NodeShape:
     """A node, or a slice of one.  `accelerator` is a canonical product name or "" for CPU only.
 
-    Memory is GiB per node; `accelerator_memory_gib` is per card.
+    Memory is GiB per node; `accelerator_memory_gib` is per device, and a device is a whole card or the
+    `card_permille` thousandths of one: an instance that the platform has cut (MIG), or the part of one
+    card that a request takes (vGPU; then `accelerators` is 1).  `split_permille` is said of nodes
+    alone: the platform gives away parts of their cards in steps of so many thousandths; 0: it does not.
     """
 
     arch: str
@@ -224,6 +227,8 @@ class NodeShape:
     accelerator: str = ""
     accelerators: int = 0
     accelerator_memory_gib: int = 0
+    card_permille: int = 1000
+    split_permille: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +242,17 @@ class Spec:
 
 @dataclass(frozen=True, slots=True, order=True)
 class FreeNodes:
-    """`nodes` nodes of a pool of which so much is free each."""
+    """`nodes` nodes of a pool of which so much is free each.
+
+    `accelerators` are devices that are wholly free; `parts` is what is free of each card that is partly
+    used, in thousandths, ascending (only where cards are split).
+    """
 
     cores: int
     memory_gib: int
     accelerators: int
     nodes: int
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,15 @@ from broker.core.model import (
     Tier,
     Why,
 )
+from broker.core.packing import pack_on_cards
 from broker.core.queue import Span, as_queue
-from broker.core.resources import effective_gflops, rate_micro_per_hour, slot_size
+from broker.core.resources import (
+    effective_gflops,
+    rate_micro_per_hour,
+    same_card_memory,
+    same_devices,
+    slot_size,
+)
 from broker.core.snapshot import (
     Free,
     effective_free,
@@ -363,8 +370,10 @@ def _pool_faults(kind: Placement, job_class: JobClass, pool: Pool, snapshot: Sna
         yield f"{shape.accelerator!r} on {node.accelerator!r}"
     if shape.arch != node.arch:
         yield f"{shape.arch} on {node.arch}"
-    if shape.accelerators and shape.accelerator_memory_gib != node.accelerator_memory_gib:
+    if not same_card_memory(node, shape):
         yield f"{shape.accelerator_memory_gib} GiB cards on {node.accelerator_memory_gib} GiB cards"
+    if not same_devices(node, shape):
+        yield f"{shape.accelerators} x {shape.card_permille} of {node.card_permille} thousandths"
     if pool.specs and all(kind.spec.id != s.id for s in pool.specs):
         yield f"{kind.spec.id} is not offered"
     slot = slot_size(node, shape)
@@ -419,6 +428,8 @@ def pack(
 
     Returns what does not fit.  A slot takes its units, and its cards, cores and GiB must be free too.
     """
+    if pool.shape.split_permille:
+        return pack_on_cards(pool.shape, free, wanted)
     nodes: dict[tuple[int, int, int, int], int] = {}  # (units, cards, cores, GiB) left: how many
     for group in free:
         state = (units(pool.shape, group), group.accelerators, group.cores, group.memory_gib)

@@ -8,8 +8,9 @@ matter.  An option is a class in a pool it may use.  A started job takes `nodes`
 units of one pool; the slots of a gang may share a node.
 
 Slot rows.  For every slot size t in use in a pool, the slots of at least t units that are taken,
-each counted as floor(tau / t), are at most the sum over nodes of floor(units / t).  Sizes are powers
-of two and the whole node, so these rows hold exactly when first-fit decreasing packs all slots.
+each counted as floor(tau / t), are at most the sum over nodes of floor(units / t), or where cards are
+split of what their cards hold (snapshot.slots).  Sizes are powers of two and the whole node, so these
+rows hold exactly when first-fit decreasing packs all slots.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ What belongs here: arithmetic over shapes of nodes that needs nothing but its ar
 not: reading files (the catalogue's text is passed in), histograms of free nodes (core/snapshot.py)
 and what may run where (policies/fit.py).
 
-A node is divided into *units*: its cards, or its cores where it has no cards.  A job's node takes a
-*slot*: a power of two of units, or the whole node.
+A node is divided into *units*: its cards, or its cores where it has no cards; where cards are split,
+each is PART_UNITS units.  A job's node takes a *slot*: a power of two of units, or the whole node.  A
+slot that is no larger than a card is on one card, a larger one takes whole cards.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ from broker.core.model import Accelerator, NodeShape, Pool, Price, Spec, SpecId
 DAY_MIN = 24 * 60
 CORE_MILLICARDS = 50
 """A core of a CPU node counts as 50 thousandths of a card wherever one figure must rank both."""
+PART_UNITS = 1024
+"""Units of a card that the platform splits: a power of two, so that slots of parts pack exactly, and
+finer than the thousandths in which parts are counted."""
 
 
 # ---------------------------------------------------------------- the catalogue
@@ -128,37 +132,77 @@ def _thousandths(value: Any, *, where: str, key: str) -> int:
 def effective_gflops(shape: NodeShape, products: Products) -> int:
     """Effective FP16 GFLOPS of one node of this shape; 0 without cards or for an unknown product."""
     product = products.get(shape.accelerator) if shape.accelerators else None
-    return 0 if product is None else shape.accelerators * product.effective_gflops
+    return 0 if product is None else millicards(shape) * product.effective_gflops // 1000
 
 
 # ---------------------------------------------------------------- units, slots, slices, ids
 
 
 def unit_count(shape: NodeShape) -> int:
-    """Units a node is divided into: its cards, else its cores."""
-    return shape.accelerators or shape.cores
+    """Units a node is divided into: its cards (each PART_UNITS where they are split), else its cores."""
+    return shape.accelerators * card_units(shape) or shape.cores
+
+
+def card_units(shape: NodeShape) -> int:
+    """Units of one card of a node."""
+    return PART_UNITS if shape.split_permille else 1
 
 
 def millicards(shape: NodeShape) -> int:
     """One node of this shape in thousandths of a card; see CORE_MILLICARDS for a node without cards."""
-    return shape.accelerators * 1000 if shape.accelerators else shape.cores * CORE_MILLICARDS
+    return shape.accelerators * shape.card_permille if shape.accelerators else shape.cores * CORE_MILLICARDS
+
+
+def is_part(node: NodeShape, wanted: NodeShape) -> bool:
+    """Whether `wanted` is a part of one card of a node whose cards are split."""
+    return bool(node.split_permille and wanted.accelerators) and wanted.card_permille < node.card_permille
+
+
+def part_permille(node: NodeShape, wanted: NodeShape) -> int:
+    """Thousandths of one card of `node` that a part takes: the larger of its shares of computing power
+    and of the card's memory; 0 where `wanted` takes whole devices or none."""
+    if not is_part(node, wanted):
+        return 0
+    memory = 0
+    if node.accelerator_memory_gib:
+        memory = -(-wanted.accelerator_memory_gib * 1000 // node.accelerator_memory_gib)
+    return max(wanted.card_permille, memory)
+
+
+def same_devices(node: NodeShape, wanted: NodeShape) -> bool:
+    """Whether a node has devices as large as `wanted` asks for, or gives away such parts of them."""
+    if not wanted.accelerators or wanted.card_permille == node.card_permille:
+        return True
+    return (
+        is_part(node, wanted) and wanted.accelerators == 1 and wanted.card_permille % node.split_permille == 0
+    )
+
+
+def same_card_memory(node: NodeShape, wanted: NodeShape) -> bool:
+    """Whether memory per device is exactly what `wanted` asks for; a part has at most the card's."""
+    there, asked = node.accelerator_memory_gib, wanted.accelerator_memory_gib
+    return not wanted.accelerators or there == asked or (is_part(node, wanted) and asked <= there)
 
 
 def slot_size(node: NodeShape, wanted: NodeShape) -> int:
     """Units of `node` that one node of a job takes: a power of two, or all of them; 0: does not fit.
 
     A slot of t of G units owns t/G of the node's cores and memory, so its size is the largest of the
-    three shares, rounded up to a power of two; what then exceeds G takes the whole node.
+    three shares, rounded up to a power of two; what then exceeds G takes the whole node.  The units of
+    a part of a card are its share of PART_UNITS.
     """
     total = unit_count(node)
     fits = (
         wanted.accelerators <= node.accelerators
         and wanted.cores <= node.cores
         and wanted.memory_gib <= node.memory_gib
+        and same_devices(node, wanted)
     )
     if total == 0 or not fits:
         return 0
-    shares = [1, wanted.accelerators]
+    part = part_permille(node, wanted)
+    own = part_units(part) if part else wanted.accelerators * card_units(node)
+    shares = [1, own]
     if node.cores:
         shares.append(-(-wanted.cores * total // node.cores))
     if node.memory_gib:
@@ -166,14 +210,41 @@ def slot_size(node: NodeShape, wanted: NodeShape) -> int:
     return min(1 << (max(shares) - 1).bit_length(), total)
 
 
+def part_units(permille: int) -> int:
+    """Units of a split card that a part of it takes, rounded up."""
+    return -(-permille * PART_UNITS // 1000)
+
+
+PARTS_PERMILLE = (125, 250, 500)
+"""Parts of a card that are offered where cards are split and the platform lists no specs."""
+
+
 def slices(shape: NodeShape) -> tuple[Spec, ...]:
-    """The specs of a pool whose platform lists none: 1, 2, 4 … units and the whole node.
+    """The specs of a pool whose platform lists none: 1, 2, 4 … cards (cores) and the whole node, and
+    those of PARTS_PERMILLE that the platform's steps allow.
 
     Cores and GiB are the slice's share, rounded down, at least one each.
     """
-    total = unit_count(shape)
+    total = shape.accelerators or shape.cores
     sizes = [1 << bit for bit in range(total.bit_length()) if 1 << bit < total]
-    return tuple(_slice(shape, size, total) for size in (*sizes, total) if size)
+    split = shape.split_permille if shape.accelerators else 0
+    parts = [_part(shape, p) for p in PARTS_PERMILLE if split and p % split == 0]
+    return (*parts, *(_slice(shape, size, total) for size in (*sizes, total) if size))
+
+
+def _part(shape: NodeShape, permille: int) -> Spec:
+    cards = shape.accelerators * 1000
+    return make_spec(
+        replace(
+            shape,
+            cores=max(1, shape.cores * permille // cards),
+            memory_gib=max(1, shape.memory_gib * permille // cards),
+            accelerators=1,
+            accelerator_memory_gib=shape.accelerator_memory_gib * permille // 1000,
+            card_permille=permille,
+            split_permille=0,
+        )
+    )
 
 
 def _slice(shape: NodeShape, size: int, total: int) -> Spec:
@@ -185,6 +256,7 @@ def _slice(shape: NodeShape, size: int, total: int) -> Spec:
             accelerator=shape.accelerator,
             accelerators=size if shape.accelerators else 0,
             accelerator_memory_gib=shape.accelerator_memory_gib,
+            card_permille=shape.card_permille,
         )
     )
 
@@ -195,17 +267,21 @@ def make_spec(shape: NodeShape) -> Spec:
 
 
 def spec_id(shape: NodeShape) -> SpecId:
-    """A readable, URL-safe id: ``nvidia-gpu-a800-80g-x8-128c-1024g-x86`` or ``cpu-16c-64g-x86``.
+    """A readable, URL-safe id: ``nvidia-gpu-a800-80g-x8-128c-1024g-x86`` or ``cpu-16c-64g-x86``; a
+    quarter of a card is ``…-x1p250-…``, a node whose cards are split in hundredths ``…-x8s10-…``.
 
     Equal for equal shapes anywhere and different for different ones, letter case of names aside:
     a character that is not a letter a-z, a digit or a dot becomes ``_`` and two hexadecimal digits
     per UTF-8 byte, so that no part can hold the separator.
     """
     tail = [f"{shape.cores}c", f"{shape.memory_gib}g", _escaped(shape.arch)]
-    if not shape.accelerator and not shape.accelerators and not shape.accelerator_memory_gib:
+    part = f"p{shape.card_permille}" if shape.card_permille != 1000 else ""
+    split = f"s{shape.split_permille}" if shape.split_permille else ""
+    plain = not (part or split)
+    if plain and not shape.accelerator and not shape.accelerators and not shape.accelerator_memory_gib:
         return SpecId("-".join(["cpu", *tail]))
     product = [_escaped(part) for part in shape.accelerator.split("/")]
-    cards = [f"{shape.accelerator_memory_gib}g", f"x{shape.accelerators}"]
+    cards = [f"{shape.accelerator_memory_gib}g", f"x{shape.accelerators}{part}{split}"]
     return SpecId("-".join([*product, *cards, *tail]))
 
 
@@ -215,11 +291,13 @@ def _escaped(text: str) -> str:
 
 
 def spec_name(shape: NodeShape) -> str:
-    """The name for people: ``8×A800 80GB · 128C · 1024GiB``."""
+    """The name for people: ``8×A800 80GB · 128C · 1024GiB``, ``1×25% A800 20GB · 4C · 32GiB``."""
     host = f"{shape.cores}C · {shape.memory_gib}GiB"
     if not shape.accelerators:
         return host
     model = shape.accelerator.split("/")[-1]
+    if shape.card_permille != 1000:
+        model = f"{shape.card_permille / 10:g}% {model}"
     return f"{shape.accelerators}×{model} {shape.accelerator_memory_gib}GB · {host}"
 
 
@@ -230,9 +308,10 @@ def spec_name(shape: NodeShape) -> str:
 class Totals:
     """Nodes summed into one shape, as the standard's `totalResource` and `idleResource` want it.
 
-    Cores, GiB and cards are plain sums.  `arch`, `kind` and `accelerator` are joined by "," in order
-    of descending card count where several occur; `accelerator_memory_gib` is the least per card.
-    `entries` are exact: one sum per (arch, product, memory per card).
+    Cores, GiB and devices are plain sums; `millicards` are thousandths of whole cards.  `arch`, `kind`
+    and `accelerator` are joined by "," in order of descending card count where several occur;
+    `accelerator_memory_gib` is the least per card.
+    `entries` are exact: one sum per (arch, product, memory per device, part of a card it is).
     """
 
     arch: str
@@ -244,11 +323,12 @@ class Totals:
     accelerator_memory_gib: int
     nodes: int
     entries: tuple[NodeShape, ...]
+    millicards: int = 0
 
 
 def totals(rows: Iterable[tuple[NodeShape, int]]) -> Totals:
     """Sums `(shape, nodes)` rows; the order of rows does not matter."""
-    sums: dict[tuple[str, str, int], tuple[int, int, int]] = {}
+    sums: dict[tuple[str, str, int, int], tuple[int, int, int]] = {}
     count = 0
     for shape, nodes in rows:
         count += nodes
@@ -257,6 +337,7 @@ def totals(rows: Iterable[tuple[NodeShape, int]]) -> Totals:
             shape.arch,
             shape.accelerator if carded else "",
             shape.accelerator_memory_gib if carded else 0,
+            shape.card_permille if carded else 1000,
         )
         cores, memory, cards = sums.get(key, (0, 0, 0))
         sums[key] = (
@@ -266,8 +347,8 @@ def totals(rows: Iterable[tuple[NodeShape, int]]) -> Totals:
         )
     entries = sorted(
         (
-            NodeShape(arch, cores, memory, product, cards, card_memory)
-            for (arch, product, card_memory), (cores, memory, cards) in sums.items()
+            NodeShape(arch, cores, memory, product, cards, card_memory, permille)
+            for (arch, product, card_memory, permille), (cores, memory, cards) in sums.items()
         ),
         key=lambda e: (-e.accelerators, -e.cores, e),
     )
@@ -282,6 +363,7 @@ def totals(rows: Iterable[tuple[NodeShape, int]]) -> Totals:
         accelerator_memory_gib=min((e.accelerator_memory_gib for e in carded_entries), default=0),
         nodes=count,
         entries=tuple(entries),
+        millicards=sum(e.accelerators * e.card_permille for e in entries),
     )
 
 
@@ -327,6 +409,11 @@ def _holds(price: Price, minute_of_week: int) -> bool:
 
 
 def rate_micro_per_hour(pool: Pool, shape: NodeShape, nodes: int, minute_of_week: int) -> int:
-    """What `nodes` nodes of `shape` cost in this pool per hour; a pool without a price costs 0."""
-    amount = shape.accelerators if pool.shape.accelerators else shape.cores
-    return (price_at(pool.prices, minute_of_week) or 0) * amount * nodes
+    """What `nodes` nodes of `shape` cost in this pool per hour; a pool without a price costs 0.
+
+    A part of a card costs that part of the price, rounded down to a micro-CNY.
+    """
+    price = price_at(pool.prices, minute_of_week) or 0
+    if not pool.shape.accelerators:
+        return price * shape.cores * nodes
+    return price * shape.accelerators * shape.card_permille // 1000 * nodes

@@ -286,6 +286,8 @@ def _shape(row: PoolRow) -> NodeShape:
         accelerator=row.accelerator,
         accelerators=row.accelerators,
         accelerator_memory_gib=row.accelerator_memory_gib,
+        card_permille=row.card_permille,
+        split_permille=row.split_permille,
     )
 
 

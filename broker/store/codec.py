@@ -61,11 +61,13 @@ def request_from_json(data: dict[str, Any]) -> JobRequest:
 
 
 def free_to_json(free: tuple[FreeNodes, ...]) -> list[list[int]]:
-    return [[f.cores, f.memory_gib, f.accelerators, f.nodes] for f in free]
+    return [[f.cores, f.memory_gib, f.accelerators, f.nodes, *f.parts] for f in free]
 
 
 def free_from_json(data: list[list[int]]) -> tuple[FreeNodes, ...]:
-    return tuple(FreeNodes(*row) for row in data)
+    return tuple(
+        FreeNodes(cores, memory, cards, nodes, tuple(parts)) for cores, memory, cards, nodes, *parts in data
+    )
 
 
 def price_to_json(price: Price) -> dict[str, Any]:

@@ -174,7 +174,10 @@ def usage(session: Session, now_ms: int, half_life_s: int) -> dict[TenantId, int
     Ends are taken together by the hour.  A node without accelerators counts nothing.
     """
     hour = col(Run.ended_ms) // 3_600_000
-    cards = col(Run.spec)["shape"]["accelerators"].as_integer()
+    shape = col(Run.spec)["shape"]
+    # Shapes written before cards had parts are of whole ones.
+    permille = func.coalesce(shape["card_permille"].as_integer(), 1000)
+    cards = shape["accelerators"].as_integer() * permille / 1000.0
     taken = func.sum((col(Run.ended_ms) - col(Run.started_ms)) * cards * col(Run.nodes))
     since_ms = now_ms - USAGE_HALF_LIVES * half_life_s * 1000
     query = (

@@ -1,0 +1,77 @@
+"""Whether slots fit on nodes whose cards are split, card by card: a part of the check of a plan.
+
+What belongs here: putting slots on real cards.  What does not: the arrays of the problem and counts of
+slots; a defect there must not hide itself here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from broker.core.model import FreeNodes, NodeShape, Spec
+from broker.core.resources import PART_UNITS, part_permille
+from broker.core.snapshot import host_units
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Split:
+    """What is left of a node whose cards are split; of every card its (units, thousandths), ascending."""
+
+    units: int  # that cores and memory allow
+    cores: int
+    memory_gib: int
+    cards: tuple[tuple[int, int], ...]
+
+    def take(self, slot: int, shape: NodeShape, part: int) -> _Split | None:
+        """The node with a slot taken on the fullest card that holds it, or on whole cards; None: no room."""
+        if self.units < slot or self.cores < shape.cores or self.memory_gib < shape.memory_gib:
+            return None
+        need = (min(slot, PART_UNITS), part or (1000 if shape.accelerators else 0))
+        holding = [i for i, card in enumerate(self.cards) if card[0] >= need[0] and card[1] >= need[1]]
+        count = max(1, slot // PART_UNITS)
+        if len(holding) < count:
+            return None
+        cards = list(self.cards)
+        for number, i in enumerate(holding[:count]):
+            taken = need[1] if number < max(1, shape.accelerators) else 0
+            cards[i] = (cards[i][0] - need[0], cards[i][1] - taken)
+        return _Split(
+            self.units - slot,
+            self.cores - shape.cores,
+            self.memory_gib - shape.memory_gib,
+            tuple(sorted(cards)),
+        )
+
+
+def pack_on_cards(
+    node: NodeShape, free: Sequence[FreeNodes], wanted: Mapping[tuple[int, Spec], int]
+) -> dict[tuple[int, Spec], int]:
+    """Puts (slot, spec) → count on real nodes, largest slots first, the fullest node that holds one.
+
+    A slot up to a card is on one card, a larger one on whole cards.  Returns what does not fit.
+    """
+    nodes: Counter[_Split] = Counter()
+    for group in free:
+        cards = [(part * PART_UNITS // 1000, part) for part in group.parts]
+        cards += [(PART_UNITS, 1000)] * group.accelerators
+        state = _Split(host_units(node, group), group.cores, group.memory_gib, tuple(sorted(cards)))
+        nodes[state] += group.nodes
+    unpacked: dict[tuple[int, Spec], int] = {}
+    for (slot, spec), count in sorted(wanted.items(), key=lambda w: (-w[0][0], w[0][1].id)):
+        part, left = part_permille(node, spec.shape), count
+        while left:
+            after = {s: s.take(slot, spec.shape, part) for s, n in nodes.items() if n}
+            fitting = [s for s, then in after.items() if then is not None]
+            if not fitting:
+                unpacked[slot, spec] = left
+                break
+            state = min(fitting)
+            then = after[state]
+            assert then is not None
+            taken = min(left, nodes[state])
+            nodes[state] -= taken
+            nodes[then] += taken
+            left -= taken
+    return unpacked
