@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 def held_limits(p: Problem) -> tuple[Limit, ...]:
     """Rows for the pools in which something is held, and for the in-flight room of who may start."""
+    if not p.holdings:
+        return ()
     limits = [
         limit
         for at, pool in enumerate(p.pools)

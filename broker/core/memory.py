@@ -99,6 +99,9 @@ class Memory:
         self._bounds: IntArray = _NONE
         self._bound_by: list[tuple[FreeNodes, ...] | None] = []
         self._free: dict[PoolId, tuple[Pool, int, tuple[Claim, ...], tuple[FreeNodes, ...]]] = {}
+        self._free_in: Snapshot | None = None  # the snapshot of the last answer, and that answer
+        self._found: dict[PoolId, tuple[FreeNodes, ...]] = {}
+        self._bound_in: object = None  # what was free where bounds were last counted
 
     # ------------------------------------------------------------ what changed
 
@@ -228,7 +231,7 @@ class Memory:
         self._rows = made = self._make_rows(p, nodes[p.option_class], limits)
         if known is None or len(known.row_size) != len(made.row_size):  # sizes only come
             self._bounds = np.zeros(len(made.row_pool), dtype=np.int64)
-            self._bound_by = [None] * len(p.pools)
+            self._bound_by, self._bound_in = [None] * len(p.pools), None
         return made
 
     def _make_rows(self, p: Problem, nodes: IntArray, limits: tuple[Limit, ...]) -> Rows:
@@ -236,7 +239,7 @@ class Memory:
         # 1 slot rows: one per pool and slot size in use there; an option is in those up to its own size
         slotted = ~p.pool.unknown[p.option_pool]
         own_key = (p.option_pool * ROW_KEY + p.tau)[slotted]
-        self._sizes = keys = np.union1d(self._sizes, own_key)
+        keys = np.union1d(self._sizes, own_key)
         row_pool, row_size = keys // ROW_KEY, keys % ROW_KEY
         smallest = np.searchsorted(row_pool, p.option_pool[slotted])
         spans = np.searchsorted(keys, own_key) - smallest + 1
@@ -244,9 +247,12 @@ class Memory:
         within = np.arange(len(slot_option), dtype=np.int64) - np.repeat(np.cumsum(spans) - spans, spans)
         slot_row = np.repeat(smallest, spans) + within
         slot_coef = nodes[slot_option] * (p.tau[slot_option] // row_size[slot_row])
-        names = [
-            f"slots:{p.pools[i].id}:{t}" for i, t in zip(row_pool.tolist(), row_size.tolist(), strict=True)
-        ]
+        if len(keys) != len(self._sizes) or not self._rows:  # sizes only come
+            pairs = zip(row_pool.tolist(), row_size.tolist(), strict=True)
+            names = [f"slots:{p.pools[i].id}:{t}" for i, t in pairs]
+        else:
+            names = list(self._rows.names[: len(keys)])
+        self._sizes = keys
         # 2 in-flight rows, one per center; 3 limits
         in_flight_row = len(names) + p.pool.center[p.option_pool]
         names += [f"in-flight:{c.id}" for c in p.centers]
@@ -272,6 +278,8 @@ class Memory:
 
     def slot_bounds(self, p: Problem, rows: Rows) -> IntArray:
         """Slots of every slot row; counted again for pools where other nodes are free."""
+        if p.free is self._bound_in:
+            return self._bounds.copy()
         ends = np.searchsorted(rows.row_pool, np.arange(len(p.pools) + 1)).tolist()
         for i, pool in enumerate(p.pools):
             free = p.free[pool.id]
@@ -279,12 +287,19 @@ class Memory:
                 for r in range(ends[i], ends[i + 1]):
                     self._bounds[r] = supply(pool.shape, free, int(rows.row_size[r]))
                 self._bound_by[i] = free
+        self._bound_in = p.free
         return self._bounds.copy()
 
     # ------------------------------------------------------------ what is free
 
     def free(self, snapshot: Snapshot) -> dict[PoolId, tuple[FreeNodes, ...]]:
-        """effective_free(snapshot, reservations=()), pool by pool where report or claims changed."""
+        """effective_free(snapshot, reservations=()), pool by pool where report or claims changed; the
+        same object where nothing did."""
+        last = self._free_in
+        if last is not None and (last.pools, last.claims) == (snapshot.pools, snapshot.claims):
+            lags = [center.report_lag_s for center in snapshot.centers]
+            if [center.report_lag_s for center in last.centers] == lags:
+                return self._found
         claims: dict[PoolId, list[Claim]] = {}
         for claim in snapshot.claims:
             claims.setdefault(claim.pool, []).append(claim)
@@ -310,6 +325,7 @@ class Memory:
                 found[pool.id] = fresh[pool.id]
         if len(self._free) > 2 * len(snapshot.pools):
             self._free = {pool.id: self._free[pool.id] for pool in snapshot.pools}
+        self._free_in, self._found = snapshot, found
         return found
 
 

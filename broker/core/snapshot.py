@@ -232,7 +232,9 @@ def holdings(snapshot: Snapshot) -> dict[PoolId, Holding]:
     by_pool: dict[PoolId, list[Reservation]] = {}
     for hold in in_force(snapshot):
         by_pool.setdefault(hold.pool, []).append(hold)
-    found = {}
+    found: dict[PoolId, Holding] = {}
+    if not by_pool:
+        return found
     for pool in snapshot.pools:
         held = by_pool.get(pool.id)
         if held is not None and pool.accuracy is not Accuracy.UNKNOWN:
