@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adapters.files import content, results_below
 from adapters.local_runner import PATH, LocalRun, Owner, boot_id, launcher, make_dir, reap
 from adapters.nodes import Held, histogram, misfit, pack, rooms
 from broker.adapter import (
@@ -75,7 +76,6 @@ TRAITS = Traits(
     lookup=Lookup.FIND_BY_NAME,
     max_batch=1000,
 )
-CHUNK_BYTES = 64 * 1024
 MIN_FREE_BYTES = 1 << 30  # below this `broker doctor` complains
 _ARCHES = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM", "arm64": "ARM"}
 _OPTIONS = ("work_dir", "cores", "memory_gib", "run_as")
@@ -364,22 +364,19 @@ class Local:
 
     async def logs(self, run: RunRef, node: int, offset: int) -> AsyncIterator[bytes]:
         """Standard output and error of one rank, in chunks of 64 KiB; nothing where there is none."""
-        folder = self._dir / "runs" / run.id / f"node-{node}"
         if run.id not in self._runs:
             return
-        fd = await asyncio.to_thread(_open_below, folder, folder / "log")
-        if fd is not None:
-            async for chunk in _chunks(fd, offset, os.fstat(fd).st_size):
-                yield chunk
+        folder = self._dir / "runs" / run.id / f"node-{node}"
+        async for chunk in content(folder, "log", offset):
+            yield chunk
 
     async def results(self, run: RunRef) -> AsyncIterator[ResultFile]:
         """The files below output/, in order of their paths; a link that leads outside is left out."""
         if run.id not in self._runs:
             return
         root = self._dir / "runs" / run.id / "output"
-        for path, size in await asyncio.to_thread(_files, root):
-            shown = os.fsencode(path).decode(errors="replace")
-            yield ResultFile(shown, size, _content(root, path, size))
+        for result in await asyncio.to_thread(results_below, root):
+            yield result
 
     async def stage(self, copy: CopyRef) -> CopySighting:
         """Nothing is copied: jobs find a link to the source in BROKER_DATASETS_DIR."""
@@ -444,53 +441,3 @@ class Local:
 
 def _held(live: list[LocalRun], pool: str) -> list[Held]:
     return [run.stored.held for run in live if run.stored.pool == pool]
-
-
-def _open_below(root: Path, path: Path) -> int | None:
-    """A descriptor of a regular file whose place, links resolved, is below `root`; else None.
-
-    The place of what was opened is looked at, not the name: a job may swap names at any moment.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    place = os.path.realpath(f"/proc/self/fd/{fd}")
-    if os.path.isfile(f"/proc/self/fd/{fd}") and place.startswith(f"{os.path.realpath(root)}/"):
-        return fd
-    os.close(fd)
-    return None
-
-
-def _files(root: Path) -> list[tuple[str, int]]:
-    """Path below `root`, with forward slashes, and size of each regular file."""
-    found = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            fd = _open_below(root, path)
-            if fd is not None:
-                found.append((path.relative_to(root).as_posix(), os.fstat(fd).st_size))
-                os.close(fd)
-    return sorted(found)
-
-
-async def _content(root: Path, path: str, size: int) -> AsyncIterator[bytes]:
-    fd = await asyncio.to_thread(_open_below, root, root / path)
-    if fd is None:
-        raise Unavailable(f"{root / path} is no longer there")
-    async for chunk in _chunks(fd, 0, size):
-        yield chunk
-
-
-async def _chunks(fd: int, offset: int, end: int) -> AsyncIterator[bytes]:
-    """Bytes [offset, end) of a file, which is closed afterwards."""
-    try:
-        while offset < end:
-            chunk = await asyncio.to_thread(os.pread, fd, min(CHUNK_BYTES, end - offset), offset)
-            if not chunk:
-                return
-            yield chunk
-            offset += len(chunk)
-    finally:
-        os.close(fd)
