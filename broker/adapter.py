@@ -267,8 +267,70 @@ class RawAnswer:
     content_type: str = "application/json"
 
 
+class ArgumentKind(StrEnum):
+    TEXT = "text"
+    WHOLE = "whole"  # an integer
+    FLAG = "flag"
+    FILE = "file"  # the text of a file of whoever gives the command
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a vendor command.  `name` is lower case with hyphens, as on the command line.
+
+    A `secret` one is never written into the audit.  `many`: a list of values.
+    """
+
+    name: str
+    help: str
+    kind: ArgumentKind = ArgumentKind.TEXT
+    required: bool = False
+    many: bool = False
+    secret: bool = False
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VendorCommand:
+    """What only this platform can do, for operators; the scheduler never uses it.
+
+    `run` gets the checked arguments by name: str, int, bool or tuples of them; those that were not
+    given are absent, a flag is False.  It gives back what JSON can hold (Decimal too) and raises
+    adapter errors.
+    """
+
+    name: str
+    help: str
+    run: Callable[[Mapping[str, Any]], Awaitable[Any]]
+    arguments: tuple[Argument, ...] = ()
+    timeout_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformRequest:
+    """A request that a platform makes of us."""
+
+    query: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A path that a platform calls.  Several centers may have the same one: `answer` gives None for a
+    request that is not signed by its own center, and then another center is asked."""
+
+    method: str
+    path: str
+    answer: Callable[[PlatformRequest], Awaitable[RawAnswer | None]]
+
+
 class Adapter(Protocol):
-    """One center's platform.  Optional tables `commands` and `callbacks` are looked up by name."""
+    """One center's platform.
+
+    Two optional tables are looked up by name: `commands`, of VendorCommand, and `callbacks`, of
+    Callback.
+    """
 
     center: CenterId
     traits: Traits
@@ -349,3 +411,13 @@ class Connection:
 
 
 AdapterFactory = Callable[[Connection], Awaitable[Adapter]]
+
+
+def commands_of(adapter: Adapter) -> tuple[VendorCommand, ...]:
+    """The vendor commands of an adapter, if it has any."""
+    return tuple(getattr(adapter, "commands", ()))
+
+
+def callbacks_of(adapter: Adapter) -> tuple[Callback, ...]:
+    """The paths that its platform calls, if there are any."""
+    return tuple(getattr(adapter, "callbacks", ()))

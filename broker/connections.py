@@ -53,6 +53,10 @@ class Connections:
         """The adapter if it is open; opens nothing."""
         return self._open.get(center)
 
+    def opened(self) -> list[Adapter]:
+        """Those that are open, in the order of their centers' ids."""
+        return [self._open[center] for center in sorted(self._open)]
+
     async def adapter(self, center: CenterId) -> Adapter:
         """The adapter of a center, opened if need be.
 

@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -128,6 +128,18 @@ def _factories() -> Mapping[str, AdapterFactory]:
         return lambda connection: _adapter(module, connection)
 
     return {name: factory(module) for name, module in ADAPTERS.items()}
+
+
+def _platform_paths(configured: Iterable[CenterSettings]) -> tuple[tuple[str, str], ...]:
+    """Method and path of every callback that the adapters in use may have: their CALLBACK_PATHS.
+
+    The API needs them before it starts; the adapters themselves are opened later.
+    """
+    modules = {ADAPTERS[center.adapter] for center in configured if center.adapter in ADAPTERS}
+    found = {
+        path for name in modules for path in getattr(importlib.import_module(name), "CALLBACK_PATHS", ())
+    }
+    return tuple(sorted(found))
 
 
 @dataclass(slots=True)
@@ -255,6 +267,9 @@ class Daemon:
             class_key=class_key,
             signing_key=key,
             ready=lambda: self._started,
+            adapter=parts.connections.adapter,
+            open_adapters=parts.connections.opened,
+            platform_paths=_platform_paths(self._settings.centers),
             server_name=server.name,
             public_url=server.public_url.rstrip("/"),
             timezone=server.zone,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,14 +22,18 @@ import pytest
 from adapters import fake, local
 from broker.adapter import (
     Adapter,
+    ArgumentKind,
     Connection,
     NoCapacity,
+    RawAnswer,
     Refused,
     RemoteState,
     RunRef,
     RunSpec,
     Sighting,
     StatedPool,
+    Unsupported,
+    commands_of,
 )
 from broker.core.model import CenterId, JobId, NodeShape, RemoteId, RunId, Spec, SpecId
 
@@ -319,3 +324,45 @@ async def test_concurrent_submissions_never_overfill(subject: Subject) -> None:
     answers = await asyncio.gather(*map(subject.adapter.submit, specs), return_exceptions=True)
     assert sum(isinstance(answer, NoCapacity) for answer in answers) == 4
     assert await subject.free_cards() == 0
+
+
+# ---------------------------------------------------------------- for operators
+
+
+async def test_the_doctor_finds_a_healthy_center_healthy(subject: Subject) -> None:
+    checks = [check async for check in subject.adapter.checks()]
+    assert [check for check in checks if not check.ok] == []
+    assert checks
+    assert len({check.name for check in checks}) == len(checks)
+    assert all(check.detail for check in checks), "a check says what it found"
+
+
+async def test_the_catalogue_is_whole(subject: Subject) -> None:
+    images = (await subject.adapter.catalogue()).images
+    assert len({(image.id, image.arch) for image in images}) == len(images)
+    assert all(image.id and image.native for image in images)
+
+
+async def test_a_raw_call_answers_or_is_unsupported(subject: Subject) -> None:
+    try:
+        answer: RawAnswer | None = await subject.adapter.call("GET", "/no/such/path", None)
+    except Unsupported:
+        answer = None
+    assert answer is None or answer.status >= 200
+    with pytest.raises((Refused, Unsupported)):
+        await subject.adapter.call("GET", "//elsewhere.example/", None)
+
+
+async def test_vendor_commands_can_be_shown_and_given(subject: Subject) -> None:
+    commands = commands_of(subject.adapter)
+    assert len({command.name for command in commands}) == len(commands)
+    for command in commands:
+        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", command.name), command.name
+        assert command.help, command.name
+        names = [argument.name for argument in command.arguments]
+        assert len(set(names)) == len(names)
+        assert not {"center", "json", "help"} & set(names), "words of the command line itself"
+        for argument in command.arguments:
+            assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", argument.name), argument.name
+            assert argument.help, f"{command.name} {argument.name}"
+            assert not (argument.kind is ArgumentKind.FLAG and (argument.required or argument.many))

@@ -22,7 +22,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic.alias_generators import to_camel
 from typer.main import get_command
 
+from adapters import breaker, http, session
 from broker import cli, telemetry
+from broker.adapter import Connection, Denied, Traits, Unavailable
 from broker.api.app import CLOSED, OPEN
 from broker.api.errors import ANNEX_B
 from broker.api.models import Config
@@ -43,11 +45,12 @@ from broker.config.schema import (
     restart_keys,
 )
 from broker.core import explain
-from broker.core.model import JobState, RunState
+from broker.core.model import CenterId, JobState, RunState
 from broker.core.policy import PolicySet, load_policies
 from broker.core.problem import build
 from broker.daemon import ADAPTERS
 from tests import builders
+from tests.raw_server import Arrived, document, raw_server
 
 ROOT = Path(__file__).parent.parent
 ENGLISH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -204,6 +207,8 @@ def test_every_command_exists(page: Path) -> None:
         length = 2 if any(name.startswith(f"{words[0]} ") for name in known) else 1
         name = " ".join(words[:length])
         assert name in known, f"broker {' '.join(words)}"
+        if known[name].context_settings.get("ignore_unknown_options"):
+            continue  # the daemon knows its words
         options = {o for p in known[name].params for o in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
         used = {
             word.partition("=")[0].strip("[]") for word in words[length:] if word.lstrip("[").startswith("-")
@@ -392,6 +397,69 @@ def test_the_trace_of_the_page_is_replayed(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["finished"] == len(found[0].splitlines()) - 1
 
 
+# ---------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize("page", both("adapters.md"), ids=name_of)
+def test_the_table_of_traits_is_what_the_adapters_state(page: Path) -> None:
+    yes, no, none = ("yes", "no", "none") if page.parent.name == "docs" else ("是", "否", "无")
+
+    def cell(value: object) -> str:
+        if isinstance(value, bool):
+            return yes if value else no
+        return none if value is None else str(value)
+
+    stated = {name: import_module(module).TRAITS for name, module in ADAPTERS.items()}
+    facts = [each.name for each in dataclasses.fields(Traits)]
+    expected = [[f"`{fact}`", *(cell(getattr(t, fact)) for t in stated.values())] for fact in facts]
+    (heading, *rows) = next(found for found in tables(page).values() if found[1][0] == "`gang`")
+    told = [heading[1:-1], [row[:-1] for row in rows]]
+    lines = "\n".join(f"| {' | '.join(row)} | …" for row in expected)
+    assert told == [[f"`{name}`" for name in stated], expected], f"the table should be:\n{lines}"
+
+
+@pytest.mark.parametrize("page", both("adapters.md"), ids=name_of)
+def test_every_adapter_is_told_for_whom_it_is(page: Path) -> None:
+    found = next(iter(tables(page).values()))
+    assert set(by_code(found)) == set(PLATFORMS)
+    built = {text.strip("`") for level, text in headings(page) if level == 2}
+    assert set(ADAPTERS) <= built
+
+
+async def test_the_adapter_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [block.text for block in blocks(ROOT / "docs/adapters.md") if block.language == "python"]
+    (tmp_path / "our_platform.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "our_platform", raising=False)
+    logins = 0
+
+    def answers(request: Arrived) -> bytes | None:
+        nonlocal logins
+        if request.path == "/login":
+            logins += 1
+            if request.document != {"username": "u", "password": "p"}:
+                return document({"code": 401, "msg": "who?"})
+            return document({"code": 0, "data": {"token": f"t{logins}", "expiresIn": 60}})
+        if request.headers["authorization"] != "Bearer t2":
+            return document({"code": 401, "msg": "over"})
+        return document({"code": 0, "data": {"id": request.document["name"]}}) if request.body else None
+
+    async with raw_server(answers) as server:
+        options, account = {"base_url": server.url}, {"username": "u", "password": "p"}
+        connect = import_module("our_platform").connect
+        platform = await connect(Connection(CenterId("ours"), "bk", options, account))
+        assert await platform.submit("bk1", "true") == "bk1"
+        assert logins == 2
+        with pytest.raises(Unavailable):
+            await platform.stop("bk1")
+        refused = await connect(Connection(CenterId("ours"), "bk", options, {**account, "password": "x"}))
+        with pytest.raises(Denied, match="who"):
+            await refused.submit("bk2", "true")
+        await platform._http.aclose()
+        await refused._http.aclose()
+    assert [r.path for r in server.requests if "stop" in r.path] == ["/tasks/bk1/stop"]
+
+
 # ---------------------------------------------------------------- API, operations, architecture
 
 
@@ -417,7 +485,7 @@ def test_every_field_of_config_is_listed(page: Path) -> None:
 @pytest.mark.parametrize("page", both("operations.md"), ids=name_of)
 def test_every_metric_is_listed(page: Path) -> None:
     exposed = {}
-    for metric in vars(telemetry).values():
+    for metric in [each for module in (telemetry, http, session, breaker) for each in vars(module).values()]:
         if isinstance(metric, MetricWrapperBase):
             (family,) = metric.collect()
             name = f"{family.name}_total" if family.type == "counter" else family.name

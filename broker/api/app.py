@@ -11,6 +11,7 @@ from broker.api import (
     accounts,
     auth,
     broker_v1,
+    center_calls,
     centers,
     health,
     logs,
@@ -57,6 +58,10 @@ CLOSED: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/broker/v1/uploads", uploads.upload),
     ("POST", "/broker/v1/centers/{id}/drain", broker_v1.drain),
     ("POST", "/broker/v1/centers/{id}/resume", broker_v1.resume),
+    ("POST", "/broker/v1/centers/{id}/call", center_calls.call),
+    ("POST", "/broker/v1/centers/{id}/doctor", center_calls.doctor),
+    ("GET", "/broker/v1/centers/{id}/commands", center_calls.list_commands),
+    ("POST", "/broker/v1/centers/{id}/commands/{name}", center_calls.run_command),
     ("GET", "/broker/v1/accounts", accounts.list_all),
     ("POST", "/broker/v1/accounts", accounts.create),
     ("POST", "/broker/v1/accounts/{name}/grant", accounts.grant),
@@ -73,9 +78,10 @@ def application(context: Context) -> web.Application:
     app[CONTEXT] = context
     app[STOPPING] = asyncio.Event()
     app[auth.GATE] = auth.Gate(context)
-    app[auth.OPEN_ROUTES] = frozenset((method, path) for method, path, _ in OPEN)
+    called = [(*each, center_calls.platform_path(*each)) for each in context.platform_paths]
+    app[auth.OPEN_ROUTES] = frozenset((method, path) for method, path, _ in (*OPEN, *called))
     app[uploads.UNPACKING] = asyncio.Semaphore(uploads.UNPACK_AT_ONCE)
-    for method, path, handler in (*OPEN, *CLOSED):
+    for method, path, handler in (*OPEN, *CLOSED, *called):
         app.router.add_route(method, path, handler)
     app.on_startup.append(_open_gate)
     app.on_shutdown.append(_stop_waiting)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from aiohttp import web
@@ -10,22 +9,19 @@ from aiohttp import web
 from broker.api import wire
 from broker.api.admission import admit
 from broker.api.auth import need_operator
-from broker.api.centers import chosen
+from broker.api.centers import chosen, path_center
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError
 from broker.api.models import CreateJob, Resolve
 from broker.api.reading import Query, no_query, parse, read_body
 from broker.api.trainjob import new_job, path_job, read_admission, read_job
 from broker.core.events import Resolved
-from broker.core.model import CenterId, CenterState, RemoteId, RunState
+from broker.core.model import CenterState, RemoteId, RunState
 from broker.store import centers, jobs, rounds, views
-from broker.store.centers import NoSuchCenter
 from broker.store.jobs import NameTaken
 
 RETRY_OF = "retryOf"
 """Label of a job that repeats another one."""
-
-_CENTER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 async def info(request: web.Request) -> web.Response:
@@ -152,11 +148,10 @@ async def resume(request: web.Request) -> web.Response:
 
 async def _command(request: web.Request, state: CenterState | None) -> web.Response:
     no_query(request)
-    caller, center = request[CALLER], request.match_info["id"]
+    caller = request[CALLER]
     need_operator(caller)
-    if not _CENTER_ID.fullmatch(center):
-        raise NoSuchCenter(f"there is no center {center[:64]!r}")
+    center = path_center(request)
     store = request.app[CONTEXT].store
-    await store.write(centers.set_operator_state, CenterId(center), state, actor=caller.name)
+    await store.write(centers.set_operator_state, center, state, actor=caller.name)
     (view,) = await chosen(request, center)
     return wire.answer({"centerId": view.id, "state": view.state.value})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,11 @@ from broker.api.context import CONTEXT
 from broker.api.errors import ApiError, shown
 from broker.api.paging import PAGING, page_of, paging
 from broker.api.reading import Query
+from broker.core.model import CenterId
 from broker.store import centers
-from broker.store.centers import CenterView
+from broker.store.centers import CenterView, NoSuchCenter
+
+_CENTER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 _SORTS: Mapping[str, Callable[[CenterView], Any]] = {
     "centerId": lambda c: c.id,
@@ -50,3 +54,11 @@ async def chosen(request: web.Request, center_id: str) -> list[CenterView]:
     if not found:
         raise ApiError("0210", f"centerId: there is no center {shown(center_id)}")
     return found
+
+
+def path_center(request: web.Request) -> CenterId:
+    """The center that the path names, if the name can be one.  Raises NoSuchCenter."""
+    center = request.match_info["id"]
+    if not _CENTER_ID.fullmatch(center):
+        raise NoSuchCenter(f"there is no center {center[:64]!r}")
+    return CenterId(center)

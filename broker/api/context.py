@@ -7,7 +7,7 @@ does not: building any of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
@@ -15,11 +15,16 @@ from aiohttp import web
 from argon2 import PasswordHasher
 
 import broker
-from broker.core.model import JobRequest, Spec, TenantId
+from broker.adapter import Adapter, Unavailable
+from broker.core.model import CenterId, JobRequest, Spec, TenantId
 from broker.core.resources import Catalogue
 from broker.files import DataDirectory
 from broker.store.accounts import Caller
 from broker.store.store import Store, now_ms
+
+
+async def _no_adapter(center: CenterId) -> Adapter:
+    raise Unavailable(f"this process does not talk to centers, {center!r} among them")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Context:
 
     `class_key` is core.problem.class_key.  `public_url` is without a trailing slash.  `timezone` is
     that of all northbound times.  `freeze_after` wrong passwords in a row freeze an account.
+    `adapter` gives the adapter of a center, opened if need be (Unavailable when it cannot be), and
+    `open_adapters` those that are open.  `platform_paths` are method and path of their callbacks.
     """
 
     store: Store
@@ -47,6 +54,9 @@ class Context:
     link_ttl_s: int = 300
     submit_image: str = ""
     extra_specs: tuple[Spec, ...] = ()
+    adapter: Callable[[CenterId], Awaitable[Adapter]] = _no_adapter
+    open_adapters: Callable[[], Sequence[Adapter]] = tuple
+    platform_paths: tuple[tuple[str, str], ...] = ()
     clock: Callable[[], int] = now_ms
     hasher: PasswordHasher = field(default_factory=PasswordHasher)
     version: str = broker.__version__

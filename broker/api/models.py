@@ -388,3 +388,21 @@ class Right(Body):
 
 class SetPassword(Body):
     password: Annotated[Password, Field(description="The new password.")]
+
+
+class CenterCall(Body):
+    """An operator's raw call to a center's platform."""
+
+    method: Annotated[
+        Literal["GET", "POST", "PUT", "PATCH", "DELETE"],
+        BeforeValidator(_is_text),
+        Field(description="HTTP method."),
+    ]
+    path: Annotated[Text, Field(min_length=1, max_length=4096, description="Below the center's address.")]
+    body: Annotated[str | None, Field(description="Sent as it is, as JSON.")] = None
+
+
+class RunCommand(Body):
+    """The arguments of a vendor command, by name."""
+
+    arguments: Annotated[dict[str, Any], Field(max_length=64, description="By name.")] = {}

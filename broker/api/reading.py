@@ -51,7 +51,7 @@ _WORDING: dict[str, tuple[str, str]] = {
 
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object of the body.  Raises ApiError 0204 when it is too large, else 0201."""
-    text = _decoded(await _limited(request))
+    text = _decoded(await read_bytes(request))
     try:
         data = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
     except (ValueError, ArithmeticError, RecursionError) as error:
@@ -84,7 +84,8 @@ def parse(model: type[B], data: dict[str, Any]) -> B:
     return body
 
 
-async def _limited(request: web.Request) -> bytes:
+async def read_bytes(request: web.Request) -> bytes:
+    """The body.  Raises ApiError 0204 when it is too large."""
     limit = request.app[CONTEXT].max_body_bytes
     too_large = ApiError("0204", f"the body must have at most {limit} bytes (max_body_bytes)")
     if (request.content_length or 0) > limit:

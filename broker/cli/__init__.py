@@ -22,6 +22,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "broker.cli.centers": ("centers", "idle", "specs", "drain", "resume"),
     "broker.cli.account": ("login", "logout", "password"),
     "broker.cli.operators": ("resolve", "user"),
+    "broker.cli.vendor": ("doctor", "call", "aihub", "cecstack", "ampha"),
     "broker.cli.daemon": ("serve", "init", "check-config"),
     "broker.cli.simulate": ("simulate",),
 }

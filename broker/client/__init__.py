@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 ANSWER_S = 30.0
 STREAM_S = 600.0
+CALL_S = 90.0  # a little more than the broker waits for a center
 CHUNK = 1 << 16
 
 Query = Mapping[str, str | int | Sequence[str] | None]
@@ -144,6 +145,32 @@ class Client:
     def command_center(self, center: str, command: str) -> CenterCommand:
         """`command` is drain or resume."""
         return cast("CenterCommand", self._json("POST", f"/broker/v1/centers/{_word(center)}/{command}"))
+
+    # ------------------------------------------------ one center, directly
+
+    def call_center(self, center: str, method: str, path: str, body: str | None = None) -> dict[str, Any]:
+        """What the center's platform answers, as it is; CALL_S for it."""
+        call = {"method": method, "path": path, "body": body}
+        where = f"/broker/v1/centers/{_word(center)}/call"
+        return cast(dict[str, Any], self._json("POST", where, body=call, answer_s=CALL_S))
+
+    def doctor(self, center: str) -> Iterator[dict[str, Any]]:
+        """The checks of a center as they end: name, ok, detail."""
+        with self._opened("POST", f"/broker/v1/centers/{_word(center)}/doctor", answer_s=STREAM_S) as answer:
+            rest = b""
+            for piece in _pieces(answer):
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from map(json.loads, lines)
+
+    def center_commands(self, center: str) -> dict[str, Any]:
+        return cast(dict[str, Any], self._json("GET", f"/broker/v1/centers/{_word(center)}/commands"))
+
+    def run_center_command(
+        self, center: str, name: str, arguments: Mapping[str, Any], *, timeout_s: float
+    ) -> dict[str, Any]:
+        where = f"/broker/v1/centers/{_word(center)}/commands/{_word(name)}"
+        sent = {"arguments": dict(arguments)}
+        return cast(dict[str, Any], self._json("POST", where, body=sent, answer_s=timeout_s + ANSWER_S))
 
     # ------------------------------------------------ jobs
 
@@ -266,6 +293,7 @@ class Client:
         query: Query | None = None,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        answer_s: float | None = None,
     ) -> Any:
         """The JSON object of the answer; {} when it has no body."""
         payload = None if body is None else json.dumps(body, ensure_ascii=False).encode()
@@ -275,7 +303,12 @@ class Client:
         for last in (method != "GET", True):
             try:
                 with self._opened(
-                    method, path, query=query, payload=payload, headers=sent, answer_s=self._answer_s
+                    method,
+                    path,
+                    query=query,
+                    payload=payload,
+                    headers=sent,
+                    answer_s=answer_s or self._answer_s,
                 ) as answer:
                     return _decoded(answer, self.url)
             except Unreachable as error:
