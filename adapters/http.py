@@ -112,7 +112,7 @@ class Request:
 
     `url` is complete but for `query`; given as a yarl.URL it is sent as it is.  `urgent`: it is made
     even while the center is left alone (stops are).  `transfer`: its length is unknown, so
-    `timeout_s` bounds each silence of the center and not the whole.
+    `timeout_s` bounds each silence while the answer is read and not the whole, which the caller does.
     """
 
     operation: str
@@ -143,13 +143,19 @@ class Limits:
 
 
 class Pace:
-    """At most `per_s` calls a second, after a burst of one second's worth."""
+    """At most `per_s` calls a second, after a burst of one second's worth, in the order of asking."""
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._step_s = 1 / per_s
         self._burst_s = max(1.0, self._step_s) - self._step_s
         self._clock = clock
         self._next = -self._burst_s + clock()
+        self._turn = asyncio.Lock()
+
+    async def turn(self) -> None:
+        """Wait for one's place.  Who gives up while others are before him has taken none."""
+        async with self._turn:
+            await asyncio.sleep(self.delay_s())
 
     def delay_s(self) -> float:
         """Take the next place; how long to wait for it."""
@@ -279,8 +285,9 @@ class Http:
             raise Unavailable(text) from None
         try:
             used = await session.current() if session is not None else None
+            self._learn(used)
             # 2. its turn
-            await asyncio.sleep(self._pace.delay_s())
+            await self._pace.turn()
             async with self._slots:
                 # 3. the request and its answer
                 answered = False
@@ -374,6 +381,12 @@ class Http:
             return parse_json(body)
         except ValueError as error:
             raise self._unintelligible(response, body, self.redact.excerpt(str(error))) from None
+
+    def _learn(self, used: LoggedIn | None) -> None:
+        """The session's headers are secrets, whole and without their scheme ("Bearer")."""
+        for value in used.headers.values() if used is not None else ():
+            self.redact.add(value)
+            self.redact.add(value.rpartition(" ")[2])
 
     def _clean(self, error: AdapterError) -> None:
         """Platforms quote what they were sent, and envelopes quote platforms."""

@@ -19,8 +19,8 @@ MAX_LATER = 64
 _SHORT = 6  # a value shorter than this is only replaced where it stands alone
 
 _NAME = (
-    r"[\w.-]*(?:password|passwd|passphrase|secret|token|authorization|credential|signature|cookie"
-    r"|access[_-]?key|api[_-]?key|private[_-]?key)[\w.-]*|pwd|passwd"
+    r"[\w.-]*(?:password|passwd|passphrase|secret|authorization|credential|signature|cookie"
+    r"|access[_-]?key|api[_-]?key|private[_-]?key)[\w.-]*|[\w.-]*token(?:[_-]?(?:id|key|value))?|pwd"
 )
 _QUOTED = re.compile(
     # "name": "value", also with the quotes escaped (JSON inside JSON) and cut off before its end

@@ -324,3 +324,14 @@ def test_check_config_reads_the_policy_file_too(tmp_path: Path) -> None:
     assert done.returncode == 2
     file = tmp_path / "policy.toml"
     assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [f"{file}:4", f"{file}:5"]
+
+
+def test_an_operator_asks_a_center_through_the_daemon(tmp_path: Path) -> None:
+    with daemon(tmp_path, local_center(tmp_path, "one")) as broker:
+        token = Client(broker.url).login("root", PASSWORD)["token"]
+        checked = broker.command("doctor", "one", env={"BROKER_TOKEN": token})
+        assert checked.returncode == 0, checked.stderr
+        assert "ok    work_dir: " in checked.stdout
+        refused = broker.command("call", "one", "GET", "/", env={"BROKER_TOKEN": token})
+        assert refused.returncode == 1
+        assert "no interface to call" in refused.stderr

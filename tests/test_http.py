@@ -226,6 +226,15 @@ async def test_concurrency_and_pace() -> None:
         assert len(server.requests) == 20
     assert most == 3
 
+    pace = http.Pace(1.0, lambda: 0.0)
+    await pace.turn()
+    waiting = [asyncio.create_task(pace.turn()) for _ in range(50)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert pace.delay_s() <= 2.0, "those who gave up have not taken their places"
+
     at = [100.0]
     pace = http.Pace(2.0, lambda: at[0])
     assert [pace.delay_s() for _ in range(4)] == [0.0, 0.0, 0.5, 1.0], "a burst of a second, then the rate"

@@ -140,6 +140,19 @@ async def test_a_session_is_renewed_before_it_ends() -> None:
         assert logins == expected
 
 
+async def test_a_session_is_a_secret() -> None:
+    def echo(request: Arrived) -> Answer:
+        return answer(f"<p>who is {request.headers['authorization'][7:]}</p>", kind="text/html")
+
+    async def log_in() -> LoggedIn:
+        return LoggedIn({"Authorization": "Bearer learnt-by-login"})
+
+    async with opened(echo) as (server, made):
+        session = Session("sz-1", "u", log_in, rejects_before_acting=True)
+        text = await failing(made, call(server.url, session=session), Unintelligible)
+        assert "who is ***" in text
+
+
 async def test_without_a_session_http_401_is_denied() -> None:
     async with opened(UNAUTHORISED) as (server, made):
         await failing(made, call(server.url, effect=True), Denied)

@@ -48,6 +48,8 @@ def test_what_is_not_secret_stays() -> None:
     assert redact('{"name": "pass", "n": 17, "m": 7}') == '{"name": "pass", "n": 17, "m": ***}'
     assert '"name": "pass"' in redact(text)
     assert "/token/list" in redact(text)
+    for kept in ('{"tokens": 5, "max_tokens": 7, "tokenizer": "llama"}', "a tokenizer: llama"):
+        assert Redaction([SECRET])(kept) == kept
     redact.add("later-one")
     assert redact("a later-one b") == "a *** b"
 
