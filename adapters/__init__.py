@@ -3,6 +3,6 @@
 
 Adapters do not know each other.  What several of them need is in modules that are no platform:
 nodes.py (which nodes are taken), http.py (calls over HTTP) with session.py (logins), breaker.py
-(when to leave a center alone) and redaction.py (secrets), values.py (what platforms write),
+(when to leave a center alone), pace.py and redaction.py (secrets), values.py (what platforms write),
 output.py (logs and results on a shared storage), files.py (what jobs wrote).
 """

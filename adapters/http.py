@@ -36,6 +36,7 @@ from prometheus_client import Counter
 from yarl import URL
 
 from adapters.breaker import Breaker, BreakerOpen
+from adapters.pace import Pace
 from adapters.redaction import Redaction
 from adapters.session import LOGGING_IN, LoggedIn, Session, SessionExpired
 from adapters.values import parse_json
@@ -140,30 +141,6 @@ class Limits:
     def of(cls, connection: Connection) -> Limits:
         names = ("timeout_s", "requests_per_s", "concurrency")
         return cls(**{name: connection.options[name] for name in names if name in connection.options})
-
-
-class Pace:
-    """At most `per_s` calls a second, after a burst of one second's worth, in the order of asking."""
-
-    def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._step_s = 1 / per_s
-        self._burst_s = max(1.0, self._step_s) - self._step_s
-        self._clock = clock
-        self._next = -self._burst_s + clock()
-        self._turn = asyncio.Lock()
-
-    async def turn(self) -> None:
-        """Wait for one's place.  Who gives up while others are before him has taken none."""
-        async with self._turn:
-            await asyncio.sleep(self.delay_s())
-
-    def delay_s(self) -> float:
-        """Take the next place; how long to wait for it."""
-        now = self._clock()
-        self._next = max(self._next, now - self._burst_s)
-        wait_s = self._next - now
-        self._next += self._step_s
-        return max(0.0, wait_s)
 
 
 class Http:
@@ -316,8 +293,12 @@ class Http:
             translated = self._translated(request, error)
             outcome = type(translated).__name__
             raise translated from None  # the cause holds URLs and headers
+        except asyncio.CancelledError:
+            # The caller's deadline: a center that stops in the middle of an answer has not answered.
+            outcome, answered = "cancelled", None if answered is None else False
+            raise
         except BaseException as error:
-            outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+            outcome = type(error).__name__
             raise
         finally:
             self.breaker.leave(trial, answered=answered)

@@ -29,6 +29,10 @@ class Arrived:
         return json.loads(self.body)
 
 
+class Stalled(bytes):
+    """The beginning of an answer, after which nothing comes."""
+
+
 Answer = bytes | None
 """The whole answer; None: the connection is closed without one."""
 
@@ -75,6 +79,8 @@ class RawServer:
                     return
                 writer.write(reply)
                 await writer.drain()
+                if isinstance(reply, Stalled):
+                    await asyncio.Event().wait()
                 announced = int(reply.partition(b"Content-Length: ")[2].partition(b"\r\n")[0] or 0)
                 if len(reply.partition(b"\r\n\r\n")[2]) < announced:
                     return

@@ -16,6 +16,7 @@ from yarl import URL
 
 from adapters import http
 from adapters.http import Limits, NotSent, Request, Unintelligible, below, open_http
+from adapters.pace import Pace
 from adapters.values import parse_json
 from broker.adapter import AdapterError, Connection, Denied, Refused, Throttled, Unavailable
 from broker.core.model import CenterId
@@ -226,7 +227,7 @@ async def test_concurrency_and_pace() -> None:
         assert len(server.requests) == 20
     assert most == 3
 
-    pace = http.Pace(1.0, lambda: 0.0)
+    pace = Pace(1.0, lambda: 0.0)
     await pace.turn()
     waiting = [asyncio.create_task(pace.turn()) for _ in range(50)]
     await asyncio.sleep(0)
@@ -236,11 +237,11 @@ async def test_concurrency_and_pace() -> None:
     assert pace.delay_s() <= 2.0, "those who gave up have not taken their places"
 
     at = [100.0]
-    pace = http.Pace(2.0, lambda: at[0])
+    pace = Pace(2.0, lambda: at[0])
     assert [pace.delay_s() for _ in range(4)] == [0.0, 0.0, 0.5, 1.0], "a burst of a second, then the rate"
     at[0] = 1000.0
     assert [pace.delay_s() for _ in range(3)] == [0.0, 0.0, 0.5], "what was not used is not kept"
-    slow_pace = http.Pace(0.1, lambda: at[0])
+    slow_pace = Pace(0.1, lambda: at[0])
     assert [slow_pace.delay_s() for _ in range(2)] == [0.0, 10.0]
 
 

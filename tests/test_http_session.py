@@ -22,7 +22,7 @@ from tests.http_center import (
     opened,
     payload,
 )
-from tests.raw_server import Answer, Arrived, answer, document
+from tests.raw_server import Answer, Arrived, Stalled, answer, document
 
 # ---------------------------------------------------------------- sessions
 
@@ -231,6 +231,16 @@ async def test_a_platform_that_says_no_is_not_left_alone() -> None:
                 with pytest.raises(AdapterError):
                     await made.json(call(server.url), payload)
             assert len(server.requests) == 3 * FAILURES
+
+
+async def test_answers_that_stop_in_the_middle_are_none() -> None:
+    async with opened(Stalled(answer('{"code": 0, "data": 1}', cut=5))) as (server, made):
+        for _ in range(FAILURES):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await made.json(call(server.url), payload)
+        assert "left alone" in await failing(made, call(server.url), Unavailable)
+        assert len(server.requests) == FAILURES
 
 
 async def test_a_cancelled_trial_gives_its_place_back() -> None:

@@ -31,7 +31,7 @@ from broker.adapter import (
 )
 from broker.api import wire
 from broker.api.auth import need_operator
-from broker.api.centers import path_center
+from broker.api.centers import chosen, path_center
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError, first, shown, unknown
 from broker.api.models import CenterCall, RunCommand
@@ -54,7 +54,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 async def call(request: web.Request) -> web.Response:
     """POST /broker/v1/centers/{id}/call"""
-    center = _may(request)
+    center = await _may(request)
     body = await read_body(request, CenterCall)
     path = body.path.partition("?")[0]  # a query may hold what nobody should read in an audit
     content = None if body.body is None else body.body.encode()
@@ -80,7 +80,7 @@ async def call(request: web.Request) -> web.Response:
 
 async def doctor(request: web.Request) -> web.StreamResponse:
     """POST /broker/v1/centers/{id}/doctor: one JSON object a line, as each check ends."""
-    center = _may(request)
+    center = await _may(request)
     async with _asked(request, center, "center.doctor", {}):
         response = await open_stream(request, {"Content-Type": "application/x-ndjson; charset=utf-8"})
         try:
@@ -105,7 +105,7 @@ async def _tell(response: web.StreamResponse, check: Check) -> None:
 
 async def list_commands(request: web.Request) -> web.Response:
     """GET /broker/v1/centers/{id}/commands"""
-    center = _may(request)
+    center = await _may(request)
     async with _asked(request, center):
         adapter = await request.app[CONTEXT].adapter(center)
     return wire.answer(
@@ -135,7 +135,7 @@ def _described(command: VendorCommand) -> dict[str, Any]:
 
 async def run_command(request: web.Request) -> web.Response:
     """POST /broker/v1/centers/{id}/commands/{name}"""
-    center = _may(request)
+    center = await _may(request)
     body = await read_body(request, RunCommand)
     async with _asked(request, center):
         adapter = await request.app[CONTEXT].adapter(center)
@@ -235,10 +235,13 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------- what they share
 
 
-def _may(request: web.Request) -> CenterId:
+async def _may(request: web.Request) -> CenterId:
+    """The center of the path, for an operator.  Raises ApiError and NoSuchCenter."""
     no_query(request)
     need_operator(request[CALLER])
-    return path_center(request)
+    center = path_center(request)
+    await chosen(request, center)
+    return center
 
 
 @asynccontextmanager
@@ -252,7 +255,7 @@ async def _asked(
 ) -> AsyncIterator[None]:
     """Audit what the block does where `kind` names it, and answer for what the center refuses.
 
-    Raises ApiError and NoSuchCenter.
+    Raises ApiError.
     """
     store, actor = request.app[CONTEXT].store, request[CALLER].name
 
