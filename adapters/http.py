@@ -10,7 +10,7 @@ A call states whether it has an effect at the platform, whatever its method: som
 * A call with an effect has a connection of its own.  On a kept one that the server closes at that
   moment, nobody could say whether the call arrived.
 * A failed call with an effect is Unavailable (effect unknown), unless no connection could be made at
-  all: then it is NotSent, which is Throttled to the callers of an adapter.
+  all or no login: then it is NotSent, which is Throttled to the callers of an adapter.
 * After an expired session a reading call is made once more with the new one; a call with an effect
   only if the platform's answer proves that nothing was done.
 * Redirects are not followed, cookies are not kept, the environment's proxies are not used.
@@ -63,6 +63,8 @@ Raises an adapter error; SessionExpired where the answer says so.
 CONNECT_TIMEOUT_S = 10.0
 """For name, TCP and TLS together."""
 MAX_ANSWER_BYTES = 16 << 20
+MAX_RAW_BYTES = 2 << 20
+"""Of an operator's call; twice what the API shows."""
 CHUNK_BYTES = 64 << 10
 RETRY_AFTER_S = 5.0
 """After HTTP 429 without Retry-After."""
@@ -78,7 +80,7 @@ _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class NotSent(Throttled):
-    """No connection could be made, or the center is left alone: nothing was sent."""
+    """No connection or no login could be made, or the center is left alone: nothing was sent."""
 
     def __init__(self, message: str, *, retry_after_s: float = RETRY_AFTER_S) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
@@ -188,11 +190,16 @@ class Http:
         return await self._call(request, read)
 
     async def raw(self, request: Request) -> RawAnswer:
-        """Make an operator's call.  Whatever status the platform answers, secrets taken out."""
+        """Make an operator's call: whatever the platform answers, secrets taken out.
+
+        An answer longer than MAX_RAW_BYTES is cut there, and not read further.
+        """
 
         async def read(response: aiohttp.ClientResponse) -> RawAnswer:
-            body = await self._body(response, request.max_bytes)
-            shown = self.redact(body.decode(errors="replace")).encode()
+            body = b""
+            while len(body) < MAX_RAW_BYTES and (chunk := await response.content.read(CHUNK_BYTES)):
+                body += chunk
+            shown = self.redact(body[:MAX_RAW_BYTES].decode(errors="replace")).encode()
             return RawAnswer(response.status, shown, response.content_type)
 
         return await self._call(request, read)
@@ -261,8 +268,7 @@ class Http:
                 raise NotSent(text, retry_after_s=left_alone.retry_after_s) from None
             raise Unavailable(text) from None
         try:
-            used = await session.current() if session is not None else None
-            self._learn(used)
+            used = await self._session_of(request)
             # 2. its turn
             await self._pace.turn()
             async with self._slots:
@@ -303,6 +309,20 @@ class Http:
         finally:
             self.breaker.leave(trial, answered=answered)
             REQUESTS.labels(self.center, request.operation, outcome).inc()
+
+    async def _session_of(self, request: Request) -> LoggedIn | None:
+        """The session for a call.  Whatever becomes of a login, the call itself has not been sent."""
+        if request.session is None:
+            return None
+        try:
+            used = await request.session.current()
+        except Unavailable as error:
+            text = f"{request.operation}: not sent, no login: {error}"
+            raise (NotSent(text) if request.effect else Unavailable(text)) from None
+        for value in used.headers.values():  # secrets, whole and without their scheme ("Bearer")
+            self.redact.add(value)
+            self.redact.add(value.rpartition(" ")[2])
+        return used
 
     @asynccontextmanager
     async def _send(self, request: Request, used: LoggedIn | None) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -362,12 +382,6 @@ class Http:
             return parse_json(body)
         except ValueError as error:
             raise self._unintelligible(response, body, self.redact.excerpt(str(error))) from None
-
-    def _learn(self, used: LoggedIn | None) -> None:
-        """The session's headers are secrets, whole and without their scheme ("Bearer")."""
-        for value in used.headers.values() if used is not None else ():
-            self.redact.add(value)
-            self.redact.add(value.rpartition(" ")[2])
 
     def _clean(self, error: AdapterError) -> None:
         """Platforms quote what they were sent, and envelopes quote platforms."""

@@ -18,19 +18,28 @@ MAX_LATER = 64
 """Secrets learnt while running (session tokens) that are remembered, the newest ones."""
 _SHORT = 6  # a value shorter than this is only replaced where it stands alone
 
-_NAME = (
-    r"[\w.-]*(?:password|passwd|passphrase|secret|authorization|credential|signature|cookie"
-    r"|access[_-]?key|api[_-]?key|private[_-]?key)[\w.-]*|[\w.-]*token(?:[_-]?(?:id|key|value))?|pwd"
+# Each pattern looks at a character a bounded number of times: texts come from strangers and are long.
+_NAME = re.compile(
+    r".*(?:password|passwd|passphrase|secret|authorization|credential|signature|cookie"
+    r"|access[_-]?key|api[_-]?key|private[_-]?key).*|.*token(?:[_-]?(?:id|key|value))?|pwd",
+    re.IGNORECASE,
 )
-_QUOTED = re.compile(
-    # "name": "value", also with the quotes escaped (JSON inside JSON) and cut off before its end
-    rf"""(?P<head>(?P<q>\\*["'])(?:{_NAME})(?P=q)\s*:\s*)(?:(?P<v>\\*["'])(?:(?!(?P=v)).)*(?P=v)?|[^\s,;}}\]]+)""",
-    re.IGNORECASE | re.DOTALL,
+_LONGEST_NAME = 128
+# Head of a field, which has its name, and its value.  "name": "value" also with the quotes escaped (JSON
+# inside JSON) and cut off before its end; name=value; a header's line.
+_FIELDS = tuple(
+    (re.compile(head, re.MULTILINE), re.compile(value, re.DOTALL))
+    for head, value in (
+        (
+            r"""(?<!\\)(?P<q>\\*+["'])(?P<name>[\w.-]++)(?P=q)\s*+:\s*+""",
+            r"""(?P<v>\\*+["'])(?:(?!(?P=v)).)*+(?:(?P=v))?|[^\s,;}\]]+""",
+        ),
+        (r"(?<![\w.-])(?P<name>[\w.-]++)[ \t]*+=[ \t]*+", r"[^\s&;,\"'<>]+"),
+        (r"^[ \t]*+(?P<name>[\w.-]++):[ \t]*+", r"[^\r\n]+"),
+    )
 )
-_ASSIGNED = re.compile(rf"(?P<head>\b(?:{_NAME})\s*=\s*)[^\s&;,\"'<>]+", re.IGNORECASE)
-_HEADER = re.compile(rf"(?P<head>^\s*(?:{_NAME})\s*:[ \t]*)[^\r\n]+", re.IGNORECASE | re.MULTILINE)
 _SCHEME = re.compile(r"(?P<head>\b(?:bearer|basic|digest)\s+)[A-Za-z0-9._~+/=-]{4,}", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?P<head>://)[^/\s@\"'<>]+@")
+_USER_INFO = re.compile(r"(?P<head>://)[^/\s@\"'<>]++@")
 
 
 class Redaction:
@@ -61,11 +70,10 @@ class Redaction:
         """The text without secrets."""
         if self._values is not None:
             text = self._values.sub(HIDDEN, text)
-        text = _QUOTED.sub(rf'\g<head>"{HIDDEN}"', text)
+        for head, value in _FIELDS:
+            text = _without_values(text, head, value)
         text = _USER_INFO.sub(rf"\g<head>{HIDDEN}@", text)
-        for pattern in (_HEADER, _ASSIGNED, _SCHEME):
-            text = pattern.sub(rf"\g<head>{HIDDEN}", text)
-        return text
+        return _SCHEME.sub(rf"\g<head>{HIDDEN}", text)
 
     def excerpt(self, text: str, most: int = 200) -> str:
         """The beginning of the text in one line, without secrets.
@@ -79,6 +87,20 @@ class Redaction:
             clean = clean[: max(0, len(clean) - self._longest)]
         line = " ".join(clean.split())
         return line[:most] + ("…" if cut or len(line) > most else "")
+
+
+def _without_values(text: str, head: re.Pattern[str], value: re.Pattern[str]) -> str:
+    """The text with the values of secret fields replaced; a value stays quoted where it was."""
+    kept, at = [], 0
+    for field in head.finditer(text):
+        name = field["name"]
+        if field.start() < at or len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+            continue
+        if found := value.match(text, field.end()):
+            quote_mark = field.groupdict().get("q") or ""
+            kept += [text[at : field.end()], quote_mark, HIDDEN, quote_mark]
+            at = found.end()
+    return "".join([*kept, text[at:]])
 
 
 def _forms(secret: str) -> set[str]:

@@ -153,6 +153,21 @@ async def test_a_session_is_a_secret() -> None:
         assert "who is ***" in text
 
 
+@pytest.mark.parametrize("reply", [None, answer("<p>busy</p>", status=503, kind="text/html")])
+async def test_without_a_login_nothing_was_sent(reply: Answer) -> None:
+    platform = Platform()
+
+    async def answers(request: Arrived) -> Answer:
+        return reply if request.path == "/login" else await platform(request)
+
+    async with opened(answers) as (server, made):
+        session = platform.session(made, server.url)
+        text = await failing(made, call(server.url, session=session, effect=True), NotSent)
+        assert "no login" in text
+        assert "no login" in await failing(made, call(server.url, session=session), Unavailable)
+        assert [r.path for r in server.requests] == ["/login", "/login"]
+
+
 async def test_without_a_session_http_401_is_denied() -> None:
     async with opened(UNAUTHORISED) as (server, made):
         await failing(made, call(server.url, effect=True), Denied)

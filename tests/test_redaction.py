@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from adapters.http import Unintelligible
+from adapters.http import MAX_RAW_BYTES, Unintelligible
 from adapters.redaction import Redaction
 from tests.http_center import (
     SECRET,
@@ -83,3 +83,9 @@ async def test_an_error_page_that_echoes_everything() -> None:
         for secret in ("correct", "horse", "tok-abcdef", "sk1"):
             assert secret not in text
             assert secret.encode() not in raw.body
+
+
+async def test_a_long_answer_to_an_operator_is_cut() -> None:
+    async with opened(answer("x" * (3 << 20), kind="text/plain")) as (server, made):
+        found = await made.raw(call(server.url, effect=True))
+        assert found.body == b"x" * MAX_RAW_BYTES
