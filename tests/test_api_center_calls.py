@@ -418,6 +418,9 @@ async def test_help_and_wrong_words(terminal: Terminal, vendor: Vendor) -> None:
     code, _, err = await ran(terminal, "ampha", "refresh")
     assert code == 2
     assert "there is no Ampha center" in err
+    code, _, err = await ran(terminal, "ampha", "--center", "sz-1", "refresh")
+    assert code == 2
+    assert "its adapter is aihub" in err
     code, out, _ = await ran(Terminal(terminal.home, "http://127.0.0.1:1"), "aihub", "--help")
     assert code == 0
     assert "--center" in out

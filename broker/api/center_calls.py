@@ -39,6 +39,7 @@ from broker.api.reading import no_query, read_body, read_bytes
 from broker.api.streaming import open_stream
 from broker.core.model import CenterId
 from broker.store import centers
+from broker.store.centers import CenterView
 
 CALL_TIMEOUT_S = 60
 """Of a raw call; a vendor command states its own."""
@@ -54,7 +55,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 async def call(request: web.Request) -> web.Response:
     """POST /broker/v1/centers/{id}/call"""
-    center = await _may(request)
+    center = (await _may(request)).id
     body = await read_body(request, CenterCall)
     path = body.path.partition("?")[0]  # a query may hold what nobody should read in an audit
     content = None if body.body is None else body.body.encode()
@@ -80,7 +81,7 @@ async def call(request: web.Request) -> web.Response:
 
 async def doctor(request: web.Request) -> web.StreamResponse:
     """POST /broker/v1/centers/{id}/doctor: one JSON object a line, as each check ends."""
-    center = await _may(request)
+    center = (await _may(request)).id
     async with _asked(request, center, "center.doctor", {}):
         response = await open_stream(request, {"Content-Type": "application/x-ndjson; charset=utf-8"})
         try:
@@ -106,10 +107,14 @@ async def _tell(response: web.StreamResponse, check: Check) -> None:
 async def list_commands(request: web.Request) -> web.Response:
     """GET /broker/v1/centers/{id}/commands"""
     center = await _may(request)
-    async with _asked(request, center):
-        adapter = await request.app[CONTEXT].adapter(center)
+    async with _asked(request, center.id):
+        adapter = await request.app[CONTEXT].adapter(center.id)
     return wire.answer(
-        {"centerId": center, "commands": [_described(command) for command in commands_of(adapter)]}
+        {
+            "centerId": center.id,
+            "adapter": center.adapter,
+            "commands": [_described(command) for command in commands_of(adapter)],
+        }
     )
 
 
@@ -135,7 +140,7 @@ def _described(command: VendorCommand) -> dict[str, Any]:
 
 async def run_command(request: web.Request) -> web.Response:
     """POST /broker/v1/centers/{id}/commands/{name}"""
-    center = await _may(request)
+    center = (await _may(request)).id
     body = await read_body(request, RunCommand)
     async with _asked(request, center):
         adapter = await request.app[CONTEXT].adapter(center)
@@ -235,13 +240,12 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------- what they share
 
 
-async def _may(request: web.Request) -> CenterId:
+async def _may(request: web.Request) -> CenterView:
     """The center of the path, for an operator.  Raises ApiError and NoSuchCenter."""
     no_query(request)
     need_operator(request[CALLER])
-    center = path_center(request)
-    await chosen(request, center)
-    return center
+    (found,) = await chosen(request, path_center(request))
+    return found
 
 
 @asynccontextmanager

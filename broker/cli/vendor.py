@@ -115,13 +115,16 @@ def run(word: str, platform: str, words: Sequence[str]) -> None:
     try:
         client = connect()
         center = stated.center or _only_center(client, word, platform)
-        commands = {each["name"]: each for each in client.center_commands(center)["commands"]}
+        told = client.center_commands(center)
+        if told["adapter"] != word:
+            raise WrongUsage(f"center {center} is no {platform} center: its adapter is {told['adapter']}")
     except (WrongUsage, Unreachable, RequestFailed) as error:
         if not {"-h", "--help"} & set(rest):
             raise
         _frame(word, add_help=True).print_help()
         print(f"\nThe commands of a {platform} center are listed where its broker can be asked: {error}")
         return
+    commands = {each["name"]: each for each in told["commands"]}
     if not commands:
         raise Failed(f"center {center} has no commands of its own")
     # 2. the words
