@@ -7,6 +7,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,15 +40,31 @@ async def open_stream(request: web.Request, headers: dict[str, str]) -> web.Stre
 async def send(
     request: web.Request, headers: dict[str, str], chunks: Generator[bytes, None, None]
 ) -> web.StreamResponse:
-    """Send what a generator yields; each step of it runs in a thread."""
+    """Send what a generator yields; each step of it runs in a thread.
+
+    The generator is closed at the end, whatever ends it.
+    """
+    step: asyncio.Future[bytes] | None = None
     try:
         response = await open_stream(request, headers)
-        while chunk := await asyncio.to_thread(next, chunks, b""):
+        while True:
+            step = asyncio.ensure_future(asyncio.to_thread(next, chunks, b""))
+            # Shielded: a thread cannot be cancelled, and its generator not be closed while it runs.
+            if not (chunk := await asyncio.shield(step)):
+                break
             await response.write(chunk)
         await response.write_eof()
     finally:
-        chunks.close()
+        if step is None or step.done():
+            chunks.close()
+        else:
+            step.add_done_callback(partial(_close_after, chunks))
     return response
+
+
+def _close_after(chunks: Generator[bytes, None, None], last: asyncio.Future[bytes]) -> None:
+    last.exception()  # nobody waits for it any more
+    chunks.close()
 
 
 def file_bytes(path: Path, *, size: int, start: int = 0) -> Generator[bytes, None, None]:
