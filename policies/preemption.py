@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from broker.core.model import MICRO, JobId, Kills, TenantId
-from broker.core.policy import Protected, Victim
+from broker.core.policy import SPARED, IntArray, Victims
 from broker.core.problem import Problem
 
 
@@ -45,16 +47,14 @@ class Preemption:
             return False
         return record.last_ms is None or p.snapshot.now_ms - record.last_ms >= self.cool_down_s * 1000
 
-    def price(self, p: Problem, victim: Victim) -> int | Protected:
-        """Micro-CNY, or why the run is spared."""
-        claim, now_ms = victim.claim, p.snapshot.now_ms
-        if claim.started_ms is None or now_ms - claim.started_ms < self.min_run_time_s * 1000:
-            return Protected(f"runs for less than {self.min_run_time_s} s")
-        if claim.preempted >= self.kills_per_job:
-            return Protected(f"was stopped {claim.preempted} times before")
-        rate = max(claim.rate_micro_per_hour, self.reference_price * claim.shape.accelerators * claim.nodes)
-        lost_s = victim.lost_s(now_ms) + self.restart_overhead_s
-        return rate * lost_s // 3600 + victim.worth
+    def price(self, p: Problem, victims: Victims) -> IntArray:
+        """Micro-CNY, or SPARED: for its first minutes, and after it was stopped so many times."""
+        spared = (victims.ran_s < self.min_run_time_s) | (victims.preempted >= self.kills_per_job)
+        rate = np.maximum(victims.rate_micro_per_hour, self.reference_price * victims.cards)
+        lost_s = victims.lost_s + self.restart_overhead_s
+        # rate * lost_s // 3600, in steps that stay far from the end of int64
+        price = rate // 3600 * lost_s + rate % 3600 * lost_s // 3600 + victims.worth
+        return np.where(spared, SPARED, price)
 
     def kill_room(self, p: Problem, tenant: TenantId) -> int:
         """Runs of the tenant that may still be stopped within this hour."""

@@ -19,11 +19,10 @@ from broker.core.policy import PolicySet
 from broker.core.problem import build
 from broker.core.scheduler import schedule
 from broker.core.snapshot import (
-    expected_start_ms,
+    WhatIf,
     holdings,
     in_force,
     longest_estimate_s,
-    of_pool,
     planned_end_ms,
     with_holders,
 )
@@ -157,15 +156,15 @@ def test_a_start_is_expected_when_enough_of_our_runs_have_ended() -> None:
     world = snapshot(
         center(), there, running("a", left_s=100), running("b", left_s=200), running("c", left_s=300)
     )
-    part = of_pool(world, there)
+    what_if = WhatIf(there, world.claims, 0)
 
     def start(nodes: int, *before: Reservation) -> int | None:
-        at = expected_start_ms(part, there, 8, nodes, before)
+        at = what_if.expected_start_ms(8, nodes, before, NOW_MS)
         return None if at is None else (at - NOW_MS) // 1000
 
     assert [start(n) for n in (1, 2, 3, 4)] == [100, 200, 300, None]
     assert start(1, held_for("x", 2)) == 300
-    assert expected_start_ms(of_pool(snapshot(center(), pool()), pool()), pool(), 8, 2, ()) == NOW_MS
+    assert WhatIf(pool(), (), 0).expected_start_ms(8, 2, (), NOW_MS) == NOW_MS
 
 
 def test_the_longest_job_of_a_class_counts() -> None:

@@ -125,15 +125,15 @@ class Chooser:
         self._made: dict[Spec | int, Fitting] = {}
         # Per pool: (GFLOPS, spec) of what it offers and can hold, weakest and smallest first.
         offers = {
-            (p.shape, p.specs): sorted(
+            (shape, specs): sorted(
                 (
                     (effective_gflops(s.shape, products), s)
-                    for s in p.specs or slices(p.shape)
-                    if _same_kind(s.shape, p.shape) and slot_size(p.shape, s.shape)
+                    for s in specs or slices(shape)
+                    if _same_kind(s.shape, shape) and slot_size(shape, s.shape)
                 ),
                 key=lambda o: (o[0], millicards(o[1].shape), o[1].shape, o[1].id),
             )
-            for p in pools
+            for shape, specs in {(p.shape, p.specs) for p in pools}
         }
         self._offers = [offers[p.shape, p.specs] for p in pools]
         self._listed = [frozenset(s.id for s in p.specs) for p in pools]

@@ -51,7 +51,6 @@ from broker.core.snapshot import (
     effective_free,
     holdings,
     in_flight_room,
-    of_pool,
     supply,
     units,
     with_holders,
@@ -161,19 +160,24 @@ class Preemption:
 
 def after(snapshot: Snapshot, placements: Iterable[Placement]) -> Snapshot:
     """The snapshot with these placements as runs that have not started."""
+    return replace(snapshot, claims=(*snapshot.claims, *claims_of(snapshot, placements)))
+
+
+def claims_of(snapshot: Snapshot, placements: Iterable[Placement]) -> Iterator[Claim]:
+    """What these placements hold once they are runs that have not started."""
     requests = {c.key: c.request for c in snapshot.classes}
-    made = tuple(
-        Claim(
-            run=RunId(f"+{p.job}"),
-            center=p.center,
-            pool=p.pool,
-            shape=p.spec.shape,
-            nodes=p.nodes,
-            estimate_s=requests[p.class_key].estimate_s if p.class_key in requests else DEFAULT_ESTIMATE_S,
-        )
-        for p in placements
-    )
-    return replace(snapshot, claims=(*snapshot.claims, *made))
+    for one in grouped(placements):
+        kind, request = one.kind, requests.get(one.kind.class_key)
+        estimate_s = DEFAULT_ESTIMATE_S if request is None else request.estimate_s
+        for job in one.jobs:
+            yield Claim(
+                run=RunId(f"+{job}"),
+                center=kind.center,
+                pool=kind.pool,
+                shape=kind.spec.shape,
+                nodes=kind.nodes,
+                estimate_s=estimate_s,
+            )
 
 
 class Source(StrEnum):
@@ -291,26 +295,32 @@ def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Po
         return []
     found = [f"run {run} is stopped {n} times" for run, n in Counter(plan.stops).items() if n > 1]
     claims = {c.run: c for c in snapshot.claims}
-    jobs = {p.job for p in plan.preemptions}
-    waiting = {job.id: c.request for c in snapshot.classes for job in c.jobs if job.id in jobs}
-    placed = {p.job for p in plan.placements}
-    world = after(snapshot, plan.placements)
-    ending = {c.run for c in snapshot.claims if c.stopping} | set(plan.stops)
+    able = [c for c in snapshot.classes if c.request.tier is Tier.VIP and c.request.preempt_policy == 2]
+    waiting = {job for c in able for job in as_queue(c.jobs).ids}
+    alike = grouped(plan.placements)
+    placed = {job for one in alike for job in one.jobs}
+    stopping_in = {p.pool for p in plan.preemptions}
+    some = replace(snapshot, claims=tuple(c for c in snapshot.claims if c.pool in stopping_in))
+    world = after(some, Placements(one for one in alike if one.kind.pool in stopping_in))
+    claims_in: dict[PoolId, list[Claim]] = {pool: [] for pool in stopping_in}
+    for claim in world.claims:
+        claims_in[claim.pool].append(claim)
+    ending = {c.run for c in world.claims if c.stopping} | set(plan.stops)
+    ended: dict[tuple[PoolId, int], Snapshot] = {}
     for preemption in plan.preemptions:
         for run in preemption.victims:
-            claim = claims.get(run)
-            fault = "does not run" if claim is None or claim.stopping else _victim_fault(claim, preemption)
+            victim = claims.get(run)
+            fault = "does not run" if victim is None or victim.stopping else _victim_fault(victim, preemption)
             found += [f"victim {run} of {preemption.job} {fault}"] if fault else []
-        request, record = waiting.get(preemption.job), snapshot.kill_records.get(preemption.job)
-        if request is None or preemption.job in placed:
-            found.append(f"runs are stopped for {preemption.job}, which does not wait")
-        elif request.tier is not Tier.VIP or request.preempt_policy != 2 or (record and record.suffered):
-            found.append(f"runs are stopped for {preemption.job}, which may not preempt")
+        record = snapshot.kill_records.get(preemption.job)
+        if preemption.job not in waiting or preemption.job in placed:
+            found.append(f"runs are stopped for {preemption.job}, which is no VIP job that waits for that")
+        elif record is not None and record.suffered:
+            found.append(f"runs are stopped for {preemption.job}, which was itself stopped for another")
         held = [r for r in plan.reservations if r.job == preemption.job and r.pool == preemption.pool]
         if not held or not preemption.victims or preemption.pool not in pools:
             found.append(f"nothing is held for {preemption.job} in {preemption.pool}")
             continue
-        part = of_pool(world, pools[preemption.pool])
         others = [
             r
             for r in plan.reservations
@@ -318,7 +328,12 @@ def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Po
             and r.job != preemption.job
             and (r.why == Why.PREEMPTING or (r.why == Why.VIP and r in snapshot.reservations))
         ]
-        then = effective_free(without(part, ending, slot=held[0].slot), reservations=others)
+        key = preemption.pool, held[0].slot
+        if key not in ended:
+            there, mine = pools[preemption.pool], tuple(claims_in[preemption.pool])
+            part = replace(world, pools=(there,), claims=mine)
+            ended[key] = without(part, ending, slot=held[0].slot)
+        then = effective_free(ended[key], reservations=others)
         have = supply(pools[preemption.pool].shape, then[preemption.pool], held[0].slot)
         if have < held[0].nodes:
             found.append(f"job {preemption.job}: {have} slots without its victims, {held[0].nodes} needed")

@@ -14,8 +14,8 @@ import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -79,32 +79,54 @@ class Hold:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """A run that could be stopped; `worth` is what its job is weighed at once it waits again."""
-
-    claim: Claim
-    worth: int
-
-    def lost_s(self, now_ms: int) -> int:
-        """Seconds of work that are lost when the run is stopped now.
-
-        From the newest checkpoint that was seen; a resumable job that states an interval is believed
-        to write one that often.
-        """
-        claim, request = self.claim, self.claim.request
-        since_ms = max(now_ms if claim.started_ms is None else claim.started_ms, claim.checkpoint_ms or 0)
-        lost_s = max(0, now_ms - since_ms) // 1000
-        if request is not None and request.resumable and request.checkpoint_interval_s:
-            lost_s = min(lost_s, request.checkpoint_interval_s)
-        return lost_s
+SPARED = -1
+"""The price of a run that must not be stopped for another."""
 
 
-@dataclass(frozen=True, slots=True)
-class Protected:
-    """A run that must not be stopped for another; `why` in words."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Victims:
+    """Runs that could be stopped, as columns of one row each.
 
-    why: str
+    `ran_s`: seconds since the start, -1 before it.  `lost_s`: seconds of work that are lost when the
+    run is stopped now.  `cards` are those of all its nodes.  `worth` is what its job is weighed at once
+    it waits again, micro-CNY.
+    """
+
+    claims: Sequence[Claim]
+    ran_s: IntArray
+    lost_s: IntArray
+    cards: IntArray
+    rate_micro_per_hour: IntArray
+    preempted: IntArray
+    worth: IntArray
+
+
+def victims(claims: Sequence[Claim], worth: IntArray, now_ms: int) -> Victims:
+    """The columns of these runs.
+
+    Work is lost since the newest checkpoint that was seen; a resumable job that states an interval is
+    believed to write one that often.
+    """
+    started_ms = _column(now_ms + 1 if c.started_ms is None else c.started_ms for c in claims)
+    since_ms = np.maximum(started_ms, _column(c.checkpoint_ms or 0 for c in claims))
+    lost_s = np.maximum(0, now_ms - since_ms) // 1000
+    interval_s = _column(
+        (c.request.checkpoint_interval_s or 0) if c.request is not None and c.request.resumable else 0
+        for c in claims
+    )
+    return Victims(
+        claims=claims,
+        ran_s=(now_ms - started_ms) // 1000,
+        lost_s=np.where(interval_s > 0, np.minimum(lost_s, interval_s), lost_s),
+        cards=_column(c.shape.accelerators * c.nodes for c in claims),
+        rate_micro_per_hour=_column(c.rate_micro_per_hour for c in claims),
+        preempted=_column(c.preempted for c in claims),
+        worth=worth,
+    )
+
+
+def _column(values: Iterable[int]) -> IntArray:
+    return np.fromiter(values, dtype=np.int64)
 
 
 class Policy(Protocol):
@@ -151,8 +173,8 @@ class Policy(Protocol):
         """May runs be stopped for this VIP job now?  Every policy with a word on it must agree."""
         ...
 
-    def price(self, p: Problem, victim: Victim) -> int | Protected:
-        """Micro-CNY that stopping a run costs."""
+    def price(self, p: Problem, victims: Victims) -> IntArray:
+        """Micro-CNY that stopping each of these runs costs; SPARED: it must not be stopped."""
         ...
 
     def kill_room(self, p: Problem, tenant: TenantId) -> int:
@@ -174,6 +196,10 @@ class PolicySet:
     """Policies in force, in order: the first verdict other than allowed stands; the rest adds up."""
 
     policies: tuple[Weighted, ...]
+    _by_name: dict[str, list[tuple[int, Any]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False, hash=False
+    )
+    """Weights and methods by the method's name: asked for every class."""
 
     def allow(self, p: Problem, k: int, pools: IntArray) -> Verdict:
         codes, need, have = (np.zeros(len(pools), dtype=np.int64) for _ in range(3))
@@ -234,14 +260,12 @@ class PolicySet:
         priced = bool(self._methods("price"))
         return priced and all(method(p, job) for _, method in self._methods("may_preempt"))
 
-    def price(self, p: Problem, victim: Victim) -> int | Protected:
-        """The sum of all prices, or the first word that protects."""
-        total = 0
+    def price(self, p: Problem, victims: Victims) -> IntArray:
+        """The sum of all prices; SPARED where any policy spares the run."""
+        total = np.zeros(len(victims.claims), dtype=np.int64)
         for permille, method in self._methods("price"):
-            price: int | Protected = method(p, victim)
-            if isinstance(price, Protected):
-                return price
-            total += price * permille // 1000
+            price = method(p, victims)
+            total = np.where((total < 0) | (price < 0), SPARED, total + _weighed(price, permille))
         return total
 
     def kill_room(self, p: Problem, tenant: TenantId) -> int:
@@ -254,12 +278,15 @@ class PolicySet:
         return next((seconds for seconds in wanted if seconds is not None), None)
 
     def _methods(self, name: str) -> list[tuple[int, Any]]:
-        # By the type: a key of a policy may have the name of a method.
-        return [
-            (w.permille, getattr(w.policy, name))
-            for w in self.policies
-            if callable(getattr(type(w.policy), name, None))
-        ]
+        found = self._by_name.get(name)
+        if found is None:
+            # By the type: a key of a policy may have the name of a method.
+            found = self._by_name[name] = [
+                (w.permille, getattr(w.policy, name))
+                for w in self.policies
+                if callable(getattr(type(w.policy), name, None))
+            ]
+        return found
 
 
 def _weighed(money: IntArray, permille: int) -> IntArray:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from broker.core.backfill import held_limits
 from broker.core.explain import Code
-from broker.core.fitting import BoolArray, Fitting, IntArray, PoolColumns, StrArray, ints, slot_sizes
+from broker.core.fitting import BoolArray, Chooser, Fitting, IntArray, PoolColumns, StrArray, ints, slot_sizes
 from broker.core.memory import Block, Memory, World
 from broker.core.model import (
     CenterFacts,
@@ -325,6 +325,41 @@ def _with_worth(p: Problem, memory: Memory) -> Problem:
             memory.blocks[job_class.key] = replace(block, worth=known)
         worth[k] = known
     return replace(p, worth=worth)
+
+
+def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray:
+    """[K,B] worth of leaving jobs of these classes waiting, whether or not any does now.
+
+    `memory` is that of the problem: what it knows of a class is not asked for again.
+    """
+    waits = {job_class.key: k for k, job_class in enumerate(p.classes)}
+    worth = np.zeros((len(classes), len(AGE_S)), dtype=np.int64)
+    unknown = []
+    for k, job_class in enumerate(classes):
+        block = memory.block(job_class)
+        if job_class.key in waits:
+            worth[k] = p.worth[waits[job_class.key]]
+        elif block is not None and block.worth is not None:
+            worth[k] = block.worth
+        else:
+            unknown.append(k)
+    if not unknown:
+        return worth
+    asked = tuple(classes[k] for k in unknown)
+    known = {c.request.spec: fitting for c, fitting in zip(p.classes, p.fittings, strict=True)}
+    if all(c.request.spec is not None and c.request.spec in known for c in asked):
+        part = replace(p, classes=asked, fittings=tuple(known[c.request.spec] for c in asked))
+    else:
+        chooser = Chooser(p.snapshot.accelerators, p.pools, p.pool)
+        fittings = tuple(chooser.fitting(c.request) for c in asked)
+        part = replace(p, classes=asked, fittings=fittings, specs=chooser.specs())
+    everywhere = np.arange(len(p.pools), dtype=np.int64)
+    blocks = tuple(_block(part, k, everywhere, None) for k in range(len(asked)))
+    part = replace(part, **Memory().options(blocks, len(p.pools)))
+    for k, block in enumerate(blocks):
+        worth[unknown[k]] = asked_for = p.policies.worth(part, k)
+        memory.blocks[block.job_class.key] = replace(block, worth=asked_for)
+    return worth
 
 
 def _with_rows(p: Problem, memory: Memory, limits: tuple[Limit, ...]) -> Problem:

@@ -81,7 +81,7 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
             source=source,
         )
         # 8 what is held for whom, and which runs are stopped for it
-        plan = hold(problem, plan, y)
+        plan = hold(problem, plan, y, lp.memory)
         # 9 the independent check
         faults = violations(plan, snapshot, free)
         if not faults:

@@ -12,8 +12,9 @@ and only the center's in-flight room limits what is sent there.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from broker.core.identity import holder_key
 from broker.core.model import (
@@ -103,22 +104,16 @@ def effective_free(
     """
     holds = in_force(snapshot) if reservations is None else reservations
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
-    claims: dict[PoolId, list[Claim]] = {}
-    for claim in snapshot.claims:
-        claims.setdefault(claim.pool, []).append(claim)
+    claims, held = _by_pool(snapshot.claims), _by_pool(holds)
     free: dict[PoolId, tuple[FreeNodes, ...]] = {}
     for pool in snapshot.pools:
         if pool.accuracy is Accuracy.UNKNOWN:
             free[pool.id] = ()
             continue
+        lag = lag_s.get(pool.center, 0)
+        owed = [c for c in claims.get(pool.id, ()) if not _reported(pool, c, lag)]
         histogram = _Histogram(pool)
-        owed = [c for c in claims.get(pool.id, ()) if not _reported(pool, c, lag_s.get(pool.center, 0))]
-        # Large claims first: they have the fewest nodes to be on.  Ties end with the id.
-        for claim in sorted(owed, key=lambda c: (_size(c.shape), c.run), reverse=True):
-            histogram.charge(claim.shape, claim.nodes)
-        held = [r for r in holds if r.pool == pool.id and r.job != holder]
-        for hold in sorted(held, key=lambda r: (-r.slot, r.job)):
-            histogram.charge(_slot_shape(pool.shape, hold.slot), hold.nodes)
+        histogram.charge_all(owed, [r for r in held.get(pool.id, ()) if r.job != holder])
         free[pool.id] = histogram.groups()
     return free
 
@@ -126,26 +121,100 @@ def effective_free(
 def without(snapshot: Snapshot, runs: Collection[RunId], *, slot: int | None = None) -> Snapshot:
     """The snapshot as it would be if these runs held nothing.
 
-    A claim that the report already contains is given back to the fullest nodes that can have held
-    it; what no node can have held is not given back.  Nobody knows which nodes a run is on: with
-    `slot` it is given back to those where it makes the fewest further slots of that many units, so
-    that what is believed to come free does.
+    Claims that the report already contains are given back to the fullest nodes that can have held
+    them, the largest first; what no node can have held is not given back.  Nobody knows which nodes a
+    run is on: with `slot` it is given back to those where it makes the fewest further slots of that
+    many units, so that what is believed to come free does.
     """
     gone = frozenset(runs)
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
-    pools = {pool.id: pool for pool in snapshot.pools}
-    histograms: dict[PoolId, _Histogram] = {}
-    for claim in sorted((c for c in snapshot.claims if c.run in gone), key=lambda c: (c.pool, c.run)):
-        pool = pools.get(claim.pool)
-        if pool is not None and _reported(pool, claim, lag_s.get(pool.center, 0)):
-            histograms.setdefault(pool.id, _Histogram(pool)).release(claim.shape, claim.nodes, slot)
+    claims = _by_pool(c for c in snapshot.claims if c.run in gone)
+
+    def given_back(pool: Pool) -> Pool:
+        lag = lag_s.get(pool.center, 0)
+        owned = [c for c in claims.get(pool.id, ()) if _reported(pool, c, lag)]
+        if not owned:
+            return pool
+        histogram = _Histogram(pool)
+        histogram.release_all(owned, slot)
+        return replace(pool, free=histogram.groups())
+
     return replace(
         snapshot,
         claims=tuple(c for c in snapshot.claims if c.run not in gone),
-        pools=tuple(
-            replace(p, free=histograms[p.id].groups()) if p.id in histograms else p for p in snapshot.pools
-        ),
+        pools=tuple(map(given_back, snapshot.pools)),
     )
+
+
+class WhatIf:
+    """The same two questions for one pool, asked often: what is free without some of its runs.
+
+    `claims` are those of the pool.
+    """
+
+    def __init__(self, pool: Pool, claims: Sequence[Claim], report_lag_s: int) -> None:
+        self.pool = pool
+        self._claims = claims
+        self._full = _Histogram(pool)
+        since_ms = _reported_since_ms(pool, report_lag_s)
+        self._owed = [c for c in claims if c.started_ms is None or c.started_ms >= since_ms]
+        self._owed_runs = frozenset(c.run for c in self._owed)
+
+    def free(self, before: Sequence[Reservation]) -> tuple[FreeNodes, ...]:
+        """Free nodes beside what is held `before`."""
+        histogram = self._full.copy()
+        histogram.charge_all(self._owed, before)
+        return histogram.groups()
+
+    def slots(self, gone: Collection[Claim], slot: int, before: Sequence[Reservation] = ()) -> int:
+        """Slots of `slot` units without the runs `gone`, beside what is held `before`."""
+        if not (gone or before or self._owed):
+            return self._full.slots(slot)
+        histogram = self._full.copy()
+        owned = [c for c in gone if c.run not in self._owed_runs]
+        histogram.release_all(owned, slot)
+        owed = self._owed
+        if owed and len(owned) < len(gone):
+            runs = {c.run for c in gone}
+            owed = [c for c in owed if c.run not in runs]
+        histogram.charge_all(owed, before)
+        return histogram.slots(slot)
+
+    def alike(self, gone: Iterable[Claim]) -> Hashable:
+        """Equal for runs that cannot be told apart by what is free without them."""
+        nodes: dict[Hashable, int] = {}
+        for claim in gone:
+            kind = claim.run if claim.run in self._owed_runs else _kind(claim.shape)
+            nodes[kind] = nodes.get(kind, 0) + claim.nodes
+        return frozenset(nodes.items())
+
+    def absorbs(self, slot: int, largest: int) -> int:
+        """Units that runs of at most `largest` units each may have held without a slot coming free.
+
+        Each goes where it makes none as long as there is such a node.  0 where cards are split.
+        """
+        if self.pool.shape.split_permille:
+            return 0
+        return sum(
+            nodes * max(0, slot - largest - node[0] % slot)
+            for node, nodes in self._full.count.items()
+            if node[0] + largest <= unit_count(self.pool.shape)
+        )
+
+    def expected_start_ms(
+        self, slot: int, nodes: int, before: Sequence[Reservation], now_ms: int
+    ) -> int | None:
+        """When `nodes` slots of `slot` units are expected to be free after what is held `before`.
+
+        By the planned ends of our own runs there; None when they all end and it is still too little.
+        """
+        if self.slots((), slot, before) >= nodes:
+            return now_ms
+        ends = sorted(self._claims, key=lambda c: (planned_end_ms(c, now_ms), c.run))
+        ended = bisect_left(
+            range(len(ends) + 1), True, key=lambda n: self.slots(ends[:n], slot, before) >= nodes
+        )
+        return None if ended > len(ends) else planned_end_ms(ends[ended - 1], now_ms)
 
 
 # ---------------------------------------------------------------- what is held
@@ -229,27 +298,27 @@ def longest_estimate_s(request: JobRequest) -> int:
 
 def holdings(snapshot: Snapshot) -> dict[PoolId, Holding]:
     """What is held in every pool where something is."""
-    by_pool: dict[PoolId, list[Reservation]] = {}
-    for hold in in_force(snapshot):
-        by_pool.setdefault(hold.pool, []).append(hold)
-    found: dict[PoolId, Holding] = {}
+    by_pool = _by_pool(in_force(snapshot))
     if not by_pool:
-        return found
+        return {}
+    lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
+    claims = _by_pool(c for c in snapshot.claims if c.pool in by_pool)
+    found = {}
     for pool in snapshot.pools:
         held = by_pool.get(pool.id)
         if held is not None and pool.accuracy is not Accuracy.UNKNOWN:
-            part = of_pool(snapshot, pool)
-            frees = (effective_free(part, reservations=held[:i])[pool.id] for i in range(len(held) + 1))
+            there = WhatIf(pool, claims.get(pool.id, ()), lag_s.get(pool.center, 0))
             starts = (
-                expected_start_ms(part, pool, r.slot, r.nodes, held[:i]) or r.expires_ms
+                there.expected_start_ms(r.slot, r.nodes, held[:i], snapshot.now_ms) or r.expires_ms
                 for i, r in enumerate(held)
             )
+            frees = (there.free(held[:i]) for i in range(len(held) + 1))
             found[pool.id] = Holding(tuple(held), tuple(starts), tuple(frees))
     return found
 
 
 def of_pool(snapshot: Snapshot, pool: Pool) -> Snapshot:
-    """The snapshot with this pool and its claims alone: for questions that are asked often."""
+    """The snapshot with this pool and its claims alone."""
     claims = tuple(c for c in snapshot.claims if c.pool == pool.id)
     return replace(snapshot, pools=(pool,), claims=claims)
 
@@ -262,35 +331,36 @@ def planned_end_ms(claim: Claim, now_ms: int) -> int:
     return max(now_ms, started_ms + claim.estimate_s * 1000)
 
 
-def expected_start_ms(
-    part: Snapshot, pool: Pool, slot: int, nodes: int, before: Sequence[Reservation]
-) -> int | None:
-    """When `nodes` slots of `slot` units are expected to be free after what is held `before`.
+_Held = TypeVar("_Held", Claim, Reservation)
 
-    By the planned ends of our own runs there; None when they all end and it is still too little.
-    `part` is of_pool(snapshot, pool).
-    """
-    ends = sorted((planned_end_ms(c, part.now_ms), c.run) for c in part.claims)
 
-    def fits(ended: int) -> bool:
-        then = without(part, [run for _, run in ends[:ended]], slot=slot)
-        return supply(pool.shape, effective_free(then, reservations=before)[pool.id], slot) >= nodes
-
-    ended = bisect_left(range(len(ends) + 1), True, key=fits)
-    if ended > len(ends):
-        return None
-    return part.now_ms if ended == 0 else ends[ended - 1][0]
+def _by_pool(items: Iterable[_Held]) -> dict[PoolId, list[_Held]]:
+    found: dict[PoolId, list[_Held]] = {}
+    for item in items:
+        found.setdefault(item.pool, []).append(item)
+    return found
 
 
 def _reported(pool: Pool, claim: Claim, report_lag_s: int) -> bool:
     """Whether the pool's report already counts this claim as used."""
-    if pool.accuracy is not Accuracy.EXACT or claim.started_ms is None:
-        return False
-    return claim.started_ms < pool.as_of_ms - report_lag_s * 1000
+    return claim.started_ms is not None and claim.started_ms < _reported_since_ms(pool, report_lag_s)
+
+
+def _reported_since_ms(pool: Pool, report_lag_s: int) -> float:
+    """The pool's report counts the runs that started before."""
+    return pool.as_of_ms - report_lag_s * 1000 if pool.accuracy is Accuracy.EXACT else float("-inf")
 
 
 def _size(shape: NodeShape) -> tuple[int, int, int, int]:
     return (shape.accelerators, shape.card_permille, shape.cores, shape.memory_gib)
+
+
+_Kind = tuple[int, int, int, int, int]
+"""What tells apart shapes that claims of one pool have; sorts by size."""
+
+
+def _kind(shape: NodeShape) -> _Kind:
+    return (*_size(shape), shape.accelerator_memory_gib)
 
 
 def _slot_shape(node: NodeShape, slot: int) -> NodeShape:
@@ -327,11 +397,21 @@ def _sorted_parts(parts: tuple[int, ...], further: int) -> tuple[int, ...]:
     return tuple(sorted((*parts, further))) if further else parts
 
 
+_NODES: dict[NodeShape, dict[tuple[int, int, int, tuple[int, ...]], _Node]] = {}
+_BACK: dict[NodeShape, dict[_Kind, dict[_Node, _Node | None]]] = {}
+_SLOTS: dict[NodeShape, dict[int, NodeShape]] = {}
+"""By node shape: nodes by what is free, nodes without a claim of a kind, and the shapes of slots.  The
+same few are asked for again and again."""
+
+
 class _Histogram:
-    """Counts of nodes by what is free, while claims are charged to it."""
+    """Counts of nodes by what is free, while claims are given back and charged to it."""
 
     def __init__(self, pool: Pool) -> None:
         self.shape = pool.shape
+        self._nodes = _NODES.setdefault(pool.shape, {})
+        self._back = _BACK.setdefault(pool.shape, {})
+        self._slots = _SLOTS.setdefault(pool.shape, {})
         self.count: dict[_Node, int] = {}
         for group in pool.free:
             self._add(self._node(group.accelerators, group.cores, group.memory_gib, group.parts), group.nodes)
@@ -341,13 +421,25 @@ class _Histogram:
             self._add((0, 0, 0, 0, ()), full)
 
     def _node(self, accelerators: int, cores: int, memory_gib: int, parts: tuple[int, ...] = ()) -> _Node:
-        left = units(self.shape, FreeNodes(cores, memory_gib, accelerators, 1, parts))
-        return (left, accelerators, cores, memory_gib, parts)
+        key = (accelerators, cores, memory_gib, parts)
+        node = self._nodes.get(key)
+        if node is None:
+            node = (units(self.shape, FreeNodes(cores, memory_gib, accelerators, 1, parts)), *key)
+            self._nodes[key] = node
+        return node
+
+    def copy(self) -> _Histogram:
+        made = _Histogram.__new__(_Histogram)
+        made.shape, made._nodes, made._back = self.shape, self._nodes, self._back
+        made._slots, made.count = self._slots, self.count.copy()
+        return made
 
     def _add(self, node: _Node, nodes: int) -> None:
-        self.count[node] = self.count.get(node, 0) + nodes
-        if self.count[node] <= 0:
-            del self.count[node]
+        count = self.count.get(node, 0) + nodes
+        if count > 0:
+            self.count[node] = count
+        else:
+            self.count.pop(node, None)
 
     def _take(self, node: _Node, shape: NodeShape, nodes: int) -> None:
         """Moves `nodes` nodes to what remains after `shape`, never below zero."""
@@ -360,6 +452,34 @@ class _Histogram:
         after = self._node(cards, max(0, cores - shape.cores), max(0, memory - shape.memory_gib), parts)
         self._add(node, -nodes)
         self._add(after, nodes)
+
+    def charge_all(self, claims: Iterable[Claim], reservations: Iterable[Reservation]) -> None:
+        """Charges claims, then what is held."""
+        # Large claims first: they have the fewest nodes to be on.  Ties end with the id.
+        for claim in sorted(claims, key=lambda c: (_size(c.shape), c.run), reverse=True):
+            self.charge(claim.shape, claim.nodes)
+        for hold in sorted(reservations, key=lambda r: (-r.slot, r.job)):
+            shape = self._slots.get(hold.slot)
+            if shape is None:
+                shape = self._slots[hold.slot] = _slot_shape(self.shape, hold.slot)
+            self.charge(shape, hold.nodes)
+
+    def release_all(self, claims: Iterable[Claim], slot: int | None) -> None:
+        """Gives claims back, large ones first for the same reason; which of equal ones, is the same."""
+        shapes: dict[_Kind, NodeShape] = {}
+        nodes: dict[_Kind, int] = {}
+        for claim in claims:
+            kind = _kind(claim.shape)
+            shapes[kind] = claim.shape
+            nodes[kind] = nodes.get(kind, 0) + claim.nodes
+        for kind in sorted(nodes, reverse=True):
+            self.release(shapes[kind], nodes[kind], slot)
+
+    def slots(self, size: int) -> int:
+        """Slots of `size` units."""
+        if not self.shape.split_permille:
+            return sum(nodes * (node[0] // size) for node, nodes in self.count.items())
+        return sum(slots(self.shape, _group(node, 1), size) * nodes for node, nodes in self.count.items())
 
     def charge(self, shape: NodeShape, nodes: int) -> None:
         """Charges one claim: the fullest nodes that still fit, a node for each of its nodes.
@@ -384,6 +504,8 @@ class _Histogram:
             taken = min(left, count)
             self._take(node, shape, taken)
             left -= taken
+            if not left:
+                return
         while left > 0:
             candidates = [n for n in self.count if fits(n)]
             full: _Node = (0, 0, 0, 0, ())
@@ -397,9 +519,13 @@ class _Histogram:
     def release(self, shape: NodeShape, nodes: int, slot: int | None = None) -> None:
         """Gives a claim back to the fullest nodes that can have held it, or with `slot` to those where
         it makes the fewest slots of that many units."""
+        known = self._back.setdefault(_kind(shape), {})
         left = nodes
         while left > 0:
-            back = ((node, self._given_back(node, shape)) for node in self.count)
+            for node in self.count:
+                if node not in known:
+                    known[node] = self._given_back(node, shape)
+            back = ((node, known[node]) for node in self.count)
             held = [(self._gain(n, after, slot), n, after) for n, after in back if after is not None]
             if not held:
                 return

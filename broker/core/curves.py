@@ -1,0 +1,125 @@
+"""What further slots cost in each pool: the least price of runs that give so many, by how many.
+
+What belongs here: the curves of many pools at once, as arrays, and reading victims from them.  What
+does not: who wants the slots (core/assignment.py), and which runs there are (core/victims.py).
+
+A run of at least a slot's size gives so many slots wherever it is, so a set of them is a knapsack: of
+every pool, by runs of one gain after the other, the least price for at least 0, 1, 2 … slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.core.fitting import IntArray
+
+NEVER = 1 << 60
+"""The price of what cannot be had, micro-CNY."""
+
+FURTHER_SLOTS = 24
+"""Slots beyond those of the largest job that a curve goes, or twice a pool's share of all that is asked
+for; jobs for which that is too little come in a further pass."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Runs that surely give slots, one row each: the number, the pool's row, slots and micro-CNY."""
+
+    pools: int
+    who: IntArray
+    pool: IntArray
+    gain: IntArray
+    price: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """One run per pool that may be taken, all of the same gain."""
+
+    gain: int
+    who: IntArray  # [G]
+    taken: npt.NDArray[np.bool_]  # [G, Q+1]
+
+
+class Curves:
+    """Least prices for pools and slots; row g is a pool, `spare[g]` what is free there anyway.
+
+    `cost[g, n]` is the price of having n slots, NEVER where the runs do not give them.
+    """
+
+    def __init__(self, runs: Runs, spare: Sequence[int], needs: Sequence[int]) -> None:
+        most = np.bincount(runs.pool, weights=runs.gain, minlength=runs.pools).astype(np.int64)
+        total, largest = sum(needs), max(needs)
+        further = max(FURTHER_SLOTS, 2 * total // max(1, runs.pools))
+        self._slots = slots = min(total, int(most.max(initial=0)), largest + further)
+        self._spare = np.minimum(np.array(spare, dtype=np.int64), total)
+        self._steps: list[_Step] = []
+        self._offers: dict[tuple[int, int], tuple[int, ...]] = {}
+        # [G, Q+1] for at least so many slots more than are spare
+        self._least = np.full((runs.pools, max(slots, largest) + 1), NEVER, dtype=np.int64)
+        self._least[:, 0] = 0
+        for step in self._columns(runs):
+            self._add(*step)
+        self.cost = self._costs(total, largest)
+
+    def _columns(self, runs: Runs) -> list[tuple[int, IntArray, IntArray]]:
+        """(gain, price, who) of one run per pool each: of a gain the cheapest first, no more than help."""
+        slots = self._slots
+        gain = np.minimum(runs.gain, slots)
+        order = np.lexsort((runs.who, runs.price, runs.pool, gain))
+        who, pool, gain, price = runs.who[order], runs.pool[order], gain[order], runs.price[order]
+        key = gain * runs.pools + pool
+        starts = np.flatnonzero(np.diff(key, prepend=-1))
+        rank = np.arange(len(key)) - np.repeat(starts, np.diff(starts, append=len(key)))
+        columns = []
+        for g in np.unique(gain).tolist():
+            of = (gain == g) & (rank < -(-slots // g))
+            shape = (int(rank[of].max()) + 1, runs.pools)
+            prices, names = np.full(shape, NEVER, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+            prices[rank[of], pool[of]], names[rank[of], pool[of]] = price[of], who[of]
+            columns += [(g, prices[r], names[r]) for r in range(shape[0])]
+        return columns
+
+    def _add(self, gain: int, price: IntArray, who: IntArray) -> None:
+        """With one more run in every pool."""
+        with_it = np.empty_like(self._least)
+        with_it[:, :gain] = price[:, None]
+        np.add(self._least[:, :-gain], price[:, None], out=with_it[:, gain:])
+        taken = with_it < self._least
+        np.minimum(self._least, with_it, out=self._least)
+        self._steps.append(_Step(gain, who, taken))
+
+    def _costs(self, total: int, largest: int) -> IntArray:
+        """`cost` up to what any pool can be asked for, and NEVER for a job more."""
+        width = min(total, self._least.shape[1] - 1 + int(self._spare.max(initial=0))) + 1
+        beyond = np.maximum(0, np.arange(width + largest)[None, :] - self._spare[:, None])
+        cost = np.take_along_axis(self._least, np.minimum(beyond, self._least.shape[1] - 1), axis=1)
+        cost[beyond >= self._least.shape[1]] = NEVER
+        return np.minimum(cost, NEVER)
+
+    def least(self, g: int, nodes: int) -> int:
+        """The price of `nodes` slots in pool `g`."""
+        return int(self.cost[g, nodes])
+
+    def offer(self, g: int, nodes: int, who: Sequence[int], price: int) -> None:
+        """A set found elsewhere that gives `nodes` slots; kept where it is cheaper."""
+        spare = int(self._spare[g])
+        for n in range(spare + 1, nodes + 1):
+            if price < self.cost[g, n]:
+                self.cost[g, n] = price
+                self._offers[g, n] = tuple(who)
+
+    def victims(self, g: int, nodes: int) -> list[int]:
+        """The runs that give pool `g` so many slots."""
+        if (g, nodes) in self._offers:
+            return list(self._offers[g, nodes])
+        left, found = nodes - int(self._spare[g]), []
+        for step in reversed(self._steps):
+            if left > 0 and step.taken[g, left]:
+                found.append(int(step.who[g]))
+                left = max(0, left - step.gain)
+        return found
