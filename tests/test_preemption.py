@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -305,6 +306,7 @@ def crowded(draw: st.DrawFn) -> Snapshot:
                 preemptible=draw(st.sampled_from([True, True, True, False])),
                 tier=draw(st.sampled_from(Tier)),
                 stopping=draw(st.sampled_from([False, False, False, True])),
+                preempted=draw(st.sampled_from([0, 0, 0, RULES.kills_per_job])),
             )
             parts.append(replace(made, pool=parts[-1].pool if isinstance(parts[-1], Claim) else parts[-1].id))
     parts += [
@@ -318,7 +320,8 @@ def crowded(draw: st.DrawFn) -> Snapshot:
         for i in range(draw(st.integers(1, 3)))
     ]
     parts.append(job_class("k", draw(st.sampled_from([1, 8])), jobs=3, preempt_policy=2))
-    return snapshot(*parts)
+    kills = {TenantId(t): draw(st.sampled_from([0, 18, 19, 20])) for t in "tu"}
+    return replace(snapshot(*parts), kills=kills)
 
 
 @settings(deadline=None, max_examples=150)
@@ -331,6 +334,8 @@ def test_every_kill_is_needed_allowed_and_enough(world: Snapshot) -> None:
     tiers = {job.id: c.request for c in world.classes for job in c.jobs}
     assert len(set(plan.stops)) == len(plan.stops)
     assert all(r.job not in placed for r in plan.reservations)
+    lost = Counter(claims[run].tenant for run in plan.stops)
+    assert all(n + world.kills[t] <= RULES.kills_per_tenant_h for t, n in lost.items())
     assert len({r.job for r in plan.reservations}) == len(plan.reservations)
     for preemption in plan.preemptions:
         wish = tiers[preemption.job]
@@ -342,6 +347,7 @@ def test_every_kill_is_needed_allowed_and_enough(world: Snapshot) -> None:
             assert victim.request.preemptible
             assert victim.tier < Tier.VIP
             assert not victim.stopping
+            assert victim.preempted < RULES.kills_per_job
             assert NOW_MS - (victim.started_ms or NOW_MS) >= RULES.min_run_time_s * 1000
         assert enough(world, plan, preemption.job, spared=None)
         # Minimal: without any one of its victims the job would not fit.

@@ -44,14 +44,13 @@ class Wish:
 
     job: JobId
     nodes: int
-    options: IntArray
+    options: Sequence[int]
     pools: IntArray
-    slots: IntArray
+    slots: Sequence[int]
 
-    @property
-    def places(self) -> tuple[list[int], list[int]]:
-        """Pools and the sizes of slots there."""
-        return self.pools.tolist(), self.slots.tolist()
+    def sizes(self) -> dict[int, int]:
+        """The size of slots by pool."""
+        return dict(zip(self.pools.tolist(), self.slots, strict=True))
 
 
 class Table(Protocol):
@@ -130,7 +129,6 @@ class _Together:
     def __init__(self, wishes: Sequence[Wish], there: dict[int, _Slots]) -> None:
         self.wishes, self.pools, self.there = wishes, list(there), list(there.values())
         self.rows = [np.searchsorted(self.pools, w.pools) for w in wishes]
-        self.options = [w.options.tolist() for w in wishes]
         self.nodes = [w.nodes for w in wishes]
         self.spare = [slots.without(()) for slots in there.values()]
 
@@ -168,7 +166,7 @@ class Evictions:
         Returns who found a place; what is decided is told to the table.
         """
         served: set[JobId] = set()
-        waiting = [w for w in wishes if len(w.options)]
+        waiting = [w for w in wishes if w.options]
         for _ in range(PASSES):
             made: set[JobId] = set()
             for group in _of_one_slot(waiting):
@@ -194,7 +192,9 @@ class Evictions:
     def _serve(self, wishes: list[Wish]) -> set[JobId]:
         while wishes:
             asking = {w.job for w in wishes}
-            sizes = {at: slot for w in wishes for at, slot in zip(*w.places, strict=True)}
+            sizes: dict[int, int] = {}
+            for w in wishes:
+                sizes.update(w.sizes())
             there = {at: self._slots(at, slot, asking) for at, slot in sorted(sizes.items())}
             jobs = _Together(wishes, there)
             plan, victims = self._within_limits_of_all(jobs)
@@ -241,7 +241,7 @@ class Evictions:
 
     def _assigned(self, jobs: _Together, curves: Curves, start: Sequence[int] | None) -> list[int]:
         def takes(i: int, choice: int) -> Takes:
-            return self._table.takes(jobs.options[i][choice])
+            return self._table.takes(jobs.wishes[i].options[choice])
 
         return assigned(curves.cost, jobs.nodes, jobs.rows, takes, self._table.left(), start)
 
@@ -328,7 +328,7 @@ class Evictions:
             mine = self._needed(slots, share, w.nodes)
             if not self._fits(jobs.pools[g], slots, share, w, mine):
                 continue
-            self._table.take(w.job, int(w.options[choice]), mine)
+            self._table.take(w.job, w.options[choice], mine)
             for row in mine:
                 self._out[row] = True
                 self._killed[self._c.claims[row].tenant] += 1
@@ -497,8 +497,9 @@ def _of_one_slot(wishes: Sequence[Wish]) -> Iterator[list[Wish]]:
         sizes: dict[int, int] = {}
         group, others = [], []
         for w in left:
-            if all(sizes.get(at, slot) == slot for at, slot in zip(*w.places, strict=True)):
-                sizes.update(zip(*w.places, strict=True))
+            mine = w.sizes()
+            if all(sizes.get(at, slot) == slot for at, slot in mine.items()):
+                sizes.update(mine)
                 group.append(w)
             else:
                 others.append(w)

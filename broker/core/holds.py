@@ -252,9 +252,9 @@ class _Table:
         return Wish(
             job=waiter.job.id,
             nodes=p.classes[waiter.k].request.nodes,
-            options=options,
+            options=options.tolist(),
             pools=p.option_pool[options],
-            slots=p.tau[options],
+            slots=p.tau[options].tolist(),
         )
 
     def _reserve(self, waiter: _Waiter, option: int) -> None:

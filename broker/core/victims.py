@@ -44,11 +44,12 @@ class Candidates:
         ]
         able.sort(key=lambda c: c.run)
         self.claims: Sequence[Claim] = able
-        self._pool = ints(at[c.pool] for c in able)
+        self._pool = ints(map(at.__getitem__, map(attrgetter("pool"), able)))
         self.nodes = ints(map(attrgetter("nodes"), able))
-        tenants: dict[TenantId, int] = {}
-        self.tenant = ints(tenants.setdefault(c.tenant, len(tenants)) for c in able)
-        self.tenants = tuple(tenants)
+        names = [c.tenant for c in able]
+        self.tenants: tuple[TenantId, ...] = tuple(dict.fromkeys(names))
+        number = {name: i for i, name in enumerate(self.tenants)}
+        self.tenant = ints(map(number.__getitem__, names))
         self.size = self._sizes()
         self.price = np.full(len(able), _UNPRICED, dtype=np.int64)
         self.lost_s = np.zeros(len(able), dtype=np.int64)
