@@ -10,13 +10,16 @@ for each slot size, over the options that leave at least i alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from broker.core.explain import Code
+from broker.core.fitting import IntArray, ints
+from broker.core.model import JobId
 from broker.core.policy import Limit
-from broker.core.snapshot import Holding, in_flight_room, supply
+from broker.core.snapshot import Holding, in_flight_room, longest_estimate_s, supply
 
 if TYPE_CHECKING:
     from broker.core.problem import Problem
@@ -26,20 +29,43 @@ def held_limits(p: Problem) -> tuple[Limit, ...]:
     """Rows for the pools in which something is held, and for the in-flight room of who may start."""
     if not p.holdings:
         return ()
+    facts = _Classes(
+        first=[c.jobs[0].id if c.jobs else None for c in p.classes],
+        nodes=ints(c.request.nodes for c in p.classes),
+        ends_ms=ints(p.snapshot.now_ms + longest_estimate_s(c.request) * 1000 for c in p.classes),
+    )
     limits = [
         limit
         for at, pool in enumerate(p.pools)
         if pool.id in p.holdings
-        for limit in _slot_limits(p, at, p.holdings[pool.id])
+        for limit in _slot_limits(p, at, p.holdings[pool.id], facts)
     ]
     return (*limits, *_in_flight_limits(p))
 
 
-def _slot_limits(p: Problem, at: int, holding: Holding) -> list[Limit]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Classes:
+    """Of every class the first job, the nodes of a job, and when one that starts now ends at the latest."""
+
+    first: list[JobId | None]
+    nodes: IntArray
+    ends_ms: IntArray
+
+
+def _depths(holding: Holding, ks: IntArray, facts: _Classes) -> IntArray:
+    """Holding.depth of many classes at once."""
+    place = {r.job: i for i, r in enumerate(holding.reservations)}
+    none = len(holding.reservations)
+    depth = ints(none if (job := facts.first[k]) is None else place.get(job, none) for k in ks.tolist())
+    # The first start among those left alone; a class that leaves none alone is bound by none.
+    earliest = np.minimum.accumulate([np.iinfo(np.int64).max, *holding.starts_ms])
+    return np.where(facts.ends_ms[ks] <= earliest[depth], 0, depth)
+
+
+def _slot_limits(p: Problem, at: int, holding: Holding, facts: _Classes) -> list[Limit]:
     options = np.flatnonzero(p.option_pool == at)
-    classes = [p.classes[k] for k in p.option_class[options].tolist()]
-    depth = np.array([holding.depth(c, p.snapshot.now_ms) for c in classes], dtype=np.int64)
-    nodes = np.array([c.request.nodes for c in classes], dtype=np.int64)
+    ks = p.option_class[options]
+    depth, nodes = _depths(holding, ks, facts), facts.nodes[ks]
     tau, pool = p.tau[options], p.pools[at]
     limits = []
     for level in range(1, len(holding.reservations) + 1):

@@ -7,16 +7,18 @@ rows of the problem that decided.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import IntEnum, StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from broker.core.identity import holder_key
-from broker.core.model import MICRO, CenterId, Why
+from broker.core.model import MICRO, CenterId, JobId, Reservation, Why
 from broker.core.queue import as_queue
 from broker.core.snapshot import may_hold, supply
 
@@ -320,30 +322,49 @@ def _binding(problem: Problem, left: IntArray, k: int, option: int) -> tuple[int
 _HELD = {Why.GANG: Code.GANG_WAITING, Why.VIP: Code.VIP_WAITING, Why.PREEMPTING: Code.PREEMPTING}
 
 
-def held_reasons(p: Problem, plan: Plan, y: IntArray, left: IntArray) -> dict[str, tuple[Reason, ...]]:
-    """Why each job that capacity is held for still waits, by the key of its own class.
+def held_reasons(
+    p: Problem, plan: Plan, y: IntArray, left: IntArray
+) -> dict[str, Callable[[], tuple[Reason, ...]]]:
+    """Why each job that capacity is held for still waits, by the key of its own class; worked out when
+    called.
 
     At the center that holds for it the reason is what it waits for there.
     """
-    held = {r.job: r for r in plan.reservations}
-    pools = {pool.id: pool for pool in p.pools}
-    holds_nodes = {c.id: c.node_hold for c in p.centers}
-    told: dict[str, tuple[Reason, ...]] = {}
-    for k, job_class in enumerate(p.classes if held else ()):
+    by_nodes: dict[int, dict[JobId, Reservation]] = {}
+    for r in plan.reservations:
+        by_nodes.setdefault(r.nodes, {})[r.job] = r
+    pools = {pool.id for pool in p.pools}
+    common: dict[int, tuple[Reason, ...]] = {}
+    told: dict[str, Callable[[], tuple[Reason, ...]]] = {}
+    for k, job_class in enumerate(p.classes):
+        held = by_nodes.get(job_class.request.nodes, {})
         if not any(may_hold(job_class.request, r) for r in held.values()):
             continue
-        here = [job for job in as_queue(job_class.jobs).ids if job in held]
-        common = explain_counts(p, y, k, left) if here else ()
-        for job in here:
-            r = held[job]
-            pool, why = pools.get(r.pool), Why(r.why)
-            if pool is None:
-                continue
-            free = supply(pool.shape, p.free.get(pool.id, ()), r.slot)
-            waits = reason(pool.center, _HELD[why], need=r.nodes, have=free)
-            reasons = [waits if x.center == pool.center else x for x in common]
-            if r.node_names and not holds_nodes.get(pool.center):
-                reasons.append(reason(pool.center, Code.NODES_NOT_HELD, need=len(r.node_names), have=0))
-            own = job_class.key.endswith(holder_key("", job))
-            told[job_class.key if own else holder_key(job_class.key, job)] = tuple(reasons)
+        for job in as_queue(job_class.jobs).ids:
+            hold = held.get(job)
+            if hold is not None and hold.pool in pools:
+                own = job_class.key.endswith(holder_key("", job))
+                key = job_class.key if own else holder_key(job_class.key, job)
+                ask = partial(explain_counts, p, y, k, left)
+                told[key] = partial(_held_reasons, p, k, hold, ask=ask, common=common)
     return told
+
+
+def _held_reasons(
+    p: Problem,
+    k: int,
+    r: Reservation,
+    *,
+    ask: Callable[[], tuple[Reason, ...]],
+    common: dict[int, tuple[Reason, ...]],
+) -> tuple[Reason, ...]:
+    """Why a job of class `k` with this reservation waits; `common` keeps what `ask` says of a class."""
+    if k not in common:
+        common[k] = ask()
+    pool = next(pool for pool in p.pools if pool.id == r.pool)
+    free = supply(pool.shape, p.free.get(pool.id, ()), r.slot)
+    waits = reason(pool.center, _HELD[Why(r.why)], need=r.nodes, have=free)
+    reasons = [waits if x.center == pool.center else x for x in common[k]]
+    if r.node_names and not any(c.node_hold for c in p.centers if c.id == pool.center):
+        reasons.append(reason(pool.center, Code.NODES_NOT_HELD, need=len(r.node_names), have=0))
+    return tuple(reasons)

@@ -154,13 +154,18 @@ class Deferrals(Mapping[str, tuple[Reason, ...]]):
         self._left = problem.left(y)
         waits = problem.waiting.sum(axis=1) > problem.started(y)
         self._classes = {problem.classes[k].key: k for k in np.flatnonzero(waits).tolist()}
-        self._told = held_reasons(problem, plan, y, self._left)
-        self._keys = dict.fromkeys((*self._classes, *self._told))
+        self._held = held_reasons(problem, plan, y, self._left)
+        self._told: dict[str, tuple[Reason, ...]] = {}
+        self._keys = dict.fromkeys((*self._classes, *self._held))
 
     def __getitem__(self, key: str) -> tuple[Reason, ...]:
         if key not in self._told:
-            k = self._classes[key]
-            self._told[key] = explain_counts(self._problem, self._y, k, self._left)
+            held = self._held.get(key)
+            self._told[key] = (
+                explain_counts(self._problem, self._y, self._classes[key], self._left)
+                if held is None
+                else held()
+            )
         return self._told[key]
 
     def __iter__(self) -> Iterator[str]:

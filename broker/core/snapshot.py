@@ -247,15 +247,20 @@ def with_holders(snapshot: Snapshot) -> Snapshot:
     holds = {r.job: r for r in in_force(snapshot)}
     if not holds:
         return snapshot
+    by_nodes: dict[int, list[Reservation]] = {}
+    for hold in holds.values():
+        by_nodes.setdefault(hold.nodes, []).append(hold)
     classes: list[JobClass] = []
     for job_class in snapshot.classes:
-        wanted = {r.job for r in holds.values() if may_hold(job_class.request, r)}
+        likely = by_nodes.get(job_class.request.nodes, ())
+        wanted = {r.job for r in likely if may_hold(job_class.request, r)}
         queue = as_queue(job_class.jobs) if wanted else JobQueue()
         holders = [queue[i] for i, job in enumerate(queue.ids) if job in wanted]
         if not holders or job_class.key.endswith(holder_key("", holders[0].id)):
             classes.append(job_class)
             continue
-        classes.append(replace(job_class, jobs=queue.changed(holders, ())))
+        others = queue.changed(holders, ()) if len(holders) < len(queue) else ()
+        classes.append(replace(job_class, jobs=others))
         classes += [replace(job_class, key=holder_key(job_class.key, job.id), jobs=(job,)) for job in holders]
     return replace(snapshot, classes=tuple(classes))
 
