@@ -3,13 +3,13 @@
 What belongs here: centers, nodes and the runs on them, the jobs that wait, and the policies.  What
 does not: measuring (preemption.py).
 
-100 centers of one pool each, of nodes of eight cards and of five products.  Running jobs hold 1, 2, 4
-or 8 cards of a node, or whole nodes of a gang; they lie on nodes as a center's own scheduler would
+100 centers of one pool each, of nodes of eight cards and of five products.  10 000 running jobs hold 1,
+2, 4 or 8 cards of a node, or whole nodes of a gang; they lie on nodes as a center's own scheduler would
 put them, so small runs share nodes.  A tenth of the nodes is others' work.  No node is wholly free.
-15 % of the runs may not be stopped.  The jobs of all runs are of 500 classes, by Zipf, and of 50
-tenants.  Four in five write checkpoints, at times spread over their intervals.  VIP gangs take whole
-nodes of one product, 1 to 8 of them (2 to 12 from 300 gangs on).  Besides, jobs of the same classes
-wait in the queue.
+The jobs are of 500 classes, by Zipf, of which 15 % may not be stopped, and of 50 tenants; besides, runs
+are safe for their first ten minutes.  A run is at any point of its estimated time; four in five have
+written a checkpoint within the hour.  VIP gangs take whole nodes of one product, 1 to 8 of them, 1 to
+12 from 300 gangs on.  Besides, jobs of the same classes wait in the queue.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ CENTERS, RUNS, CLASSES, TENANTS = 100, 10_000, 500, 50
 CARDS = 8
 KINDS = [p for p in PRODUCTS if p[3] == CARDS][:5]
 NOT_EVICTABLE = 0.15
+# Nodes of VIP gangs, and how often each.
+FEW_GANGS = (1, 2, 4, 8), (0.5, 0.28, 0.16, 0.06)
+MANY_GANGS = (1, 2, 4, 8, 12), (0.4, 0.28, 0.18, 0.1, 0.04)
 
 
 def policies() -> PolicySet:
@@ -134,8 +137,7 @@ def _filled(
     """Pools and what runs there: each run on the fullest nodes that have room."""
     popular = 1 / np.arange(1, CLASSES + 1) ** 0.8
     popular /= popular.sum()
-    of_kind = {k: [c for c in range(len(KINDS)) if c == k] for k in range(len(KINDS))}
-    at = {k: [c for c, kind in enumerate(of_center) if kind == k] for k in of_kind}
+    at = [[c for c, kind in enumerate(of_center) if kind == k] for k in range(len(KINDS))]
     free: list[list[int]] = [[] for _ in of_center]
     claims = []
     for i, k in enumerate(draw.choice(CLASSES, RUNS, p=popular).tolist()):
@@ -213,15 +215,10 @@ def _queue(
 
 def _vips(draw: np.random.Generator, shapes: list[NodeShape], vips: int) -> list[JobClass]:
     made = []
-    few = vips < 300
+    sizes, odds = FEW_GANGS if vips < 300 else MANY_GANGS
     for i in range(vips):
         shape = shapes[int(draw.integers(0, len(KINDS)))]
-        nodes = int(
-            draw.choice(
-                [1, 2, 4, 8] if few else [1, 2, 4, 8, 12],
-                p=[0.5, 0.28, 0.16, 0.06] if few else [0.4, 0.28, 0.18, 0.1, 0.04],
-            )
-        )
+        nodes = int(draw.choice(sizes, p=odds))
         request = JobRequest(
             spec=make_spec(shape),
             nodes=nodes,
