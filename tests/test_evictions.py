@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from broker.core.assignment import assigned
 from broker.core.curves import NEVER, Curves, Runs
-from broker.core.model import Accuracy, Claim, JobClass, PoolId, Reservation, Snapshot, Tier, Why
+from broker.core.model import Accuracy, Claim, JobClass, PoolId, Reservation, Snapshot, TenantId, Tier, Why
 from broker.core.plan import Plan, violations
 from broker.core.problem import build
 from broker.core.scheduler import schedule
@@ -207,6 +207,21 @@ def test_limits_of_a_tenant_hold_over_all_pools() -> None:
     plan = decided(world, replace(RULES, kills_per_tenant_h=3))
     tenants = Counter(str(c.tenant) for c in world.claims if c.run in plan.stops)
     assert tenants == {"t": 3, "u": 2}
+
+
+def test_small_runs_of_others_take_the_place_of_runs_beyond_a_limit() -> None:
+    small = [replace(running(f"s{i}", 1, age_s=5000, tenant="u"), pool=PoolId("sz-1/b")) for i in range(8)]
+    world = snapshot(
+        builders.center(),
+        full(2, id="sz-1/a"),
+        full(1, id="sz-1/b"),
+        *whole_nodes(600, 601),
+        *small,
+        vip(jobs=2),
+    )
+    assert decided(world).stops == ("ra0", "ra1")
+    plan = decided(replace(world, kills={TenantId("t"): 19}))
+    assert set(plan.stops) == {"ra0", *(c.run for c in small)}
 
 
 @st.composite

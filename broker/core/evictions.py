@@ -287,7 +287,7 @@ class Evictions:
         """With cheaper runs in the place of others, where the limits allow it after all: runs of some
         tenants may have been made dearer than was needed."""
         chosen = {i for mine in victims for i in mine}
-        room = {t: self._room(self._c.tenants[t]) for t in set(self._c.tenant[runs.who].tolist())}
+        room = [self._room(tenant) for tenant in self._c.tenants]
         for i in chosen:
             room[int(self._c.tenant[i])] -= 1
         key = runs.pool * (1 << 32) + runs.gain

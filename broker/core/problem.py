@@ -348,11 +348,26 @@ def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray
     asked = tuple(classes[k] for k in unknown)
     known = {c.request.spec: fitting for c, fitting in zip(p.classes, p.fittings, strict=True)}
     if all(c.request.spec is not None and c.request.spec in known for c in asked):
-        part = replace(p, classes=asked, fittings=tuple(known[c.request.spec] for c in asked))
+        specs, fittings = p.specs, tuple(known[c.request.spec] for c in asked)
     else:
         chooser = Chooser(p.snapshot.accelerators, p.pools, p.pool)
         fittings = tuple(chooser.fitting(c.request) for c in asked)
-        part = replace(p, classes=asked, fittings=fittings, specs=chooser.specs())
+        specs = chooser.specs()
+    part = Problem(
+        snapshot=p.snapshot,
+        policies=p.policies,
+        centers=p.centers,
+        pools=p.pools,
+        classes=asked,
+        center=p.center,
+        pool=p.pool,
+        specs=specs,
+        fittings=fittings,
+        age_s=p.age_s,
+        waiting=np.zeros((len(asked), len(AGE_S)), dtype=np.int64),
+        free=p.free,
+        holdings=p.holdings,
+    )
     everywhere = np.arange(len(p.pools), dtype=np.int64)
     blocks = tuple(_block(part, k, everywhere, None) for k in range(len(asked)))
     part = replace(part, **Memory().options(blocks, len(p.pools)))
