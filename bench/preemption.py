@@ -36,11 +36,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +266,8 @@ class Question:
         solver.set_time_limit_in_seconds(limit_s)
         solver.set_solver_specific_parameters("mip_rel_gap=0.001")
         began = time.perf_counter()
-        status = solver.solve(m)
+        with banner_to_stderr():
+            status = solver.solve(m)
         took_s = time.perf_counter() - began
         assert status in (model_builder.SolveStatus.OPTIMAL, model_builder.SolveStatus.FEASIBLE), status
         stops = [i for i in big if solver.value(e[i]) > 0.5]
@@ -275,6 +279,19 @@ class Question:
                 assert self.slots(g, mine) >= round(used), "the optimum cannot be carried out"
         bound = solver.best_objective_bound - UNSERVED_CNY * unserved
         return self.told(len(self.jobs) - unserved, stops), bound, took_s
+
+
+@contextmanager
+def banner_to_stderr() -> Iterator[None]:
+    """HiGHS names itself on stdout, whatever it is told."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def product_pools(p: Problem, product: str) -> tuple[int, ...]:
@@ -370,7 +387,7 @@ def main() -> None:
         for vips in told.vips or (20, 100, 300)
         for seed in range(1, told.seeds + 1)
     ]
-    print(json.dumps(rows, default=lambda told: told.__dict__) if told.json else table(rows))
+    print(json.dumps(rows, default=asdict) if told.json else table(rows))
 
 
 if __name__ == "__main__":
