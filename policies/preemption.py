@@ -50,7 +50,7 @@ class Preemption:
     def price(self, p: Problem, victims: Victims) -> IntArray:
         """Micro-CNY, or SPARED: for its first minutes, and after it was stopped so many times."""
         spared = (victims.ran_s < self.min_run_time_s) | (victims.preempted >= self.kills_per_job)
-        rate = np.maximum(victims.rate_micro_per_hour, self.reference_price * victims.cards)
+        rate = np.maximum(victims.rate_micro_per_hour, self.reference_price * victims.millicards // 1000)
         lost_s = victims.lost_s + self.restart_overhead_s
         # rate * lost_s // 3600, in steps that stay far from the end of int64
         price = rate // 3600 * lost_s + rate % 3600 * lost_s // 3600 + victims.worth

@@ -1,7 +1,8 @@
 """What further slots cost in each pool: the least price of runs that give so many, by how many.
 
-What belongs here: the curves of many pools at once, as arrays, and reading victims from them.  What
-does not: who wants the slots (core/assignment.py), and which runs there are (core/victims.py).
+What belongs here: the curves of many pools at once, as arrays, reading victims from them, and keeping
+to what tenants may lose.  What does not: who wants the slots (core/assignment.py), and which runs there
+are (core/victims.py).
 
 A run of at least a slot's size gives so many slots wherever it is, so a set of them is a knapsack: of
 every pool, by runs of one gain after the other, the least price for at least 0, 1, 2 … slots.
@@ -123,3 +124,54 @@ class Curves:
                 found.append(int(step.who[g]))
                 left = max(0, left - step.gain)
         return found
+
+
+# ---------------------------------------------------------------- runs of tenants that lose too many
+
+
+def regret(
+    runs: Runs, tenant_of: IntArray, tenant: int, beyond: int, victims: Sequence[Sequence[int]]
+) -> int:
+    """By how much a tenant's runs must be dearer so that in their pools so many others are cheaper.
+
+    `beyond` of its runs among the `victims` of all pools are too many; micro-CNY.
+    """
+    chosen = np.isin(runs.who, [i for mine in victims for i in mine])
+    own = tenant_of[runs.who] == tenant
+    key = _alike(runs)
+    regrets = []
+    for i in np.flatnonzero(chosen & own).tolist():
+        others = runs.price[~chosen & ~own & (key == key[i])]
+        regrets.append(int(others.min() - runs.price[i]) if len(others) else int(runs.price[i]))
+    return max(1, sorted(regrets)[min(beyond, len(regrets)) - 1] + 1) if regrets else 1
+
+
+def exchanged(
+    runs: Runs, tenant_of: IntArray, room: Sequence[int], victims: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """The victims with cheaper runs of the same gain in the place of others, within the tenants' room:
+    runs of some tenants may have been made dearer than was needed."""
+    chosen = {i for mine in victims for i in mine}
+    left = list(room)
+    for i in chosen:
+        left[int(tenant_of[i])] -= 1
+    key, taken = _alike(runs), np.isin(runs.who, list(chosen))
+    swaps = [
+        (int(runs.price[j] - runs.price[i]), int(runs.who[i]), int(runs.who[j]))
+        for i in np.flatnonzero(taken).tolist()
+        for j in np.flatnonzero(~taken & (key == key[i]) & (runs.price < runs.price[i])).tolist()
+    ]
+    instead: dict[int, int] = {}
+    for _, i, j in sorted(swaps):
+        gone, new = int(tenant_of[i]), int(tenant_of[j])
+        if i in chosen and j not in chosen and (gone == new or left[new] > 0):
+            chosen ^= {i, j}
+            instead[i] = j
+            left[gone] += 1
+            left[new] -= 1
+    return [[instead.get(i, i) for i in mine] for mine in victims]
+
+
+def _alike(runs: Runs) -> IntArray:
+    """Equal for runs of one pool that give equally many slots."""
+    return runs.pool * (1 << 32) + runs.gain

@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from broker.core.assignment import Takes, assigned
-from broker.core.curves import NEVER, Curves, Runs
+from broker.core.curves import NEVER, Curves, Runs, exchanged, regret
 from broker.core.fitting import BoolArray, IntArray
 from broker.core.model import Claim, JobId, Reservation, TenantId
 from broker.core.problem import Problem
@@ -234,10 +234,13 @@ class Evictions:
                 break
             for tenant, n in over.items():
                 if tries < DEARER:
-                    dearer[tenant] += self._regret(tenant, n, victims, some)
+                    dearer[tenant] += regret(some, self._c.tenant, tenant, n, victims)
                 else:
                     self._leave_out(tenant, victims, out)
-        return plan, self._exchanged(victims, runs) if dearer.any() else victims
+        if dearer.any():
+            room = [self._room(tenant) for tenant in self._c.tenants]
+            victims = exchanged(runs, self._c.tenant, room, victims)
+        return plan, victims
 
     def _assigned(self, jobs: _Together, curves: Curves, start: Sequence[int] | None) -> list[int]:
         def takes(i: int, choice: int) -> Takes:
@@ -271,42 +274,6 @@ class Evictions:
         beyond = {t: n - self._room(self._c.tenants[t]) for t, n in enumerate(counts) if n}
         return {t: n for t, n in beyond.items() if n > 0}
 
-    def _regret(self, tenant: int, beyond: int, victims: Sequence[Sequence[int]], runs: Runs) -> int:
-        """By how much a tenant's runs must be dearer, so that in their pools so many others are cheaper."""
-        chosen = np.array([i for mine in victims for i in mine], dtype=np.int64)
-        others = ~np.isin(runs.who, chosen) & (self._c.tenant[runs.who] != tenant)
-        mine = np.flatnonzero(np.isin(runs.who, chosen) & (self._c.tenant[runs.who] == tenant))
-        key = runs.pool * (1 << 32) + runs.gain
-        regrets = []
-        for i in mine.tolist():
-            alike = runs.price[others & (key == key[i])]
-            regrets.append(int(alike.min() - runs.price[i]) if len(alike) else int(runs.price[i]))
-        return max(1, sorted(regrets)[min(beyond, len(regrets)) - 1] + 1) if regrets else 1
-
-    def _exchanged(self, victims: Sequence[Sequence[int]], runs: Runs) -> list[list[int]]:
-        """With cheaper runs in the place of others, where the limits allow it after all: runs of some
-        tenants may have been made dearer than was needed."""
-        chosen = {i for mine in victims for i in mine}
-        room = [self._room(tenant) for tenant in self._c.tenants]
-        for i in chosen:
-            room[int(self._c.tenant[i])] -= 1
-        key = runs.pool * (1 << 32) + runs.gain
-        taken = np.isin(runs.who, list(chosen))
-        swaps = [
-            (int(runs.price[j] - runs.price[i]), int(runs.who[i]), int(runs.who[j]))
-            for i in np.flatnonzero(taken).tolist()
-            for j in np.flatnonzero(~taken & (key == key[i]) & (runs.price < runs.price[i])).tolist()
-        ]
-        instead: dict[int, int] = {}
-        for _, i, j in sorted(swaps):
-            gone, new = int(self._c.tenant[i]), int(self._c.tenant[j])
-            if i in chosen and j not in chosen and (gone == new or room[new] > 0):
-                chosen ^= {i, j}
-                instead[i] = j
-                room[gone] += 1
-                room[new] -= 1
-        return [[instead.get(i, i) for i in mine] for mine in victims]
-
     def _leave_out(self, tenant: int, victims: Sequence[Sequence[int]], out: BoolArray) -> None:
         """Leaves to choose from only as many runs of the tenant as may be stopped: cheap chosen ones."""
         chosen = {i for mine in victims for i in mine}
@@ -327,7 +294,11 @@ class Evictions:
             slots, share = jobs.there[g], shares[g]
             mine = self._needed(slots, share, w.nodes)
             if not self._fits(jobs.pools[g], slots, share, w, mine):
-                continue
+                # The runs were believed to give more than they do: any others, if no one was served here.
+                others = None if share.used else self._least_dear(self._able(jobs.pools[g]), slots, w.nodes)
+                if others is None or not self._fits(jobs.pools[g], slots, share, w, others):
+                    continue
+                mine, share.left = others, list(others)
             self._table.take(w.job, w.options[choice], mine)
             for row in mine:
                 self._out[row] = True
@@ -341,6 +312,13 @@ class Evictions:
         for slots, share in zip(jobs.there, shares, strict=True):
             slots.pool.ending += [self._c.claims[row] for row in share.gone]
         return served
+
+    def _able(self, at: int) -> list[int]:
+        """Candidates of a pool that are not stopped yet and not spared."""
+        rows = self._c.of(at)
+        rows = rows[~self._out[rows]]
+        found: list[int] = rows[self._c.prices(rows) >= 0].tolist()
+        return found
 
     def _needed(self, slots: _Slots, share: _Share, nodes: int) -> list[int]:
         """Of what is left of a pool's victims those that give so many slots more."""

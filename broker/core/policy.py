@@ -88,14 +88,14 @@ class Victims:
     """Runs that could be stopped, as columns of one row each.
 
     `ran_s`: seconds since the start, -1 before it.  `lost_s`: seconds of work that are lost when the
-    run is stopped now.  `cards` are those of all its nodes.  `worth` is what its job is weighed at once
+    run is stopped now.  `millicards` are thousandths of cards of all its nodes.  `worth` is what its job is weighed at once
     it waits again, micro-CNY.
     """
 
     claims: Sequence[Claim]
     ran_s: IntArray
     lost_s: IntArray
-    cards: IntArray
+    millicards: IntArray
     rate_micro_per_hour: IntArray
     preempted: IntArray
     worth: IntArray
@@ -118,7 +118,7 @@ def victims(claims: Sequence[Claim], worth: IntArray, now_ms: int) -> Victims:
         claims=claims,
         ran_s=(now_ms - started_ms) // 1000,
         lost_s=np.where(interval_s > 0, np.minimum(lost_s, interval_s), lost_s),
-        cards=_column(c.shape.accelerators * c.nodes for c in claims),
+        millicards=_column(c.shape.accelerators * c.shape.card_permille * c.nodes for c in claims),
         rate_micro_per_hour=_column(c.rate_micro_per_hour for c in claims),
         preempted=_column(c.preempted for c in claims),
         worth=worth,
