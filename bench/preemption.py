@@ -327,11 +327,14 @@ def measured(vips: int, seed: int, told: argparse.Namespace, clock: Clock) -> di
         "bound": bound,
         "gap": 1 - bound / best.price,
         "solveS": took_s,
-        "ratio": ours.price / bound,
+        # Prices of plans that serve more jobs and fewer are not compared.
+        "ratio": ours.price / bound if ours.served == best.served else None,
         "lostRatio": ours.lost_h / best.lost_h,
         "youngestLost": young.lost_h / ours.lost_h,
+        "youngestPrice": young.price / ours.price,
     }
-    print(f"{vips} gangs, seed {seed}: {row['ratio']:.3f} x the bound", file=sys.stderr)
+    row["ratioText"] = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
+    print(f"{vips} gangs, seed {seed}: {row['ratioText']} x the bound", file=sys.stderr)
     return row
 
 
@@ -348,7 +351,8 @@ COLUMNS = (
     ("lost h", "{ours.lost_h:.1f}/{youngest.lost_h:.1f}/{best.lost_h:.1f}"),
     ("MIP gap", "{gap:.2%}"),
     ("MIP s", "{solveS:.1f}"),
-    ("ours/bound", "{ratio:.3f}"),
+    ("ours/bound", "{ratioText}"),
+    ("youngest price/ours", "{youngestPrice:.1f}"),
     ("youngest lost/ours", "{youngestLost:.1f}"),
 )
 
@@ -359,13 +363,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     told = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
     for vips in sorted({row["vips"] for row in rows}):
         of = [row for row in rows if row["vips"] == vips]
+        ratios = [row["ratio"] for row in of if row["ratio"] is not None] or [float("nan")]
         told.append(
             f"{vips} gangs: decision p50 {statistics.median(r['decisionMs'] for r in of):.1f} ms, "
             f"best {min(r['decisionBestMs'] for r in of):.1f}, "
-            f"price over the bound mean {statistics.mean(r['ratio'] for r in of):.3f}, "
-            f"worst {max(r['ratio'] for r in of):.3f}; youngest-first loses "
-            f"{statistics.mean(r['youngestLost'] for r in of):.1f} times as much work, "
-            f"{min(r['youngestLost'] for r in of):.1f} at least"
+            f"price over the bound mean {statistics.mean(ratios):.3f}, worst {max(ratios):.3f}; "
+            f"youngest-first: price {statistics.mean(r['youngestPrice'] for r in of):.1f} times ours, "
+            f"lost work {statistics.mean(r['youngestLost'] for r in of):.1f} times"
         )
     return "\n".join(told)
 

@@ -3,7 +3,7 @@
 What belongs here: the search for an assignment, given what slots cost in every pool.  What does not:
 what they cost (core/curves.py) and who is stopped.
 
-Where there is too little for all, jobs are served in their order.  Greedy from three orders, each
+Where there is too little for all, jobs are served in their order.  Greedy from two orders, each
 improved by moving one job or exchanging two while that lowers the price: a count of sweeps ends it,
 never a clock.
 """
@@ -43,7 +43,7 @@ def assigned(
         made.resume(start)
         return made.choice
     best: _Assignment | None = None
-    for order in (jobs, sorted(jobs, key=lambda i: -needs[i]), sorted(jobs, key=lambda i: needs[i])):
+    for order in (jobs, sorted(jobs, key=lambda i: -needs[i])):
         made = _Assignment(cost, needs, pools, takes, left)
         made.improve(order)
         # Another order counts only where it serves nobody less.

@@ -88,8 +88,8 @@ class Victims:
     """Runs that could be stopped, as columns of one row each.
 
     `ran_s`: seconds since the start, -1 before it.  `lost_s`: seconds of work that are lost when the
-    run is stopped now.  `millicards` are thousandths of cards of all its nodes.  `worth` is what its job is weighed at once
-    it waits again, micro-CNY.
+    run is stopped now.  `millicards` are thousandths of cards of all its nodes.  `worth` is what its
+    job is weighed at once it waits again, micro-CNY.
     """
 
     claims: Sequence[Claim]
