@@ -1,0 +1,1 @@
+"""Servers that behave like the platforms of the centers, written from their documents."""
