@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test unit lint types imports format lock clean
+.PHONY: help demo test unit soak lint types imports format lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ test: lint types imports unit ## everything
 
 unit: $(READY) ## the test suite
 	$(BIN)/pytest -n 2
+
+soak: $(READY) ## 300 jobs through each emulated platform, 5 % of its calls faulty
+	BROKER_SOAK_JOBS=300 $(BIN)/pytest -n 0 tests/test_soak_*.py
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .
