@@ -66,6 +66,7 @@ class Lookup(StrEnum):
 
     FIND_BY_NAME = "find_by_name"
     LIST_ALL = "list_all"
+    EVIDENCE = "evidence"  # a run that is there may be found; finding nothing proves nothing
     NEITHER = "neither"
 
 
@@ -352,7 +353,10 @@ class Adapter(Protocol):
         ...
 
     async def find(self, run: RunId) -> RemoteId | None:
-        """Look a run up by its name; None means the platform answered and does not know it."""
+        """Look a run up by its name; None means the platform answered and does not know it.
+
+        With Lookup.EVIDENCE, None means that nothing shows that it is there.
+        """
         ...
 
     async def observe(self, runs: Collection[RunRef]) -> Mapping[RunId, Sighting]:

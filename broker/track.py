@@ -120,7 +120,10 @@ class Track:
             self._store.wakeup(f"inventory:{self._center}").set()
 
     async def _look_up(self, adapter: Adapter, watched: Sequence[Watched]) -> None:
-        """Look for runs whose submission had no answer, by their names (law 2)."""
+        """Look for runs whose submission had no answer, by their names (law 2).
+
+        Where looking can only show that a run is there, finding nothing changes nothing.
+        """
         if adapter.traits.lookup is Lookup.NEITHER:
             return
         for run in watched:
@@ -131,7 +134,7 @@ class Track:
             now = self._store.clock()
             if remote is not None:
                 await self._advance(run, Found(now, remote))
-            elif run.state.live:
+            elif run.state.live and adapter.traits.lookup is not Lookup.EVIDENCE:
                 await self._advance(run, NotFound(now))
 
     # ------------------------------------------------------------ limits and silence
