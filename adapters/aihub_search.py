@@ -15,7 +15,7 @@ A match of the exact name proves it; no match proves nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,20 +102,28 @@ class Search:
         return None
 
     async def _near(self, run: RunId, service: Service, sent: Sent | None) -> TaskId | None:
-        highest = self._highest.get(service, 0)
-        if highest == 0:
-            return None  # nothing is known of this service's ids
-        number = max(1, sent.floor + 1 if sent is not None and sent.floor else highest - BACK)
         reads = 0
-        while number <= self._highest[service] + AHEAD and reads < AT_ONCE:
+        for number in self._candidates(service, sent.floor if sent is not None else 0):
             task = TaskId(service, number)
-            number += 1
             if task in self._names or not self._due(task):
                 continue
-            reads += 1
             if await self._is(task, run):
                 return task
+            reads += 1
+            if reads == AT_ONCE:
+                break
         return None
+
+    def _candidates(self, service: Service, floor: int) -> Iterator[int]:
+        """Ids to look at, the likeliest first.  Nothing, where nothing is known of the service's ids."""
+        if not (known := self._highest.get(service, 0)):
+            return
+        number = (floor or known) + 1
+        while number <= self._highest[service] + AHEAD:  # which grows as ids become known
+            yield number
+            number += 1
+        if not floor:
+            yield from range(known - 1, max(0, known - BACK), -1)
 
     def _due(self, task: TaskId) -> bool:
         """Whether to ask for an id (again): one below the highest known that nobody has is a gap."""
