@@ -39,7 +39,7 @@ from adapters.aihub_commands import commands_of
 from adapters.aihub_data import DATASETS, Data
 from adapters.aihub_search import Search, trim
 from adapters.aihub_services import Missing, NameTaken, Service, Services
-from adapters.aihub_settings import Settings, traits_of
+from adapters.aihub_settings import TRAITS, Settings, traits_of
 from adapters.aihub_tasks import (
     MASTER,
     RANK,
@@ -78,6 +78,8 @@ from broker.adapter import (
     Unsupported,
 )
 from broker.core.model import RemoteId, RunId
+
+__all__ = ["TRAITS", "Aihub", "connect"]
 
 PAGE = 9999
 """page_size of pods, as the document has it."""

@@ -253,7 +253,7 @@ class Services:
                 break
         else:
             known = ", ".join(start for service, start in PATHS.items() if service is not Service.S3)
-            raise Refused(f"path is {path!r}, expected one that begins with one of {known}")
+            raise Unsupported(f"path is {path!r}, expected one that begins with one of {known}")
         self.url(service, "")
         sent: Body = body
         request = Request("call", method, below(self._urls[service], path), effect=method != "GET", body=sent)

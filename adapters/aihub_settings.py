@@ -7,7 +7,7 @@ file is read (broker.config.schema).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.aihub_services import Service
 from adapters.aihub_tasks import Fields
@@ -15,8 +15,15 @@ from adapters.output import Output
 from broker.adapter import Connection, Lookup, StatedPool, Traits
 from broker.core.model import Accuracy
 
-MAX_BATCH = 50
-"""Details in one look: one call each."""
+TRAITS = Traits(
+    gang=True,
+    vip_wait=True,
+    node_hold=True,
+    idle=Accuracy.ESTIMATED,
+    lookup=Lookup.EVIDENCE,
+    max_batch=50,  # details in one look: one call each
+)
+"""With the required keys only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,8 @@ class Settings:
 def traits_of(settings: Settings, output: Output | None) -> Traits:
     """What this center can do."""
     training = Service.TRAINING in settings.urls
-    return Traits(
-        gang=True,
+    return replace(
+        TRAITS,
         priority=settings.usual is Service.QUOTA,
         vip_wait=training,
         vip_kill=training and settings.fields.allow_preempt_kill,
@@ -78,7 +85,4 @@ def traits_of(settings: Settings, output: Output | None) -> Traits:
         resume=output is not None,
         logs=output is not None,
         results=output is not None,
-        idle=Accuracy.ESTIMATED,
-        lookup=Lookup.EVIDENCE,
-        max_batch=MAX_BATCH,
     )

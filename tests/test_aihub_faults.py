@@ -23,12 +23,12 @@ from broker.adapter import (
     NoCapacity,
     Refused,
     RemoteState,
-    RunId,
     RunRef,
     Throttled,
     Unavailable,
+    Unsupported,
 )
-from broker.core.model import Accuracy
+from broker.core.model import Accuracy, RunId
 from tests.aihub_center import opened
 from tests.emulators.aihub import USERS, Switches
 from tests.emulators.faults import TRANSPORT, Fault
@@ -313,7 +313,7 @@ async def test_neither_password_nor_token_is_in_any_error(tmp_path: Path) -> Non
         (token,) = center.hub.issued
         raw = await center.adapter.call("GET", "/model-training-platform/api/v1/trainings/1", None)
         assert raw.status == 200
-        with pytest.raises(Refused) as error:
+        with pytest.raises(Unsupported) as error:
             await center.adapter.call("GET", f"/elsewhere/{token}?password=open sesame", None)
         assert "expected one that begins with" in str(error.value)
 
