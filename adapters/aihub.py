@@ -147,7 +147,7 @@ class Aihub:
     async def probe(self) -> Inventory:
         """Estimated: stated pools less what others are seen to occupy."""
         if self.services.has(Service.TAG):
-            self.clusters = await self.list_clusters()
+            await self.list_clusters()
         else:
             await self.services.session.current()  # whole or raise: at least the account works
         as_of_ms = self._clock()
@@ -164,7 +164,9 @@ class Aihub:
     async def list_clusters(self) -> dict[int, Cluster]:
         """获取用户虚拟集群列表, of module 1: trainings."""
         query = {"user_id": await self.services.user_id(), "module_type": 1}
-        return clusters_of(await self.services.read(Service.TAG, "/select-clusters", "clusters", query))
+        found = clusters_of(await self.services.read(Service.TAG, "/select-clusters", "clusters", query))
+        self.clusters = found
+        return found
 
     async def _look_at_nodes(self, cluster: int) -> None:
         """Refresh node_tasks by the detail of a quota task that is known to be in the cluster.

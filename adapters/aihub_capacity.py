@@ -59,7 +59,7 @@ class NodeTask:
     id: str
     name: str
     skus: int
-    username: str
+    user: str
 
 
 def clusters_of(data: Any) -> dict[int, Cluster]:

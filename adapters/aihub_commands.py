@@ -6,6 +6,7 @@ Here: the table of commands and their arguments.  Not here: the calls (aihub_dat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,7 @@ def _listings(hub: Aihub) -> tuple[VendorCommand, ...]:
         return await hub.pods(task)
 
     async def node_tasks(given: Mapping[str, Any]) -> Any:
-        tasks = hub.evidence.get(given["cluster"], [])
-        return [
-            {"node": t.node, "id": t.id, "name": t.name, "skus": t.skus, "user": t.username} for t in tasks
-        ]
+        return [asdict(task) for task in hub.evidence.get(given["cluster"], ())]
 
     task = Argument("task", "remote id of a run, such as trn:101 or quo:7", required=True)
     cluster = Argument("cluster", "id of a virtual cluster", ArgumentKind.WHOLE, required=True)

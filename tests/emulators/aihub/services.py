@@ -7,12 +7,14 @@ requests do (platform.py, data.py) and the shapes of answers (views.py).
 from __future__ import annotations
 
 import base64
+import email.policy
 import hashlib
 import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.parser import BytesParser
 from pathlib import Path
 from typing import Any
 
@@ -352,13 +354,16 @@ class Handlers:
 
 
 async def _form(request: web.Request) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Text fields and files of a multipart form."""
+    """Text fields and files of a multipart form, whose body others have read already."""
+    head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
-    form = await request.post()
-    for name, value in form.items():
-        if isinstance(value, web.FileField):
-            files[name] = value.file.read()
-        elif isinstance(value, str):
-            fields[name] = value
+    for part in BytesParser(policy=email.policy.HTTP).parsebytes(head + await request.read()).iter_parts():
+        name = str(part.get_param("name", header="content-disposition"))
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        if part.get_filename() is None:
+            fields[name] = content.decode()
+        else:
+            files[name] = content
     return fields, files
