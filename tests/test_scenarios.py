@@ -161,6 +161,26 @@ async def test_an_operator_settles_a_doubt(tmp_path: Path) -> None:
             assert len(broker.executions(job)) == 1
 
 
+async def test_where_looking_proves_only_that_a_run_is_there_nothing_found_ends_no_doubt(
+    tmp_path: Path,
+) -> None:
+    evidence = replace(TRAITS, lookup=Lookup.EVIDENCE)
+    async with harness(tmp_path, center("a", traits=evidence)) as broker:
+        fake = broker.fakes[CenterId("a")]
+        fake.fail("submit", Fault.LOST_REPLY, Fault.DROPPED)
+        arrived, dropped = await broker.submit(), await broker.submit()
+        await broker.pass_time(3600, step_s=60)
+        there = arrived if broker.executions(arrived) else dropped
+        lost = dropped if there is arrived else arrived
+        await broker.expect(there, "SUCCEEDED", attempts=1)
+        (run,) = (await broker.show(lost)).runs
+        assert run.state == "DOUBT"
+        assert len([call for call in fake.calls if call.name == "find"]) > 10
+        await broker.resolve(lost, never_ran=True)
+        await broker.pass_time(200)
+        await broker.expect(lost, "SUCCEEDED", attempts=2)
+
+
 async def test_a_round_is_kept_with_its_bound(tmp_path: Path) -> None:
     async with harness(tmp_path, center("a", cards=8, nodes=1)) as broker:
         for _ in range(3):
