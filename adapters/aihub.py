@@ -32,6 +32,7 @@ from adapters.aihub_capacity import (
     clusters_of,
     inventory,
     node_tasks_of,
+    pools_of,
     sku_of,
 )
 from adapters.aihub_checks import checks_of
@@ -74,6 +75,7 @@ from broker.adapter import (
     RunSpec,
     Sighting,
     StatedPool,
+    Throttled,
     Unavailable,
     Unsupported,
 )
@@ -83,6 +85,12 @@ __all__ = ["TRAITS", "Aihub", "connect"]
 
 PAGE = 9999
 """page_size of pods, as the document has it."""
+SIGNALLED = 128
+"""Exit codes from here on are signals'."""
+NOT_YET_S = 5.0
+"""A run that came before the first probe is sent after this."""
+LOOK_AGAIN_S = 5.0
+"""node_tasks are read again for a run in doubt after this."""
 
 
 async def connect(connection: Connection) -> Adapter:
@@ -126,6 +134,7 @@ class Aihub:
         self.commands = commands_of(self)
         self.ours = Ours(connection.prefix)
         self.clusters: Mapping[int, Cluster] | None = None
+        self.pools = pools_of(settings.pools, None)  # by virtual cluster
         self.evidence: dict[int, list[NodeTask]] = {}
         self.seen_by: dict[int, TaskId] = {}  # a quota task of each cluster, for its node_tasks
         self.gangs: dict[str, tuple[int, int]] = {}  # sku_cnt and instances of runs of several nodes
@@ -134,6 +143,7 @@ class Aihub:
         self.data = Data(services, bucket=settings.bucket, prefix=connection.prefix, output=self.output)
         self._search = Search(services, self.learn, usual=settings.usual)
         self._creating: dict[RunId, asyncio.Task[RemoteId]] = {}
+        self._looked = 0.0
         self._stopped: dict[RunId, None] = {}  # of this process: a stop the broker wants outweighs all
         self._deleted: dict[RunId, None] = {}
 
@@ -151,13 +161,13 @@ class Aihub:
         else:
             await self.services.session.current()  # whole or raise: at least the account works
         as_of_ms = self._clock()
-        await asyncio.gather(*(self._look_at_nodes(int(native)) for native in self.settings.pools))
+        await asyncio.gather(*map(self._look_at_nodes, self.pools))
         return inventory(
-            self.settings.pools,
+            self.pools,
             self.clusters,
             as_of_ms=as_of_ms,
             evidence=self.evidence,
-            skus={int(native): self.sku(int(native)) for native in self.settings.pools},
+            skus={cluster: self.sku(cluster) for cluster in self.pools},
             ours=self.ours,
         )
 
@@ -165,7 +175,7 @@ class Aihub:
         """获取用户虚拟集群列表, of module 1: trainings."""
         query = {"user_id": await self.services.user_id(), "module_type": 1}
         found = clusters_of(await self.services.read(Service.TAG, "/select-clusters", "clusters", query))
-        self.clusters = found
+        self.clusters, self.pools = found, pools_of(self.settings.pools, found)
         return found
 
     async def _look_at_nodes(self, cluster: int) -> None:
@@ -189,7 +199,7 @@ class Aihub:
         cards = self.settings.sku_cards
         if self.clusters and (listed := self.clusters.get(cluster)) is not None:
             return Sku(listed.cores, listed.memory_gib, cards)
-        shape = self.settings.pools[str(cluster)].shape
+        shape = self.pools[cluster].shape
         share = max(1, shape.accelerators or shape.cores)
         return Sku(max(1, shape.cores // share), max(1, shape.memory_gib // share), cards)
 
@@ -207,7 +217,7 @@ class Aihub:
         return listed is not None and listed.network == INFINIBAND
 
     def _has_cards(self, cluster: int) -> bool:
-        pool = self.settings.pools.get(str(cluster))
+        pool = self.pools.get(cluster)
         return pool is not None and bool(pool.shape.accelerators)
 
     async def catalogue(self) -> Catalogue:
@@ -223,24 +233,31 @@ class Aihub:
             return known.remote
         if (creating := self._creating.get(run.id)) is not None:
             return await asyncio.shield(creating)
+        if "" in self.settings.pools and self.clusters is None:
+            await self._before_the_first_probe()
         service, body = self._request(run)
         task = asyncio.create_task(self._create(run.id, service, body), name=f"create {run.id}")
         self._creating[run.id] = task
         task.add_done_callback(lambda _done: self._creating.pop(run.id, None))
+        return await task
+
+    async def _before_the_first_probe(self) -> None:
+        """Learn which cluster the stated pool is.  Nothing of the run has been sent yet."""
         try:
-            return await task
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+            await self.list_clusters()
+        except Unavailable as error:
+            raise Throttled(str(error), retry_after_s=NOT_YET_S) from None
 
     def _request(self, run: RunSpec) -> tuple[Service, dict[str, Any]]:
         """Where a run goes and what is sent.  Raises Refused for what can never run here."""
-        pool = self.settings.pools.get(run.native_pool)
+        cluster = int(run.native_pool) if run.native_pool.isdecimal() else 0
+        pool = self.pools.get(cluster)
         if pool is None:
-            raise Refused(f"pool is {run.native_pool!r}, expected one of {sorted(self.settings.pools)}")
+            known = sorted(each.native for each in self.pools.values())
+            raise Refused(f"pool is {run.native_pool!r}, expected one of {known}")
         if why := misfit(run.spec.shape, pool.shape):
             raise Refused(f"pool {pool.native!r}: {why}")
-        skus = skus_per_node(run, pool, self.sku(int(pool.native)))
+        skus = skus_per_node(run, pool, self.sku(cluster))
         room = pool.nodes * _slots(pool, run)
         if run.nodes > room:
             raise Refused(f"pool {pool.native!r}: nodes is {run.nodes}, it has room for {room}")
@@ -251,11 +268,11 @@ class Aihub:
         fields = self.settings.fields
         body = body_of(
             run,
-            cluster=int(pool.native),
+            cluster=cluster,
             skus=skus,
             command=command_line(run, {}, self.output, rank=RANK, master=MASTER),
             env=list(env.items()),
-            infiniband=self._has_infiniband(int(pool.native)),
+            infiniband=self._has_infiniband(cluster),
             fields=fields,
         )
         if run.vip or self.settings.usual is Service.TRAINING:
@@ -297,8 +314,9 @@ class Aihub:
             return None
         if (known := self._search.named(run)) is not None:
             return known.remote
-        for cluster in list(self.seen_by):
-            await self._look_at_nodes(cluster)
+        if (now := time.monotonic()) - self._looked >= LOOK_AGAIN_S:
+            self._looked = now
+            await asyncio.gather(*map(self._look_at_nodes, list(self.seen_by)))
         seen = [task for tasks in self.evidence.values() for task in tasks if task.name == run]
         return await self._search.find(run, self._services(), {task.id for task in seen})
 
@@ -349,11 +367,13 @@ class Aihub:
         return detail(await self.services.read(task.service, task.path, operation, urgent=urgent), task)
 
     async def _exit_code(self, ref: RunRef) -> int | None:
-        """The first failing node's, as the wrapper left it; None where nothing tells."""
+        """As the wrapper left it: that of a node that failed by itself before that of one that was
+        ended with it; None where nothing tells."""
         if self.output is None:
             return None
-        codes = [await self.output.exit_code(ref.id, node) for node in range(ref.nodes)]
-        return next((code for code in codes if code), None)
+        found = [await self.output.exit_code(ref.id, node) for node in range(ref.nodes)]
+        failed = [code for code in found if code]
+        return next((code for code in failed if code < SIGNALLED), failed[0] if failed else None)
 
     async def pods(self, task: TaskId) -> list[Mapping[str, Any]]:
         """获取…pod 列表: every page."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.aihub_tasks import Sku
@@ -158,8 +158,19 @@ def free_of(
     return tuple(sorted(name for name in taken if name)), rooms
 
 
+def pools_of(
+    stated: Mapping[str, StatedPool], clusters: Mapping[int, Cluster] | None
+) -> dict[int, StatedPool]:
+    """The stated pools by virtual cluster; one without an id is the only cluster that there is."""
+    found = {int(native): pool for native, pool in stated.items() if native}
+    if "" in stated and clusters is not None and len(clusters) == 1:
+        (only,) = clusters
+        found[only] = replace(stated[""], native=str(only))
+    return found
+
+
 def inventory(
-    pools: Mapping[str, StatedPool],
+    pools: Mapping[int, StatedPool],
     clusters: Mapping[int, Cluster] | None,
     *,
     as_of_ms: int,
@@ -170,19 +181,16 @@ def inventory(
     """The estimate.  `clusters` is None where the tag service is not configured: then all that is
     stated is believed."""
     reports, quarantined = [], []
-    for native, pool in pools.items():
-        number = int(native)
+    for number, pool in pools.items():
         if clusters is not None and number not in clusters:
             text = f"the account sees no virtual cluster {number}, it sees {sorted(clusters)}"
-            quarantined.append((native, text))
+            quarantined.append((pool.native, text))
             continue
         names, rooms = free_of(pool, evidence.get(number, ()), sku=skus[number], ours=ours)
         known = names if len(names) == pool.nodes else ()
-        reports.append(PoolReport(native, pool.shape, pool.nodes, histogram(rooms), node_names=known))
+        reports.append(PoolReport(pool.native, pool.shape, pool.nodes, histogram(rooms), node_names=known))
     for number, cluster in (clusters or {}).items():
-        if str(number) not in pools:
-            text = (
-                f'its capacity is not stated: add [[centers.pools]] with native = "{number}" ({cluster.told})'
-            )
-            quarantined.append((str(number), text))
+        if number not in pools:
+            wanted = f'add [[centers.pools]] with native = "{number}"'
+            quarantined.append((str(number), f"its capacity is not stated: {wanted} ({cluster.told})"))
     return Inventory(as_of_ms, Accuracy.ESTIMATED, tuple(reports), quarantined=tuple(quarantined))

@@ -52,7 +52,7 @@ async def _clusters(hub: Aihub) -> AsyncIterator[Check]:
         return
     yield Check("virtual clusters", bool(clusters), f"the account sees {len(clusters)}")
     for number, cluster in clusters.items():
-        pool = hub.settings.pools.get(str(number))
+        pool = hub.pools.get(number)
         if pool is None:
             text = f'{cluster.told}; not used: no [[centers.pools]] with native = "{number}"'
             yield Check(f"cluster {number}", True, text)
@@ -69,9 +69,11 @@ async def _clusters(hub: Aihub) -> AsyncIterator[Check]:
                 f" {sku.cores * per_node}: state what they really have, or set sku_cards"
             )
         yield Check(f"cluster {number}", not short, text)
-    for native in hub.settings.pools:
-        if int(native) not in clusters:
-            yield Check(f"cluster {native}", False, "stated as a pool, but the account does not see it")
+    for number in hub.pools:
+        if number not in clusters:
+            yield Check(f"cluster {number}", False, "stated as a pool, but the account does not see it")
+    if "" in hub.settings.pools and len(clusters) != 1:
+        yield Check("pools", False, f"native is missing, expected one of {sorted(clusters)}")
 
 
 async def _storages(hub: Aihub) -> AsyncIterator[Check]:

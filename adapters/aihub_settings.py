@@ -21,7 +21,7 @@ TRAITS = Traits(
     node_hold=True,
     idle=Accuracy.ESTIMATED,
     lookup=Lookup.EVIDENCE,
-    max_batch=50,  # details in one look: one call each
+    max_batch=20,  # details in one look: one call each, and a stop waits for its turn behind them
 )
 """With the required keys only."""
 
@@ -32,7 +32,7 @@ class Settings:
 
     urls: Mapping[Service, str]
     fields: Fields
-    pools: Mapping[str, StatedPool]
+    pools: Mapping[str, StatedPool]  # by virtual cluster; "" is the only one that the account sees
     usual: Service  # where jobs that are not VIP go
     sku_cards: int
     bucket: str
@@ -51,15 +51,7 @@ class Settings:
             raise ValueError(
                 "project_id is missing, expected the id of a project as the web menu 研发项目 shows it"
             )
-        pools: dict[str, StatedPool] = {}
-        for pool in connection.pools:
-            if not pool.native.isdecimal():
-                raise ValueError(
-                    f"pools: native is {pool.native!r}, expected the id of a virtual cluster such as 29"
-                )
-            if pool.native in pools:
-                raise ValueError(f"pools: native {pool.native!r} is stated twice, expected one pool of each")
-            pools[pool.native] = pool
+        pools = _pools(connection, listed=Service.TAG in urls)
         fields = Fields(
             project_id=int(options["project_id"]),
             storage_ids=tuple(options.get("storage_ids", ())),
@@ -71,6 +63,23 @@ class Settings:
         )
         bucket = str(options.get("s3_bucket", "broker"))
         return cls(urls, fields, pools, usual, int(options.get("sku_cards", 1)), bucket)
+
+
+def _pools(connection: Connection, *, listed: bool) -> dict[str, StatedPool]:
+    """The stated pools.  `listed`: the platform can tell which clusters there are."""
+    pools: dict[str, StatedPool] = {}
+    for pool in connection.pools:
+        if not pool.native and not (listed and len(connection.pools) == 1):
+            why = "several pools are stated" if listed else "without tag_url nothing tells which it is"
+            raise ValueError(f"pools: native is missing, expected the id of a virtual cluster: {why}")
+        if pool.native and not pool.native.isdecimal():
+            raise ValueError(
+                f"pools: native is {pool.native!r}, expected the id of a virtual cluster such as 29"
+            )
+        if pool.native in pools:
+            raise ValueError(f"pools: native {pool.native!r} is stated twice, expected one pool of each")
+        pools[pool.native] = pool
+    return pools
 
 
 def traits_of(settings: Settings, output: Output | None) -> Traits:

@@ -37,6 +37,9 @@ from broker.telemetry import log
 HOT_S = 0.5
 """Pause between looks while a stop is on its way, a run is about to start or a log is read."""
 
+DOUBT_HOT_S = 120
+"""A run is looked for that often for so long after its submission; later with the others."""
+
 OBSERVE_TIMEOUT_S = 30
 LOG_TIMEOUT_S = 30
 
@@ -190,7 +193,8 @@ class Track:
 
 def _hot(run: Watched, now_ms: int) -> bool:
     return (
-        run.state in (RunState.PENDING, RunState.DOUBT)
+        run.state is RunState.PENDING
+        or (run.state is RunState.DOUBT and now_ms < run.not_after_ms + DOUBT_HOT_S * 1000)
         or run.stop is not None
         or (run.logs_wanted_ms or 0) > now_ms
     )

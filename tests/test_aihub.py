@@ -25,12 +25,14 @@ from broker.adapter import (
     RemoteState,
     RunRef,
     StatedPool,
+    Throttled,
     Unavailable,
     Unsupported,
 )
 from broker.core.model import Accuracy, CenterId, JobId, NodeShape, RemoteId, RunId, Tier
 from tests.aihub_center import CLUSTER, HALF, NODE, NODES, POOL, opened
 from tests.emulators.aihub import USERS, Cluster, Switches
+from tests.emulators.faults import Fault
 
 ZHANG = USERS[1]
 MODES = ("training", "quota")
@@ -332,6 +334,24 @@ async def test_pools_and_clusters_that_do_not_match_are_quarantined_with_the_rea
         assert "unknown cards (gpu_type 5)" in reasons["30"]
 
 
+async def test_a_pool_without_an_id_is_the_only_cluster(tmp_path: Path) -> None:
+    pools = (replace(POOL, native=""),)
+    async with opened(tmp_path, pools=pools) as center:
+        center.hub.faults.plan("clusters", Fault.DROPPED)
+        with pytest.raises(Throttled):
+            await center.submit("exit 0")  # before the first probe, by what an earlier process knew
+        ref = await center.submit("exit 0")
+        await center.see(ref, RemoteState.SUCCEEDED)
+        assert [pool.native for pool in (await center.adapter.probe()).pools] == ["29"]
+    clusters = (CLUSTER, Cluster(30, "vc-b", NODES))
+    async with opened(tmp_path / "two", pools=pools, clusters=clusters) as center:
+        inventory = await center.adapter.probe()
+        assert inventory.pools == ()
+        assert [name for name, _ in inventory.quarantined] == ["29", "30"]
+        checks = {check.name: check async for check in center.adapter.checks()}
+        assert checks["pools"].detail == "native is missing, expected one of [29, 30]"
+
+
 async def test_the_stated_pool_counts_and_names_are_never_read(tmp_path: Path) -> None:
     """The document's own sample: vc-a800-train with gpu_type 2 (4090), 67 cores and 34 GiB per SKU."""
     sample = Cluster(29, "vc-a800-train", NODES, cpu=67, memory=34, gpu_type=2, gpu_memory=12, network=0)
@@ -522,6 +542,11 @@ def connection(**options: Any) -> Connection:
         ({"project_id": None}, "project_id is missing.*研发项目"),
         ({"pools": (replace(POOL, native="vc-a800"),)}, "native is 'vc-a800', expected the id"),
         ({"pools": (POOL, POOL)}, "native '29' is stated twice"),
+        ({"pools": (replace(POOL, native=""),)}, "native is missing.*without tag_url"),
+        (
+            {"pools": (replace(POOL, native=""), POOL), "tag_url": "http://hub:3"},
+            "native is missing.*several pools",
+        ),
     ],
 )
 async def test_options_that_cannot_be_meant_are_named(options: dict[str, Any], why: str) -> None:
