@@ -334,6 +334,9 @@ class Platform:
     async def _run(self, task: Task) -> None:
         """One execution, from its pods to its end."""
         await asyncio.sleep(self.machine.real_s(self.switches.start_s))
+        if task.stop_why == "node loss":
+            self._wait_again(task)  # nothing has started: its pods are made elsewhere
+            return
         if task.stop_why or task.status in ENDED:
             self._after(task, ())
             return
