@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually
 from tests.emulators.aihub import Cluster, Emulator, Node, serve
 from tests.emulators.faults import Fault
 from tests.soak import ENDED, in_background
+from tests.test_emulator_aihub import TRAINING
 from tests.test_soak_aihub import center_of
 
 CLUSTER = Cluster(29, "vc", (Node("ai-1", "10.0.0.1", 8), Node("ai-2", "10.0.0.2", 8)))
@@ -74,38 +76,77 @@ def test_operators_reach_the_platform_through_the_daemon(site: tuple[DaemonProce
     assert not any(token in broker.log.read_text() for token in hub.issued)
 
 
+def spec_of(client: Client, cards: int) -> str:
+    """The spec with so many cards, which have 16 cores each."""
+    specs = eventually("specs", lambda: client.specs()["resourceSpecs"])
+    return next(str(s["resourceSpecId"]) for s in specs if s["cpu"]["cores"] == 16 * cards)
+
+
+def create(client: Client, name: str, command: str, *, cards: int = 1) -> str:
+    config = {"specId": spec_of(client, cards), "imageId": "pytorch", "command": command}
+    return str(client.create_job({"jobName": name, "config": config})["metadata"]["id"])
+
+
+def ended(client: Client, job: str) -> str:
+    def last() -> str:
+        status = str(client.job(job)["status"])
+        return status if status in ENDED else ""
+
+    return str(eventually(f"job {job} ends", last))
+
+
+def as_zhang(hub: Emulator, service: str, path: str, body: Any, token: str = "") -> Any:
+    """A call by another user of the platform."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    request = Request(hub.urls[service] + path, json.dumps(body).encode(), headers)
+    with urlopen(request, timeout=10) as answer:
+        return json.load(answer)["data"]
+
+
+def test_what_the_platform_kills_for_somebody_else_runs_again(
+    site: tuple[DaemonProcess, Emulator],
+) -> None:
+    broker, hub = site
+    alice = broker.client("alice")
+    job = create(alice, "victim", "sleep 40; echo $BROKER_ATTEMPT", cards=8)
+    eventually("it runs", lambda: alice.job(job)["status"] == "RUNNING")
+    account = {"username": "zhang", "password": "another"}
+    token = as_zhang(hub, "user", "/api/v1/auth/login", account)["token"]
+    vip = TRAINING | {"command": "sleep 20", "sku_cnt": 8, "instances": 2}
+    vip |= {"is_vip": True, "preempt_policy": 2}
+    as_zhang(hub, "training", "/model-training-platform/api/v1/trainings", vip, token)
+    assert ended(alice, job) == "SUCCEEDED"
+    first, second = alice.job(job)["runs"]
+    assert (first["state"], second["state"]) == ("FAILED", "SUCCEEDED")
+    assert "evicted by user zhang" in first["message"]
+    assert alice.job(job)["config"].get("maxRetries", 0) == 0
+    assert b"".join(alice.logs(job)) == b"2\n"
+
+
 def test_a_lost_create_is_found_or_held_until_an_operator_settles_it(
     site: tuple[DaemonProcess, Emulator],
 ) -> None:
     broker, hub = site
     alice, root = broker.client("alice"), broker.client("root")
-    spec = eventually("specs", lambda: alice.specs()["resourceSpecs"])[0]["resourceSpecId"]
+    known = {execution.name for execution in hub.platform.executions}
 
     def submit(name: str) -> str:
-        config = {"specId": spec, "imageId": "pytorch", "command": "echo $BROKER_ATTEMPT; sleep 20"}
-        return str(alice.create_job({"jobName": name, "config": config})["metadata"]["id"])
-
-    def ended(job: str) -> str:
-        def last() -> str:
-            status = str(alice.job(job)["status"])
-            return status if status in ENDED else ""
-
-        return str(eventually("it ends", last))
+        return create(alice, name, "echo $BROKER_ATTEMPT; sleep 20")
 
     first = submit("first")
-    assert ended(first) == "SUCCEEDED"
+    assert ended(alice, first) == "SUCCEEDED"
     assert b"".join(alice.logs(first)) == b"1\n"
     hub.faults.plan("create_training", Fault.LOST_REPLY)
-    assert ended(submit("arrived")) == "SUCCEEDED"
+    assert ended(alice, submit("arrived")) == "SUCCEEDED"
     hub.faults.plan("create_training", Fault.DROPPED)
     dropped = submit("dropped")
     eventually("in doubt", lambda: any(r["state"] == "DOUBT" for r in alice.job(dropped)["runs"]))
     looks = sum(request.operation == "search_training" for request in hub.requests)
     eventually("looked for", lambda: sum(r.operation == "training" for r in hub.requests) > looks + 3)
     assert alice.job(dropped)["status"] == "PENDING"
-    assert len({execution.name for execution in hub.platform.executions}) == 2
+    assert len({execution.name for execution in hub.platform.executions} - known) == 2
     root.resolve_job(dropped, {"neverRan": True})
     (run, again) = alice.job(dropped)["runs"]
     assert (run["state"], again["state"]) == ("FAILED", "NEW")
     alice.stop_job(dropped)
-    assert ended(dropped) == "STOPPED"
+    assert ended(alice, dropped) == "STOPPED"

@@ -61,11 +61,11 @@ class Caller:
 
 @asynccontextmanager
 async def caller(folder: Path, switches: Switches | None = None) -> AsyncIterator[Caller]:
-    async with serve(folder, [CLUSTER], switches=switches, speed=200) as hub:
-        async with aiohttp.ClientSession() as session:
-            made = Caller(hub, session)
-            await made.log_in()
-            yield made
+    emulated = serve(folder, [CLUSTER], switches=switches, speed=200)
+    async with emulated as hub, aiohttp.ClientSession() as session:
+        made = Caller(hub, session)
+        await made.log_in()
+        yield made
 
 
 async def until(check: Callable[[], bool]) -> None:
