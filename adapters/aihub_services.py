@@ -80,7 +80,8 @@ _SESSION = _words("token", "jwt", "重新登录", "未登录", "登录已?过期
 _CREDENTIALS = _words("密码", "password", "用户名", "账号", "credential", "冻结", "locked", "disabled")
 _MISSING = _words("不存在", "未找到", "not found", "not exist", "no such")
 _TAKEN = _words("已存在", "重名", "重复", "already exist", "duplicate")
-_BUSY = _words("频繁", "稍后", "too many requests", "rate limit", "busy")
+_UNSURE = _words("超时", "系统错误", "内部错误", "timeout", "timed out", "internal")
+_BUSY = _words("频繁", "繁忙", "稍后", "too many requests", "rate limit", "busy")
 _FULL = _words("资源不足", "配额不足", "没有足够", "insufficient", "no capacity")
 _RIGHTS = _words("权限", "forbidden", "permission", "not allowed")
 
@@ -88,8 +89,8 @@ _RIGHTS = _words("权限", "forbidden", "permission", "not allowed")
 def envelope(status: int, document: Any) -> Any:
     """`data` of a successful answer: 2xx and code 0 (the sample of API 调用示例 checks both).
 
-    A well-formed failure says that nothing was done, whatever its code; one under a 5xx status does
-    not.  `msg` and `data` may be missing.  Raises adapter errors.
+    A well-formed failure says that nothing was done, whatever its code; one under a 5xx status, or
+    that speaks of an inner failure, does not.  `msg` and `data` may be missing.  Raises adapter errors.
     """
     if not isinstance(document, dict) or not isinstance(document.get("code"), int):
         raise Unavailable(f"HTTP {status}: the answer has no code: {document!r:.200}")
@@ -114,6 +115,8 @@ def meaning(said: str, text: str, status: int = 200) -> Exception:
         return NameTaken(text)
     if _FULL.search(said):
         return NoCapacity(text)
+    if _UNSURE.search(said):
+        return Unavailable(text)
     if _BUSY.search(said):
         return Throttled(text, retry_after_s=BUSY_RETRY_S)
     if _RIGHTS.search(said) or status == 403:

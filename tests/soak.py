@@ -221,6 +221,7 @@ class Soak:
 
         A job that would have to keep away from its only center for a while is stopped by its owner.
         """
+        alive = set(self.truth.alive())
         for name, job in self.jobs.items():
             found = client.job(job)
             if found["status"] in ENDED:
@@ -231,6 +232,8 @@ class Soak:
                 self.held.add(name)
                 remote = self.truth.remote(found["runs"][-1]["taskId"])
                 root.resolve_job(job, {"neverRan": True} if remote is None else {"remote": remote})
+            elif found["runs"][-1]["state"] == "LOST" and found["runs"][-1]["taskId"] not in alive:
+                root.resolve_job(job, {"ended": "FAILED"})  # it has vanished there
         deadline = time.monotonic() + PATIENCE_S
         while True:
             left = [name for name, seen in self._statuses(client).items() if seen not in ENDED]
