@@ -37,6 +37,8 @@ SPEED = 20.0
 SEED = int(os.environ.get("BROKER_SOAK_SEED", "8"))
 PATIENCE_S = 60 + JOBS
 """Bound of every wait; reached only when something is broken."""
+DOUBT_S = 5.0
+"""How long an operator waits for the looks to find a run in doubt."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -138,6 +140,7 @@ class Soak:
     truth: Truth
     works: Sequence[Work]
     image: str
+    doubts_end: bool = True
     jobs: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     waiting: set[str] = field(default_factory=set)
@@ -147,7 +150,7 @@ class Soak:
         alice, root = self.broker.client("alice"), self.broker.client("root")
         root.change_account("alice", "grant", {"right": "vip"})
         self._submit(alice)
-        self._until_settled(alice)
+        self._until_settled(alice, root)
         self.truth.calm()
         self._resolve(alice, root)
         eventually("the platform is empty", lambda: not self.truth.alive(), within_s=PATIENCE_S)
@@ -176,9 +179,13 @@ class Soak:
         rows = eventually("specs are known", lambda: client.specs()["resourceSpecs"])
         return [r["resourceSpecId"] for r in sorted(rows, key=lambda r: r["cpu"]["cores"])]
 
-    def _until_settled(self, client: Client) -> None:
-        """Stop those that are to be stopped, until the others have ended or cannot go on by themselves."""
+    def _until_settled(self, client: Client, root: Client) -> None:
+        """Stop those that are to be stopped, until the others have ended or cannot go on by themselves.
+
+        Where looking cannot end a doubt, an operator does after DOUBT_S: it holds capacity meanwhile.
+        """
         to_stop = {w.name: w.stopped for w in self.works if w.stopped}
+        doubtful: dict[str, float] = {}
         deadline = time.monotonic() + PATIENCE_S
         while True:
             status = self._statuses(client)
@@ -189,6 +196,11 @@ class Soak:
             left = [name for name, seen in status.items() if seen not in ENDED]
             if all(self._stuck(name) for name in left):
                 return
+            for name in left if not self.doubts_end else ():
+                if self._state(name) != "DOUBT":
+                    doubtful.pop(name, None)
+                elif time.monotonic() - doubtful.setdefault(name, time.monotonic()) > DOUBT_S:
+                    self._settle(client, root, name)
             assert time.monotonic() < deadline, f"not settled: {left}"
             time.sleep(0.3)
 
@@ -198,10 +210,24 @@ class Soak:
 
     def _stuck(self, name: str) -> bool:
         """Whether a job that has not ended waits for an operator, or keeps away from its center."""
+        return self._state(name) in ("DOUBT", "LOST") or self._waits_long(name)
+
+    def _state(self, name: str) -> str:
+        """Of the job's last run."""
         (row,) = self._rows(
             "SELECT state FROM run WHERE job_id = ? ORDER BY attempt DESC LIMIT 1", self.jobs[name]
         )
-        return row["state"] in ("DOUBT", "LOST") or self._waits_long(name)
+        return str(row["state"])
+
+    def _settle(self, client: Client, root: Client, name: str) -> None:
+        """The operator looks at the platform's own console and says what is there."""
+        remote = self.truth.remote(client.job(self.jobs[name])["runs"][-1]["taskId"])
+        verdict = {"neverRan": True} if remote is None else {"remote": remote}
+        try:
+            root.resolve_job(self.jobs[name], verdict)
+        except RequestFailed:
+            return  # a look was quicker
+        self.held.add(name)
 
     def _stop(self, client: Client, name: str) -> bool:
         """Ask a job to stop; False when it cannot be asked now: its state is unknown, or it has ended."""
@@ -217,7 +243,7 @@ class Soak:
         return bool(row["state"] == "QUEUED" and row["avoid"] not in ("[]", None))
 
     def _resolve(self, client: Client, root: Client) -> None:
-        """The operator looks at the platform's own console and settles what is in doubt there.
+        """The operator settles what is in doubt still, or has vanished at the platform.
 
         A job that would have to keep away from its only center for a while is stopped by its owner.
         """
@@ -229,9 +255,7 @@ class Soak:
             if self._waits_long(name):
                 self.waiting.add(name)
             elif found["runs"][-1]["state"] == "DOUBT":
-                self.held.add(name)
-                remote = self.truth.remote(found["runs"][-1]["taskId"])
-                root.resolve_job(job, {"neverRan": True} if remote is None else {"remote": remote})
+                self._settle(client, root, name)
             elif found["runs"][-1]["state"] == "LOST" and found["runs"][-1]["taskId"] not in alive:
                 root.resolve_job(job, {"ended": "FAILED"})  # it has vanished there
         deadline = time.monotonic() + PATIENCE_S
@@ -343,13 +367,14 @@ class Site:
     image: str
     gangs: bool = True
     vips: bool = True
+    doubts_end: bool = True  # by looking: False where only an operator can say that a run never arrived
 
 
 def soak(folder: Path, site: Site, truth: Truth, *, count: int = JOBS) -> Soak:
     """The whole story."""
     with daemon(folder, site.center) as broker:
         drawn = works(count, sizes=site.sizes, gangs=site.gangs, vips=site.vips)
-        story = Soak(broker, truth, drawn, site.image)
+        story = Soak(broker, truth, drawn, site.image, site.doubts_end)
         story.run()
         return story
 

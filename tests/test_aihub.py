@@ -577,10 +577,8 @@ async def test_a_task_starts_by_itself(tmp_path: Path) -> None:
 async def test_a_detail_that_cannot_be_read_is_no_news(tmp_path: Path) -> None:
     async with opened(tmp_path) as center:
         ref = await center.submit()
-        center.hub.platform.tasks[0].asked = dict(center.hub.platform.tasks[0].asked) | {"name": ref.id}
-        center.hub.platform.tasks[0].history.clear()
-        for task in center.hub.platform.tasks:
-            task.started_at = "yesterday"  # type: ignore[assignment]
+        await center.see(ref, RemoteState.RUNNING)
+        (task,) = center.hub.platform.tasks
+        task.started_at = "yesterday"  # type: ignore[assignment]
         with pytest.raises(Unavailable, match="started_at is 'yesterday'"):
             await center.adapter.observe([ref])
-        center.hub.platform.tasks[0].started_at = 0

@@ -61,7 +61,7 @@ def stop(mode: str) -> str:
 async def test_a_create_without_an_answer_is_in_doubt_and_never_sent_again(
     tmp_path: Path, mode: str, fault: Fault
 ) -> None:
-    async with opened(tmp_path, mode=mode, timeout_s=0.5) as center:
+    async with opened(tmp_path, mode=mode, timeout_s=1.0) as center:
         await center.submit("exit 0")
         spec = center.spec()
         center.hub.faults.plan(create(mode), fault)
@@ -161,7 +161,7 @@ async def test_no_connection_at_all_is_no_doubt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", NO_ANSWER)
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_look_without_an_answer_is_no_news(tmp_path: Path, mode: str, fault: Fault) -> None:
-    async with opened(tmp_path, mode=mode, timeout_s=0.5) as center:
+    async with opened(tmp_path, mode=mode, timeout_s=1.0) as center:
         first, second = await center.submit(), await center.submit()
         center.hub.faults.plan(detail(mode), fault)
         seen = await center.adapter.observe([first, second])
@@ -175,7 +175,7 @@ async def test_a_look_without_an_answer_is_no_news(tmp_path: Path, mode: str, fa
 @pytest.mark.parametrize("fault", NO_ANSWER)
 @pytest.mark.parametrize("operation", ["clusters", "login"])
 async def test_a_probe_is_whole_or_raises(tmp_path: Path, operation: str, fault: Fault) -> None:
-    async with opened(tmp_path, timeout_s=0.5) as center:
+    async with opened(tmp_path, timeout_s=1.0) as center:
         center.hub.faults.plan(operation, fault)
         with pytest.raises(Unavailable):
             await center.adapter.probe()
@@ -234,7 +234,7 @@ async def test_a_lost_node_fails_the_run_or_starts_it_again(tmp_path: Path, mode
 @pytest.mark.parametrize("fault", [*NO_ANSWER, Fault.STOP_REFUSED])
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_stop_that_was_not_confirmed_is_asked_again(tmp_path: Path, mode: str, fault: Fault) -> None:
-    async with opened(tmp_path, mode=mode, timeout_s=0.5) as center:
+    async with opened(tmp_path, mode=mode, timeout_s=1.0) as center:
         ref = await center.submit()
         await center.see(ref, RemoteState.RUNNING)
         center.hub.faults.plan(stop(mode), fault)
@@ -258,7 +258,7 @@ async def test_a_stop_of_an_ended_task_is_done_however_the_platform_takes_it(
 
 
 async def test_a_stop_is_made_while_the_center_is_left_alone(tmp_path: Path) -> None:
-    async with opened(tmp_path, timeout_s=0.5) as center:
+    async with opened(tmp_path, timeout_s=1.0) as center:
         ref = await center.submit()
         await center.see(ref, RemoteState.RUNNING)
         center.hub.faults.plan("training", *[Fault.DROPPED] * FAILURES)

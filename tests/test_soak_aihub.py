@@ -124,7 +124,7 @@ def operations() -> list[str]:
 def test_jobs_survive_a_faulty_platform(tmp_path: Path, mode: str) -> None:
     """VIP jobs are trainings in both modes."""
     with emulated(tmp_path) as hub:
-        site = Site(center_of(hub, tmp_path, mode), sizes=4, image="pytorch")
+        site = Site(center_of(hub, tmp_path, mode), sizes=4, image="pytorch", doubts_end=False)
         story = soak(tmp_path, site, AihubTruth(hub))
         kinds = Counter(occurred.fault for occurred in hub.faults.occurred)
         print(f"{mode}: {len(hub.requests)} requests, faults {dict(kinds)}, held {len(story.held)}")
