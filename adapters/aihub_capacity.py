@@ -11,15 +11,15 @@ free.  Our own runs are not subtracted: the broker charges them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.aihub_tasks import Sku
-from adapters.nodes import Room, histogram
 from adapters.values import whole
 from broker.adapter import Inventory, PoolReport, StatedPool, Unavailable
-from broker.core.model import Accuracy
+from broker.core.model import Accuracy, FreeNodes
 
 GPU_TYPES: Mapping[int, str] = {1: "A800", 2: "4090", 3: "3090", 4: "2080"}
 """gpu_type of a cluster; 5 is 未知, unknown.  Names contradict it in the document's own sample: they
@@ -135,8 +135,8 @@ class Ours:
 
 def free_of(
     pool: StatedPool, tasks: Iterable[NodeTask], *, sku: Sku, ours: Ours
-) -> tuple[tuple[str, ...], list[Room]]:
-    """What the others leave of a stated pool, and the nodes whose names are known.
+) -> tuple[tuple[str, ...], tuple[FreeNodes, ...]]:
+    """The nodes whose names are known, and what the others leave of a stated pool.
 
     Where more nodes are seen than are stated, those that others use most are the ones that count.
     """
@@ -147,15 +147,19 @@ def free_of(
             taken[task.node] += task.skus
     shape = pool.shape
     worst = sorted(taken.values(), reverse=True)[: pool.nodes]
-    rooms = [
+    left = Counter(
         (
-            max(0, shape.accelerators - skus * sku.cards) if shape.accelerators else 0,
             max(0, shape.cores - skus * sku.cores),
             max(0, shape.memory_gib - skus * sku.memory_gib),
+            max(0, shape.accelerators - skus * sku.cards),
         )
         for skus in worst + [0] * (pool.nodes - len(worst))
+    )
+    groups = [
+        FreeNodes(cores=cores, memory_gib=memory_gib, accelerators=cards, nodes=nodes)
+        for (cores, memory_gib, cards), nodes in sorted(left.items())
     ]
-    return tuple(sorted(name for name in taken if name)), rooms
+    return tuple(sorted(name for name in taken if name)), tuple(groups)
 
 
 def pools_of(
@@ -186,9 +190,9 @@ def inventory(
             text = f"the account sees no virtual cluster {number}, it sees {sorted(clusters)}"
             quarantined.append((pool.native, text))
             continue
-        names, rooms = free_of(pool, evidence.get(number, ()), sku=skus[number], ours=ours)
+        names, free = free_of(pool, evidence.get(number, ()), sku=skus[number], ours=ours)
         known = names if len(names) == pool.nodes else ()
-        reports.append(PoolReport(pool.native, pool.shape, pool.nodes, histogram(rooms), node_names=known))
+        reports.append(PoolReport(pool.native, pool.shape, pool.nodes, free, node_names=known))
     for number, cluster in (clusters or {}).items():
         if number not in pools:
             wanted = f'add [[centers.pools]] with native = "{number}"'
