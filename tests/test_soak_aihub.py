@@ -11,7 +11,6 @@ import pytest
 
 from tests.emulators.aihub import (
     S3_TOKEN,
-    WITH_EFFECT,
     Cluster,
     Emulator,
     Execution,
@@ -23,6 +22,7 @@ from tests.emulators.faults import Fault
 from tests.soak import FAULTY, JOBS, SEED, SPEED, Site, in_background, soak
 
 NODES = tuple(Node(f"ai-{n}", f"10.0.0.{n}", 8) for n in range(1, 5))
+CREATES = ("create_training", "create_quota_task")
 CLUSTER = Cluster(29, "vc-a800-train", NODES)
 
 
@@ -45,13 +45,12 @@ class AihubTruth:
         return None
 
     def repeated(self) -> Sequence[str]:
-        """Creates are named; nothing else with an effect may not be asked again."""
-        names = Counter(
-            request.body["name"]
-            for request in self._hub.requests
-            if request.operation in WITH_EFFECT and request.operation.startswith("create_")
-        )
-        return [f"{name} was created {count} times" for name, count in names.items() if count > 1]
+        """Creates are named; only one that was turned away for want of a session may come again."""
+        arrived: dict[str, list[str]] = {}
+        for request in self._hub.requests:
+            if request.operation in CREATES and not request.turned_away:
+                arrived.setdefault(request.body["name"], []).append(str(request.fault))
+        return [f"{name} was created with {faults}" for name, faults in arrived.items() if len(faults) > 1]
 
     def complaints(self) -> Sequence[str]:
         return list(self._hub.complaints)

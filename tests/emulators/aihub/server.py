@@ -36,6 +36,7 @@ def _applications(emulator: Emulator) -> dict[str, web.Application]:
                 emulator.complain(request, "no Authorization header")
             if user is None or emulator.doomed(request, Fault.EXPIRED_SESSION):
                 emulator.issued.discard(request.headers.get("Authorization", "").removeprefix("Bearer "))
+                emulator.requests[request[NUMBER] - 1].turned_away = True
                 return emulator.expired()
             return await handler(request, user)
 

@@ -59,13 +59,17 @@ NUMBER = web.RequestKey("number", int)
 
 @dataclass(slots=True)
 class Request:
-    """One request as it arrived; `fault` is what became of it, filled in when that is known."""
+    """One request as it arrived; `fault` is what became of it, filled in when that is known.
+
+    `turned_away`: without a valid session, which proves to the caller that nothing was done.
+    """
 
     operation: str
     method: str
     path: str
     body: Any
     fault: Fault | None = None
+    turned_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
