@@ -67,6 +67,7 @@ from broker.adapter import (
     CopySighting,
     Denied,
     Inventory,
+    NoCapacity,
     RawAnswer,
     Refused,
     RemoteState,
@@ -142,14 +143,14 @@ class Aihub:
         self._clock = clock
         self.data = Data(services, bucket=settings.bucket, prefix=connection.prefix, output=self.output)
         self._search = Search(services, self.learn, usual=settings.usual)
-        self._creating: dict[RunId, asyncio.Task[RemoteId]] = {}
+        self._creating: dict[RunId, asyncio.Lock] = {}
+        self._unsure: dict[RunId, None] = {}  # creates of this process whose effect is unknown
         self._looked = 0.0
         self._stopped: dict[RunId, None] = {}  # of this process: a stop the broker wants outweighs all
         self._deleted: dict[RunId, None] = {}
 
     async def aclose(self) -> None:
-        for creating in self._creating.values():
-            creating.cancel()
+        """Calls under way end as Unavailable: they are not cancelled, their callers must know."""
         await self.services.aclose()
 
     # ------------------------------------------------------------ capacity
@@ -227,19 +228,23 @@ class Aihub:
     # ------------------------------------------------------------ a run's life
 
     async def submit(self, run: RunSpec) -> RemoteId:
-        """创建训练任务 or 创建配额任务; VIP jobs are always trainings.  A second call of the same id, in
-        this process, answers with the first: the platform would make another task."""
-        if (known := self._search.named(run.id)) is not None:
-            return known.remote
-        if (creating := self._creating.get(run.id)) is not None:
-            return await asyncio.shield(creating)
-        if "" in self.settings.pools and self.clusters is None:
-            await self._before_the_first_probe()
-        service, body = self._request(run)
-        task = asyncio.create_task(self._create(run.id, service, body), name=f"create {run.id}")
-        self._creating[run.id] = task
-        task.add_done_callback(lambda _done: self._creating.pop(run.id, None))
-        return await task
+        """创建训练任务 or 创建配额任务; VIP jobs are always trainings.
+
+        A second call of the same id, in this process, answers with the first and sends nothing: the
+        platform would make another task.
+        """
+        async with self._creating.setdefault(run.id, asyncio.Lock()):
+            if (known := self._search.named(run.id)) is not None:
+                return known.remote
+            if run.id in self._unsure:
+                raise Unavailable(f"a create of {run.id} had no answer: it is not sent again")
+            if "" in self.settings.pools and self.clusters is None:
+                await self._before_the_first_probe()
+            service, body = self._request(run)
+            try:
+                return await self._create(run.id, service, body)
+            finally:
+                self._creating.pop(run.id, None)
 
     async def _before_the_first_probe(self) -> None:
         """Learn which cluster the stated pool is.  Nothing of the run has been sent yet."""
@@ -293,16 +298,22 @@ class Aihub:
         self._search.sent(run, service)
         if body["instances"] > 1:
             self.gangs = {run: (body["sku_cnt"], body["instances"])}  # the newest is enough
+        self._unsure[run] = None
+        trim(self._unsure)
         try:
             data = await self.services.act(service, path, operation, body)
         except NameTaken as taken:
             # No other task has this name: an earlier create of this very run has arrived.
             raise Unavailable(f"the platform has a task named {run} already: {taken}") from None
+        except (Refused, NoCapacity, Throttled, Denied, Unsupported):
+            del self._unsure[run]
+            raise
         number = data.get("id") if isinstance(data, dict) else None
         if not isinstance(number, int) or number <= 0:
             raise Unavailable(f"the create of {run} answered without an id")
         task = TaskId(service, number)
         self._search.known(task, run)
+        del self._unsure[run]
         return task.remote
 
     async def start(self, run: RunRef) -> None:

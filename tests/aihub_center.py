@@ -45,6 +45,14 @@ def options_of(hub: Emulator, folder: Path, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (options | changes).items() if value is not None}
 
 
+async def until(check: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if check():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it does not come true")
+
+
 @dataclass(slots=True)
 class Center:
     """An emulator and the adapter over it."""

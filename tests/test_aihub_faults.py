@@ -29,7 +29,7 @@ from broker.adapter import (
     Unsupported,
 )
 from broker.core.model import Accuracy, RunId
-from tests.aihub_center import opened
+from tests.aihub_center import opened, until
 from tests.emulators.aihub import USERS, Switches
 from tests.emulators.faults import TRANSPORT, Fault
 
@@ -79,6 +79,32 @@ async def test_a_create_without_an_answer_is_in_doubt_and_never_sent_again(
         seen = await center.see(RunRef(spec.id, spec.job, found, 1), RemoteState.RUNNING)
         assert seen.evicted_by == ""
         assert len(center.asked(create(mode))) == 2
+
+
+async def test_a_create_in_doubt_is_not_sent_again_whoever_asks(tmp_path: Path) -> None:
+    async with opened(tmp_path) as center:
+        spec = center.spec()
+        center.hub.faults.plan("create_training", Fault.DROPPED)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await center.adapter.submit(spec)
+        assert len(center.asked("create_training")) == 1
+        late = center.spec()
+        center.hub.faults.plan("create_training", Fault.HANG)
+        calls = [center.adapter.submit(late) for _ in range(3)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(answer, Unavailable) for answer in answers)
+        assert len(center.asked("create_training")) == 2
+
+
+async def test_closing_ends_a_create_under_way_as_unknown(tmp_path: Path) -> None:
+    async with opened(tmp_path, timeout_s=30.0) as center:
+        center.hub.faults.plan("create_training", Fault.HANG)
+        create = asyncio.create_task(center.adapter.submit(center.spec()))
+        await until(lambda: bool(center.asked("create_training")))
+        await center.adapter.aclose()
+        with pytest.raises(Unavailable):
+            await create
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.aihub_center import CLUSTER
+from tests.aihub_center import CLUSTER, until
 from tests.emulators.aihub import USERS, Emulator, Switches, serve
 
 TRAININGS = "/model-training-platform/api/v1/trainings"
@@ -66,14 +66,6 @@ async def caller(folder: Path, switches: Switches | None = None) -> AsyncIterato
         made = Caller(hub, session)
         await made.log_in()
         yield made
-
-
-async def until(check: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if check():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it does not come true")
 
 
 @pytest.mark.parametrize("name", sorted(set(TRAINING) - {"description"}))
