@@ -415,7 +415,8 @@ class Platform:
             self._end(task, SUCCEEDED if not any(codes) else FAILED)
 
     def _end(self, task: Task, status: int) -> None:
-        task.status, task.finished_at = status, now_ms()
+        ended_ms = task.execution.ended_ms if task.execution is not None else None
+        task.status, task.finished_at = status, ended_ms or now_ms()
         for pod in task.pods:
             pod.finished_at = task.finished_at
             pod.status = {SUCCEEDED: "Succeeded", FAILED: "Failed"}.get(status, "Deleted")
