@@ -96,6 +96,10 @@ class Center:
             await asyncio.sleep(0.02)
         return seen
 
+    async def free_cards(self) -> int:
+        pools = (await self.adapter.probe()).pools
+        return sum(free.accelerators * free.nodes for pool in pools for free in pool.free)
+
     def asked(self, operation: str) -> list[Request]:
         """The requests of an operation that have arrived."""
         return [request for request in self.hub.requests if request.operation == operation]
