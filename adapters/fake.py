@@ -87,7 +87,8 @@ _ERRORS: Mapping[Fault, Callable[[str], AdapterError]] = {
     Fault.DENIED: Denied,
     Fault.THROTTLED: lambda message: Throttled(message, retry_after_s=5.0),
 }
-_WITH_EFFECT = frozenset({"submit", "stop", "delete", "stage"})
+_WITH_EFFECT = frozenset({"submit", "start", "stop", "delete", "stage"})
+_NEVER_MS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,13 @@ class _Run:
     script: Script
     held: Held
     submitted_ms: int
+    asked_ms: int | None  # when its life begins: with its submission, or with its start
     stopped_ms: int | None = None  # when a stop takes it down
+    before: tuple[Execution, ...] = ()  # those that a second start ended
 
     @property
     def start_ms(self) -> int:
-        return self.submitted_ms + self.script.queue_s * 1000
+        return _NEVER_MS if self.asked_ms is None else self.asked_ms + self.script.queue_s * 1000
 
     def started(self, now_ms: int) -> int | None:
         """When its command started, if it has: not when it ended in the queue."""
@@ -152,6 +155,8 @@ class _Run:
             ends.append((after(script.evict_s), replace(failed, evicted_by=script.evicted_by)))
         if script.host_lost_s is not None:
             ends.append((after(script.host_lost_s), replace(failed, host_lost=True)))
+        if self.asked_ms is None:
+            ends = [(_NEVER_MS, Sighting(RemoteState.CREATED))]
         if script.vanish_s is not None:
             ends.append((self.submitted_ms + script.vanish_s * 1000, Sighting(RemoteState.GONE)))
         if self.stopped_ms is not None:
@@ -161,6 +166,8 @@ class _Run:
     def at(self, now_ms: int) -> Sighting:
         end_ms, last = self.end
         started_ms = self.started(now_ms)
+        if now_ms < end_ms and self.asked_ms is None:
+            return Sighting(RemoteState.CREATED)
         if now_ms < end_ms:
             state = RemoteState.PENDING if started_ms is None else RemoteState.RUNNING
             return Sighting(state, started_ms=started_ms)
@@ -231,8 +238,9 @@ class Fake:
     def executions(self) -> list[Execution]:
         """Ground truth: every start so far, in order."""
         now_ms = self._clock()
-        started = []
+        started: list[Execution] = []
         for run in self._runs.values():
+            started += run.before
             if (start_ms := run.started(now_ms)) is not None:
                 end_ms = run.end[0] if run.end[0] <= now_ms else None
                 started.append(Execution(run.spec.id, run.spec.job, start_ms, end_ms))
@@ -286,7 +294,9 @@ class Fake:
             if on is None:
                 raise NoCapacity(f"pool {pool.native!r} has no room for {run.nodes} x {run.spec.name}")
             held = Held(run.spec.shape, on)
-            self._runs[run.id] = _Run(run, self._script(run), held, self._clock())
+            now_ms = self._clock()
+            asked_ms = None if self.traits.two_phase_create else now_ms
+            self._runs[run.id] = _Run(run, self._script(run), held, now_ms, asked_ms)
             self._holding.append(run.id)
         self._reply(fault, "submit")
         return RemoteId(run.id)
@@ -300,7 +310,19 @@ class Fake:
         return None if id in self._deleted else self._runs.get(id)
 
     async def start(self, run: RunRef) -> None:
-        raise Unsupported("a run of this center starts when it is submitted")
+        """Start a created run.  A second start ends the first execution and begins anew."""
+        if not self.traits.two_phase_create:
+            raise Unsupported("a run of this center starts when it is submitted")
+        fault = self._begin("start", run.id)
+        there = self._there(run.id)
+        if there is None:
+            raise Refused(f"there is no run {run.id}")
+        now_ms = self._clock()
+        before = there.before
+        if (start_ms := there.started(now_ms)) is not None:
+            before = (*before, Execution(run.id, run.job, start_ms, min(now_ms, there.end[0])))
+        self._runs[run.id] = replace(there, asked_ms=now_ms, stopped_ms=None, before=before)
+        self._reply(fault, "start")
 
     async def find(self, run: RunId) -> RemoteId | None:
         self._begin("find", run)
@@ -320,7 +342,7 @@ class Fake:
         fault = self._begin("stop", run.id)
         there = self._there(run.id)
         now_ms = self._clock()
-        if there is not None and now_ms < there.end[0]:
+        if there is not None and there.asked_ms is not None and now_ms < there.end[0]:
             # A run that has not started has nothing to wind down.
             takes_s = min(there.script.stop_s, grace_s) if there.start_ms <= now_ms else 0
             stopped_ms = now_ms + takes_s * 1000
@@ -333,7 +355,7 @@ class Fake:
         fault = self._begin("delete", run.id)
         there = self._there(run.id)
         if there is not None:
-            if self._clock() < there.end[0]:
+            if there.asked_ms is not None and self._clock() < there.end[0]:
                 raise Unavailable(f"run {run.id} is live, expected an ended one")
             self._deleted.add(run.id)
         self._reply(fault, "delete")

@@ -190,6 +190,7 @@ class RunRef:
 class RemoteState(StrEnum):
     """What a platform says of a run.  GONE: the platform itself says that it does not exist."""
 
+    CREATED = "CREATED"  # two phases: it exists, and no start of it is known there
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
@@ -349,7 +350,8 @@ class Adapter(Protocol):
         ...
 
     async def start(self, run: RunRef) -> None:
-        """Start a created run; `two_phase_create` only."""
+        """Start a created run; `two_phase_create` only.  Until the platform knows of it, the run is
+        seen as CREATED."""
         ...
 
     async def find(self, run: RunId) -> RemoteId | None:

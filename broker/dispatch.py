@@ -81,7 +81,11 @@ class Dispatch:
         for center in waiting:
             adapter = self._connections.current(center)
             if adapter is None or not _takes(facts.get(center)):
-                recalled = await self._store.write(outbox.recall_unsent, center, epoch=self._lease.epoch)
+                # A silent center may come back and start what it has created; a closed one does not.
+                closed = (known := facts.get(center)) is not None and known.state is not CenterState.ACTIVE
+                recalled = await self._store.write(
+                    outbox.recall_unsent, center, epoch=self._lease.epoch, starts=closed
+                )
                 if recalled:
                     log.warning("placements_recalled", center=center, runs=recalled)
                 continue

@@ -277,6 +277,7 @@ class Run(SQLModel, table=True):
     not_after_ms: int = _int64()
     lookup_lag_s: int = 0
     missing_ms: int | None = _ms()
+    start_sent_ms: int | None = _ms()
     created_ms: int = _int64()
     submitted_ms: int | None = _ms()
     started_ms: int | None = _ms()

@@ -18,6 +18,7 @@ from broker.core import events
 from broker.core.events import (
     Found,
     NotFound,
+    SeenCreated,
     SeenFailed,
     SeenGone,
     SeenPending,
@@ -41,6 +42,7 @@ DOUBT_HOT_S = 120
 """A run is looked for that often for so long after its submission; later with the others."""
 
 OBSERVE_TIMEOUT_S = 30
+_AT_WORK = (RemoteState.CREATED, RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN)
 LOG_TIMEOUT_S = 30
 
 
@@ -99,7 +101,8 @@ class Track:
         if sighting is None:
             return  # no news
         if not watched.state.live:
-            if sighting.state not in (RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN):
+            unstarted = sighting.state is RemoteState.CREATED and self._store.clock() > watched.not_after_ms
+            if unstarted or sighting.state not in _AT_WORK:
                 await self._store.write(debts.settle, watched.run, epoch=self._lease.epoch, stop=True)
             return
         event = event_of(sighting, self._store.clock())
@@ -203,6 +206,8 @@ def _hot(run: Watched, now_ms: int) -> bool:
 def _nothing_new(run: Watched, event: events.Event, address: str) -> bool:
     if run.missing_ms is not None or address not in ("", run.address):
         return False
+    if isinstance(event, SeenCreated):
+        return run.state is RunState.RUNNING or (run.state is RunState.PENDING and run.start_sent)
     if isinstance(event, SeenRunning):
         return run.state is RunState.RUNNING and event.started_ms in (None, run.started_ms)
     return isinstance(event, SeenPending) and run.state is RunState.PENDING and not event.message
@@ -211,6 +216,8 @@ def _nothing_new(run: Watched, event: events.Event, address: str) -> bool:
 def event_of(seen: Sighting, now_ms: int) -> events.Event | None:
     """What a sighting means for the machine; None: a word we do not know, nothing changes."""
     match seen.state:
+        case RemoteState.CREATED:
+            return SeenCreated(now_ms)
         case RemoteState.PENDING:
             return SeenPending(now_ms, seen.message)
         case RemoteState.RUNNING:

@@ -140,6 +140,7 @@ STEPS = st.one_of(
     ),
     st.builds(on_a_job, st.integers(0, 9), st.sampled_from(["stop", "preempt"])),
     st.builds(lambda at, faults: fault(at, "submit", *faults), CENTERS, FAULTS),
+    st.builds(lambda at, faults: fault(at, "start", *faults), CENTERS, FAULTS),
     st.builds(
         lambda at, call, bad: fault(at, call, bad),
         CENTERS,
@@ -170,6 +171,7 @@ def networks(draw: st.DrawFn) -> list[Any]:
         lags: dict[str, Any] = {
             "report_lag_s": draw(st.sampled_from([0, 10])),
             "lookup_lag_s": draw(st.sampled_from([0, 15])),
+            "two_phase_create": draw(st.sampled_from([False, False, True])),
         }
         made.append(
             center(

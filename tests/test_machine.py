@@ -21,6 +21,7 @@ from broker.core.events import (
     OweStop,
     Placed,
     Resolved,
+    SeenCreated,
     SeenFailed,
     SeenGone,
     SeenPending,
@@ -89,6 +90,7 @@ EVENTS: dict[str, Event] = {
     "OutcomeUnknown": OutcomeUnknown(T0, "no answer"),
     "Found": Found(T0, R),
     "NotFound": NotFound(T0),
+    "SeenCreated": SeenCreated(T0, start_waiting=False),
     "SeenPending": SeenPending(T0),
     "SeenRunning": SeenRunning(T0),
     "SeenSucceeded": SeenSucceeded(T0),
@@ -110,6 +112,7 @@ SubmitRefused   -          FAILED     FAILED     FAILED     =          =
 OutcomeUnknown  -          DOUBT      DOUBT      DOUBT      =          =
 Found           -          -          PENDING    =          =          =
 NotFound        -          -          miss       =          =          =
+SeenCreated     -          -          PENDING    PENDING    =          PENDING
 SeenPending     -          -          PENDING    PENDING    PENDING    PENDING
 SeenRunning     -          -          RUNNING    RUNNING    RUNNING    RUNNING
 SeenSucceeded   -          -          SUCCEEDED  SUCCEEDED  SUCCEEDED  SUCCEEDED
@@ -174,6 +177,49 @@ def test_placing_submits_and_accepting_starts_what_was_only_created() -> None:
     assert placed.run.submitted_ms == T0
     assert step(placed.job, placed.run, Accepted(T0, R)).commands == ()
     assert step(placed.job, placed.run, Accepted(T0, R, to_start=True)).commands == (Start(),)
+
+
+def test_a_start_that_was_never_sent_is_sent_when_the_run_is_seen() -> None:
+    """After a look-up by name or an operator's word; not while the outbox holds it."""
+    created = SeenCreated(T0, start_waiting=False)
+    for before in (run(S.PENDING), run(S.DOUBT, remote=R), run(S.LOST, lost_ms=T0)):
+        after = step(job(), before, created)
+        assert (after.run.state, after.run.lost_ms, after.commands) == (S.PENDING, None, (Start(),))
+        assert step(job(), before, SeenCreated(T0)) == Step(job(), before)
+
+
+def test_a_start_without_an_answer_is_sent_again_after_two_looks_and_no_sooner() -> None:
+    doubtful = run(S.DOUBT, remote=R, start_sent_ms=T0 - 1, not_after_ms=T0)
+
+    def created(at_ms: int) -> Event:
+        return SeenCreated(at_ms, start_waiting=False)
+
+    assert step(job(), doubtful, created(T0)) == Step(job(), doubtful)  # it may still leave
+    first = step(job(), doubtful, created(T0 + 1))
+    assert (first.run.state, first.commands) == (S.DOUBT, ())
+    assert step(job(), first.run, created(T0 + LAG_S * 1000)).run == first.run
+    second = step(job(), first.run, created(T0 + 1 + LAG_S * 1000))
+    assert (second.run.state, second.commands, second.run.missing_ms) == (S.PENDING, (Start(),), None)
+    pending = step(job(), first.run, SeenPending(T0 + LAG_S * 1000))
+    assert (pending.run.state, pending.commands) == (S.PENDING, ())
+
+
+def test_a_start_that_was_accepted_is_never_sent_again() -> None:
+    accepted = run(S.PENDING, start_sent_ms=T0 - 1)
+    late = SeenCreated(T0 + 10**9, start_waiting=False)
+    assert step(job(), accepted, late) == Step(job(), accepted)
+
+
+def test_a_stopped_run_that_was_only_created_has_ended() -> None:
+    stop = stopping(StopReason.CANCEL)
+    never_sent = step(job(), run(S.PENDING, stop=stop), SeenCreated(T0, start_waiting=False))
+    assert (never_sent.run.state, never_sent.job.state) == (S.STOPPED, JobState.STOPPED)
+    for state in (S.PENDING, S.DOUBT, S.LOST):
+        sent = run(state, remote=R, stop=stop, start_sent_ms=T0 - 1, not_after_ms=T0)
+        first = step(job(), sent, SeenCreated(T0 + 1, start_waiting=False))
+        assert first.run.state is state  # the start may have come after the look
+        second = step(job(), first.run, SeenCreated(T0 + 1 + LAG_S * 1000, start_waiting=False))
+        assert (second.run.state, second.job.state) == (S.STOPPED, JobState.STOPPED)
 
 
 @pytest.mark.parametrize("reason", StopReason)

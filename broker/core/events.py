@@ -62,6 +62,16 @@ class NotFound(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SeenCreated(Event):
+    """The center has the run and knows of no start (two phases).
+
+    `start_waiting`: the start is in the outbox, so it may be under way.
+    """
+
+    start_waiting: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class SeenPending(Event):
     message: str = ""
 

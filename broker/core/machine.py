@@ -25,6 +25,7 @@ from broker.core.events import (
     OweStop,
     Placed,
     Resolved,
+    SeenCreated,
     SeenFailed,
     SeenGone,
     SeenPending,
@@ -200,6 +201,25 @@ def _not_found(job: JobFacts, run: RunFacts, event: NotFound) -> Step:
     )
 
 
+def _seen_created(job: JobFacts, run: RunFacts, event: SeenCreated) -> Step:
+    """Two phases.  A start is sent when none ever was; again only after two looks, both later than
+    the last one can have left, say that the run has not been started (laws 1 and 2)."""
+    if event.start_waiting or run.state is RunState.RUNNING:  # under way, or an answer that is late
+        return Step(job, run)
+    never_sent = run.start_sent_ms is None
+    if run.stop is None and run.state is not RunState.DOUBT:
+        created = replace(run, state=RunState.PENDING, missing_ms=None, lost_ms=None)
+        return Step(job, created, (Start(),) if never_sent else ())
+    if not never_sent:
+        if event.at_ms <= run.not_after_ms:
+            return Step(job, run)
+        if not _second_miss(run, event.at_ms):
+            return Step(job, replace(run, missing_ms=run.missing_ms or event.at_ms))
+    if run.stop is not None:  # nothing of it runs, and nobody starts it any more
+        return _stopped(job, run, event.at_ms)
+    return Step(job, replace(run, state=RunState.PENDING, missing_ms=None, message=""), (Start(),))
+
+
 def _seen_pending(job: JobFacts, run: RunFacts, event: SeenPending) -> Step:
     seen = replace(run, state=RunState.PENDING, missing_ms=None, lost_ms=None)
     return Step(job, replace(seen, message=event.message), _recovered(run))
@@ -364,6 +384,7 @@ for _event in (
     OutcomeUnknown,
     NotFound,
     SubmitRefused,
+    SeenCreated,
     SeenPending,
     SeenRunning,
     SeenSucceeded,
@@ -389,6 +410,7 @@ _on(Found, _found, RunState.DOUBT)
 _on(Found, _nothing, RunState.PENDING, RunState.RUNNING, RunState.LOST)
 _on(NotFound, _not_found, RunState.DOUBT)
 _on(NotFound, _nothing, RunState.PENDING, RunState.RUNNING, RunState.LOST)
+_on(SeenCreated, _seen_created, *_KNOWN)
 _on(SeenPending, _seen_pending, *_KNOWN)
 _on(SeenRunning, _seen_running, *_KNOWN)
 _on(SeenSucceeded, _seen_succeeded, *_KNOWN)

@@ -385,7 +385,8 @@ class RunFacts:
     stop: Stop | None = None
     not_after_ms: int = 0  # no call for this run leaves after this
     lookup_lag_s: int = 0
-    missing_ms: int | None = None  # the first "not found" that counts (law 2)
+    missing_ms: int | None = None  # the first "not found" or "not started" that counts (law 2)
+    start_sent_ms: int | None = None  # two phases: when its last start was claimed
     submitted_ms: int | None = None
     started_ms: int | None = None
     ended_ms: int | None = None

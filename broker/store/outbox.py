@@ -68,6 +68,8 @@ def claim(
         row.claimed_ms, row.epoch, row.not_after_ms = tx.now_ms, epoch, not_after_ms
         tx.session.add(row)
         run.not_after_ms, run.lookup_lag_s = not_after_ms, lookup_lag_s
+        if row.action == runs.START:
+            run.start_sent_ms, run.missing_ms = tx.now_ms, None
         tx.session.add(run)
         job = tx.session.get_one(Job, run.job_id)
         spec = spec_from_json(run.spec)
@@ -108,11 +110,14 @@ def record_outcome(tx: Tx, run: RunId, event: events.Event, *, epoch: int) -> Ru
     return runs.advance(tx, run, event, epoch=epoch)
 
 
-def recall_unsent(tx: Tx, center: CenterId, *, epoch: int) -> int:
-    """Calls to a center that takes none now, and that nobody has claimed: their jobs queue again."""
+def recall_unsent(tx: Tx, center: CenterId, *, epoch: int, starts: bool = False) -> int:
+    """Calls to a center that takes none now, and that nobody has claimed: their jobs queue again.
+
+    `starts`: also those of runs that it has created and not started.
+    """
     tx.fence(epoch)
     query = select(Outbox).where(Outbox.center_id == center).where(col(Outbox.claimed_ms).is_(None))
-    rows = [row for row in tx.session.exec(query).all() if row.action == runs.SUBMIT]
+    rows = [row for row in tx.session.exec(query).all() if starts or row.action == runs.SUBMIT]
     for row in rows:
         runs.request_stop(tx, RunId(row.run_id), StopReason.RECALL, epoch=epoch)
     return len(rows)

@@ -7,7 +7,7 @@ to be made (outbox.py) and what is owed to centers afterwards (debts.py).
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import delete, func, or_, update
 from sqlmodel import Session, col, select
@@ -70,6 +70,7 @@ class Watched:
     logs_wanted_ms: int | None
     on_lost: OnLost
     missing_ms: int | None
+    start_sent: bool  # two phases: a start has been claimed
     address: str
 
 
@@ -100,6 +101,7 @@ def run_facts(row: Run) -> RunFacts:
         not_after_ms=row.not_after_ms,
         lookup_lag_s=row.lookup_lag_s,
         missing_ms=row.missing_ms,
+        start_sent_ms=row.start_sent_ms,
         submitted_ms=row.submitted_ms,
         started_ms=row.started_ms,
         ended_ms=row.ended_ms,
@@ -137,6 +139,8 @@ def advance(
     if row is None:
         raise NoSuchRun(f"there is no run {run}")
     job = tx.session.get_one(Job, row.job_id, with_for_update=True)
+    if isinstance(event, events.SeenCreated):
+        event = replace(event, start_waiting=tx.session.get(Outbox, run) is not None)
     state = apply(tx, job, row, event, actor=actor)
     if address is not None:
         row.address = address
@@ -335,6 +339,7 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
             logs_wanted_ms=run.logs_wanted_ms,
             on_lost=OnLost(job.request.get("on_lost", OnLost.WAIT)),
             missing_ms=run.missing_ms,
+            start_sent=run.start_sent_ms is not None,
             address=run.address,
         )
         for run, job in session.exec(query).all()
