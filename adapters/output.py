@@ -137,6 +137,18 @@ class Output:
         text = b"".join([chunk async for chunk in content(self.here / run, f"exit-{node:d}", root=root)])
         return int(text) if text.strip().isdigit() and len(text) < 8 else None
 
+    async def ended(self, run: RunId, node: int) -> tuple[int, int] | None:
+        """Exit code of one node and when it was written, in UTC milliseconds of the storage's clock."""
+        code = await self.exit_code(run, node)
+        written = await asyncio.to_thread(self._written, self.here / run / f"exit-{node:d}")
+        return None if code is None or written is None else (code, written)
+
+    def _written(self, path: Path) -> int | None:
+        try:
+            return path.lstat().st_mtime_ns // 1_000_000
+        except OSError:
+            return None
+
     async def delete(self, run: RunId) -> None:
         """Remove what a run left; its checkpoints belong to the job and stay."""
         await asyncio.to_thread(self._delete, run)

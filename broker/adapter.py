@@ -99,7 +99,9 @@ class Traits:
 class PoolReport:
     """One native unit of a center, nodes of one shape: see model.Pool.
 
-    `node_names` are the platform's names of its nodes where it tells them.
+    `node_names` are the platform's names of its nodes where it tells them.  `accuracy` where it is not
+    that of the whole report.  A shape whose cards have 0 GiB: the platform does not tell; the product's
+    size is taken where it is sold in one size only.
     """
 
     native: str
@@ -109,6 +111,7 @@ class PoolReport:
     specs: tuple[Spec, ...] = ()
     prices: tuple[Price, ...] = ()
     node_names: tuple[str, ...] = ()
+    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True, slots=True)

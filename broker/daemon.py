@@ -49,7 +49,7 @@ from broker.supervise import loop
 from broker.telemetry import log
 from broker.track import Track
 
-ADAPTERS = {"local": "adapters.local", "aihub": "adapters.aihub"}
+ADAPTERS = {"local": "adapters.local", "aihub": "adapters.aihub", "cecstack": "adapters.cecstack"}
 """Modules with a `connect(connection)`, by the configuration's word; loaded when first used."""
 
 IDENTITY = (

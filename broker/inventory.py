@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from broker.adapter import Adapter, AdapterError, Image, Inventory, PoolReport, Traits
 from broker.config import CenterSettings, SchedulerSettings
 from broker.connections import Connections, timed
-from broker.core.model import CenterId, CenterState, Health, Price
-from broker.core.resources import Catalogue
+from broker.core.model import CenterId, CenterState, Health, NodeShape, Price
+from broker.core.resources import Catalogue, make_spec
 from broker.leader import Lease
 from broker.store import Store, centers
 from broker.telemetry import CENTER_UP, log
@@ -119,17 +119,36 @@ def merged(listed: Iterable[Image], stated: Iterable[Image]) -> tuple[Image, ...
 def canonical(
     pools: Iterable[PoolReport], catalogue: Catalogue
 ) -> tuple[tuple[PoolReport, ...], tuple[tuple[str, str], ...]]:
-    """Pools with canonical product names, and those of unknown products with the reason (law 10)."""
+    """Pools with canonical product names and the memory of their cards, and those where either is not
+    known, with the reason (law 10)."""
     known, unknown = [], []
     for pool in pools:
-        if not pool.shape.accelerator:
+        said = pool.shape.accelerator
+        if not said:
             known.append(pool)
-        elif (name := catalogue.canonical(pool.shape.accelerator)) is not None:
-            known.append(replace(pool, shape=replace(pool.shape, accelerator=name)))
-        else:
-            text = f"the product {pool.shape.accelerator!r} is not in accelerators.toml"
+            continue
+        product = catalogue.get(catalogue.canonical(said) or "")
+        if product is None:
+            unknown.append((pool.native, f"the product {said!r} is not in accelerators.toml"))
+            continue
+        memory_gib = pool.shape.accelerator_memory_gib
+        if memory_gib == 0 and len(product.memory_gib) > 1:
+            sizes = ", ".join(map(str, product.memory_gib))
+            text = f"{product.name} is sold with {sizes} GiB: state the pool in [[centers.pools]]"
             unknown.append((pool.native, text))
+            continue
+        memory_gib = memory_gib or product.memory_gib[0]
+        specs = tuple(
+            make_spec(_told(spec.shape, product.name, memory_gib)) if spec.shape.accelerator == said else spec
+            for spec in pool.specs
+        )
+        shape = _told(pool.shape, product.name, memory_gib)
+        known.append(replace(pool, shape=shape, specs=specs))
     return tuple(known), tuple(unknown)
+
+
+def _told(shape: NodeShape, accelerator: str, memory_gib: int) -> NodeShape:
+    return replace(shape, accelerator=accelerator, accelerator_memory_gib=memory_gib)
 
 
 def prices_of(pool: PoolReport, settings: CenterSettings) -> tuple[Price, ...]:

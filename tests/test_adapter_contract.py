@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters import fake, local
+from adapters import cecstack, fake, local
 from broker.adapter import (
     Adapter,
     ArgumentKind,
@@ -38,6 +38,7 @@ from broker.adapter import (
 from broker.core.model import Accuracy, CenterId, JobId, NodeShape, RemoteId, RunId, Spec, SpecId
 from tests.aihub_center import opened
 from tests.emulators.aihub import Cluster, Node
+from tests.emulators.cecstack import Cecstack
 
 NODE = NodeShape("X86", 4, 8, "Nvidia/GPU/A800", 2, 80)
 HALF = NodeShape("X86", 2, 4, "Nvidia/GPU/A800", 1, 80)
@@ -92,8 +93,20 @@ class Subject:
         return replace(bare, command=self.command(bare, behaviour))
 
     async def submit(self, behaviour: Behaviour, *, nodes: int = 1, shape: NodeShape = NODE) -> RunRef:
-        spec = self.spec(behaviour, nodes=nodes, shape=shape)
-        return RunRef(spec.id, spec.job, await self.adapter.submit(spec), nodes)
+        return await self.send(self.spec(behaviour, nodes=nodes, shape=shape))
+
+    async def send(self, spec: RunSpec) -> RunRef:
+        """Submit and, where these are two calls, start."""
+        ref = RunRef(spec.id, spec.job, await self.adapter.submit(spec), spec.nodes)
+        if self.adapter.traits.two_phase_create:
+            assert (await self.adapter.observe([ref]))[ref.id].state is RemoteState.CREATED
+            await self.adapter.start(ref)
+        return ref
+
+    async def whole_nodes(self) -> bool:
+        """Whether the platform gives whole nodes only."""
+        (pool,) = (await self.adapter.probe()).pools
+        return [spec.shape for spec in pool.specs] == [NODE]
 
     async def see(self, ref: RunRef, *states: RemoteState) -> Sighting:
         """Look until the run is in one of `states`; fails when it ends otherwise or the deadline passes."""
@@ -183,10 +196,34 @@ async def aihub_subject(path: Path) -> AsyncIterator[Subject]:
         yield Subject(center.adapter, command, real_time, numbers, queues=True, image="i", native="29")
 
 
+@asynccontextmanager
+async def cecstack_subject(path: Path) -> AsyncIterator[Subject]:
+    (path / "shared").mkdir()
+    shared = str(path / "shared")
+    async with Cecstack(path / "platform", speed=1.0) as platform:
+        platform.tasks.queue_s = 0.05
+        platform.add("a800", cpu=4, memory_gib=8, gpus=2, product="A800", nodes=2)
+        options = {
+            "endpoint": platform.url,
+            "region": platform.site.region,
+            "project_id": platform.project,
+            "output": {"in_job": shared, "here": shared},
+            "requests_per_s": 1000,
+        }
+        adapter = await cecstack.connect(Connection(CenterId("c"), "bk", options, pools=(POOL,)))
+        try:
+            numbers = itertools.count(1)
+            yield Subject(adapter, lambda _, b: SHELL[b], real_time, numbers, queues=True, image="i")
+            assert platform.complaints == []
+        finally:
+            await adapter.aclose()
+
+
 SUBJECTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "local": local_subject,
     "fake": fake_subject,
     "aihub": aihub_subject,
+    "cecstack": cecstack_subject,
 }
 
 
@@ -237,6 +274,8 @@ async def test_the_same_id_starts_once(subject: Subject) -> None:
     spec = subject.spec(Behaviour.STAY)
     remotes = await asyncio.gather(*(subject.adapter.submit(spec) for _ in range(5)))
     assert len(set(remotes)) == 1
+    if subject.adapter.traits.two_phase_create:
+        await subject.see(await subject.send(spec), RemoteState.RUNNING)
     await subject.expect_free(2)
 
 
@@ -297,6 +336,10 @@ async def test_a_deleted_run_is_gone(subject: Subject) -> None:
 
 
 async def test_a_gang_of_two_nodes(subject: Subject) -> None:
+    if not subject.adapter.traits.gang:
+        with pytest.raises((Refused, Unsupported)):
+            await subject.submit(Behaviour.SUCCEED, nodes=2)
+        return
     ref = await subject.submit(Behaviour.SUCCEED, nodes=2)
     await subject.see(ref, RemoteState.SUCCEEDED)
     for node in (0, 1):
@@ -304,18 +347,22 @@ async def test_a_gang_of_two_nodes(subject: Subject) -> None:
 
 
 async def test_a_full_center_says_so_and_capacity_comes_back(subject: Subject) -> None:
-    gang = await subject.submit(Behaviour.STAY, nodes=2)
+    gang = subject.adapter.traits.gang
+    first = [await subject.submit(Behaviour.STAY, nodes=2 if gang else 1) for _ in range(1 if gang else 2)]
+    for ref in first:
+        await subject.see(ref, RemoteState.RUNNING)
     await subject.expect_free(0)
     late = subject.spec(Behaviour.STAY)
     if subject.queues:
-        waiting = RunRef(late.id, late.job, await subject.adapter.submit(late), 1)
+        waiting = await subject.send(late)
         await subject.see(waiting, RemoteState.PENDING)
     else:
         with pytest.raises(NoCapacity):
             await subject.adapter.submit(late)
         assert await subject.adapter.find(late.id) is None, "a refusal has no effect"
-    await subject.adapter.stop(gang, grace_s=5)
-    await subject.see(gang, RemoteState.STOPPED)
+    for ref in first:
+        await subject.adapter.stop(ref, grace_s=5)
+        await subject.see(ref, RemoteState.STOPPED)
     if subject.queues:
         await subject.see(waiting, RemoteState.RUNNING)
     else:
@@ -324,6 +371,10 @@ async def test_a_full_center_says_so_and_capacity_comes_back(subject: Subject) -
 
 
 async def test_slices_share_a_node(subject: Subject) -> None:
+    if await subject.whole_nodes():
+        with pytest.raises(Refused):
+            await subject.submit(Behaviour.STAY, shape=HALF)
+        return
     for left in (3, 2, 1):
         await subject.submit(Behaviour.STAY, shape=HALF)
         await subject.expect_free(left)
@@ -357,8 +408,17 @@ async def test_what_never_fits_is_refused(subject: Subject, shape: NodeShape, no
 
 async def test_concurrent_submissions_never_overfill(subject: Subject) -> None:
     specs = [subject.spec(Behaviour.STAY) for _ in range(6)]
-    answers = await asyncio.gather(*map(subject.adapter.submit, specs), return_exceptions=True)
+    answers = await asyncio.gather(*map(subject.send, specs), return_exceptions=True)
     assert sum(isinstance(answer, NoCapacity) for answer in answers) == (0 if subject.queues else 4)
+    refs = [answer for answer in answers if isinstance(answer, RunRef)]
+    until = time.monotonic() + DEADLINE_S
+    running = 0
+    async for _ in subject.tick():
+        seen = [sighting.state for sighting in (await subject.adapter.observe(refs)).values()]
+        if (running := seen.count(RemoteState.RUNNING)) >= 2:
+            break
+        assert time.monotonic() < until, f"two should run: {seen}"
+    assert running == 2
     await subject.expect_free(0)
 
 

@@ -16,19 +16,21 @@ from broker import connections, dispatch
 from broker.adapter import (
     Connection,
     Image,
+    Inventory,
     PoolReport,
     RunSpec,
     StatedPool,
     Unavailable,
 )
 from broker.connections import Connections
-from broker.core.model import CenterId, CenterState, JobId, Price, RemoteId
+from broker.core.model import Accuracy, CenterId, CenterState, JobId, Price, RemoteId
+from broker.core.resources import make_spec
 from broker.inventory import canonical, merged, prices_of
-from broker.store import LostLease, Store, StoreUnavailable, outbox
+from broker.store import LostLease, Store, StoreUnavailable, centers, outbox
 from broker.store.centers import NoSuchCenter
 from broker.supervise import loop
-from broker.tables import Center, Event, Outbox, Run
-from tests.builders import A800, node
+from broker.tables import Center, Event, Outbox, Pool, Run
+from tests.builders import A800, ASCEND, node
 from tests.harness import CATALOGUE, Harness, center, harness
 
 A, B = CenterId("a"), CenterId("b")
@@ -179,6 +181,35 @@ def test_products_get_their_canonical_names() -> None:
     )
     assert [pool.shape.accelerator for pool in known] == [A800, ""]
     assert unknown == ()
+
+
+def test_the_memory_of_a_card_that_a_platform_does_not_tell() -> None:
+    """Taken from the catalogue where the product has one size; specs follow the pool's names."""
+    ascend = replace(node(2, accelerator=ASCEND.lower()), accelerator_memory_gib=0)
+    two_sizes = replace(node(2), accelerator_memory_gib=0)
+    known, unknown = canonical(
+        [PoolReport("x", ascend, 1, (), specs=(make_spec(ascend),)), PoolReport("y", two_sizes, 1, ())],
+        CATALOGUE,
+    )
+    shape = node(2, accelerator=ASCEND, card_memory_gib=64)
+    assert [(pool.shape, pool.specs) for pool in known] == [(shape, (make_spec(shape),))]
+    assert unknown == (("y", f"{A800} is sold with 40, 80 GiB: state the pool in [[centers.pools]]"),)
+
+
+async def test_a_pool_may_be_known_less_well_than_its_center(tmp_path: Path) -> None:
+    estimated = PoolReport("e", node(8), 1, (), accuracy=Accuracy.ESTIMATED)
+    pools = (estimated, PoolReport("x", node(4), 1, ()))
+    async with harness(tmp_path, center("a")) as broker:
+        await broker.store.write(
+            centers.record_inventory,
+            A,
+            Inventory(broker.clock(), Accuracy.EXACT, pools),
+            epoch=broker.lease.epoch,
+            traits={},
+            prices=[(pool, ()) for pool in pools],
+        )
+        rows = {row.native: row.accuracy for row in await broker.rows(Pool, center_id="a")}
+    assert (rows["e"], rows["x"]) == ("estimated", "exact")
 
 
 def test_the_operators_word_on_prices_and_images_wins() -> None:

@@ -224,13 +224,14 @@ def _record_pool(
     """Write one pool; True when a round could decide differently for it."""
     row = row or PoolRow(id=pool_id, center_id=center, native=report.native, nodes=0, **asdict(report.shape))
     free = codec.free_to_json(report.free)
-    changed = row.free != free or row.nodes != report.nodes
+    accuracy = (report.accuracy or inventory.accuracy).value
+    changed = (row.free, row.nodes, row.accuracy) != (free, report.nodes, accuracy)
     for name, value in asdict(report.shape).items():
         setattr(row, name, value)
     row.native, row.nodes, row.free = report.native, report.nodes, free
     row.specs = [codec.spec_to_json(spec) for spec in report.specs]
     row.prices = [codec.price_to_json(price) for price in prices]
-    row.as_of_ms, row.accuracy = inventory.as_of_ms, inventory.accuracy.value
+    row.as_of_ms, row.accuracy = inventory.as_of_ms, accuracy
     tx.session.add(row)
     return bool(changed)
 

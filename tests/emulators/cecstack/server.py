@@ -34,7 +34,7 @@ ONLY: Final = {
 }
 WITH_REQUEST_INFO: Final = frozenset(
     {
-        *("resource.list", "storage.list", "resource.return", "service.debug"),
+        *("resource.list", "storage.list", "resource.giveback", "service.debug"),
         *("project.insert", "project.relate", "project.unrelate", "project.delete"),
         *(f"evaluation.{word}" for word in ("save", "start", "stop", "delete", "detail")),
     }

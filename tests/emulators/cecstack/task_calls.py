@@ -33,7 +33,7 @@ class TaskCalls:
             ("POST", "/v1/resource/list", "resource.list", self._packages),
             ("GET", "/v1/resource/detail/{id}", "resource.detail", self._package),
             ("POST", "/v1/resource", "resource.buy", self._buy),
-            ("DELETE", "/v1/resource/{id}", "resource.return", self._return),
+            ("DELETE", "/v1/resource/{id}", "resource.giveback", self._return),
             ("POST", "/v1/storage/resource", "storage.buy", self._buy_storage),
             ("POST", "/v1/storage/resource/list", "storage.list", self._storage),
             ("GET", "/v1/project/page", "project.page", self._projects),

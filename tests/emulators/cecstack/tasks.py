@@ -66,6 +66,7 @@ class Task:
     run_by: int = 0
     runs: int = 0
     containers: list[Container] = field(default_factory=list)
+    stopping: bool = False
     execution: Execution | None = None
     history: list[tuple[float, str]] = field(default_factory=list)
 
@@ -99,6 +100,7 @@ class Tasks:
         self._packages = packages
         self._machine = machine
         self._next = 1
+        self._closed = False
         self._timers: set[asyncio.TimerHandle] = set()
         self._lives: set[asyncio.Task[None]] = set()
 
@@ -189,7 +191,7 @@ class Tasks:
             "volume_mount": "kubeflow-user-workspace(pvc):/mnt",
             "elapsed_time": wire.elapsed(spent),
             "percentage": "--",
-            "last_run_time": wire.local(task.run_at if status else None),
+            "last_run_time": wire.local(running.started if running is not None else None),
             "lock_status": 0,
             "created_on": wire.iso(task.created),
             "changed_on": wire.iso(task.changed),
@@ -209,12 +211,21 @@ class Tasks:
         self._later(self.queue_s, self.turn)
 
     def stop(self, task: Task) -> None:
-        """Of a task that was never run nothing changes."""
-        if task.status in ACTIVE:
+        """Of a task that was never run nothing changes; one that runs has its grace."""
+        if task.status == "Pending":
             self._end(task, "Terminated", None)
+        elif task.status == "Running" and not task.stopping:
+            task.stopping = True
+            if not task.containers:  # it is being started this moment
+                self._end(task, "Terminated", None)
+            for container in task.containers:
+                life = asyncio.get_running_loop().create_task(container.stop(self.grace_s))
+                self._lives.add(life)
+                life.add_done_callback(self._lives.discard)
 
     def delete(self, task: Task) -> dict[str, Any]:
-        self.stop(task)
+        if task.status in ACTIVE:
+            self._end(task, "Terminated", None)
         task.deleted = True
         return {**self.record(task, at=self.clock()), "is_deleted": "true", "run_id": f"run-{task.id}"}
 
@@ -229,6 +240,8 @@ class Tasks:
 
     def turn(self) -> None:
         """Start what waits and fits, in the order in which it was asked for."""
+        if self._closed:
+            return
         now = self.clock()
         waiting = [t for t in self.all.values() if t.status == "Pending" and t.run_at is not None]
         for task in sorted(waiting, key=lambda t: (t.run_at or 0, t.run_by)):
@@ -239,6 +252,7 @@ class Tasks:
                 self._say(task, "Failed")
                 continue
             package.used += task.workers
+            task.stopping = False
             number = sum(e.task == task.id for e in self.executions) + 1
             task.execution = Execution(task.id, task.name, number, task.run_by, now)
             self.executions.append(task.execution)
@@ -255,12 +269,13 @@ class Tasks:
             env = {each["key"]: each["value"] for each in envs}
             command = task.body["command"]
         container = await self._machine.start(f"{task.id}-{execution.number}", command, env)
-        if execution.ended is not None:  # ended while it was being started
+        if execution.ended is not None or self._closed:  # ended while it was being started
             container.kill()
         task.containers = [container]
         code = await container.wait()
         if execution.ended is None:
-            self._end(task, "Failed" if code else "Succeeded", code)
+            itself = "Failed" if code else "Succeeded"
+            self._end(task, "Terminated" if task.stopping else itself, code)
 
     def _end(self, task: Task, status: str, exit_code: int | None) -> None:
         now = self.clock()
@@ -289,6 +304,8 @@ class Tasks:
         self._timers.add(timer)
 
     async def aclose(self) -> None:
+        """Everything that runs is killed."""
+        self._closed = True
         for timer in self._timers:
             timer.cancel()
         for task in self.all.values():

@@ -1,0 +1,473 @@
+"""A CECSTACK AI Space (OpenAPI 5.3.0): packages as pools, runs as tasks in one of its projects.
+
+Here: the adapter's protocol over the parts.  Not here: the wire (cecstack_wire.py), packages
+(cecstack_packages.py), tasks (cecstack_tasks.py), services (cecstack_services.py), operators' commands
+(cecstack_commands.py).
+
+What the platform lacks and how it is met.  It has no idempotent create: a lost one is looked up by its
+name.  It starts by a second call: see Traits.two_phase_create.  It has no logs, results or exit codes:
+they come from the shared storage where `output` is stated, else they are declared unavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from adapters.cecstack_checks import checks
+from adapters.cecstack_packages import Package, PackageRules, Project
+from adapters.cecstack_services import SERVICE, Network, Services
+from adapters.cecstack_tasks import ENDED, RECIPE, Recipe, Tasks, parted
+from adapters.cecstack_wire import SIGNERS, NotThere, Wire
+from adapters.http import Limits, open_http
+from adapters.nodes import misfit
+from adapters.output import Output, command_line, environment
+from broker.adapter import (
+    Adapter,
+    Catalogue,
+    Check,
+    Connection,
+    CopyRef,
+    CopySighting,
+    Image,
+    Inventory,
+    Lookup,
+    RawAnswer,
+    Refused,
+    RemoteState,
+    ResultFile,
+    RunRef,
+    RunSpec,
+    Sighting,
+    Traits,
+    Unavailable,
+    Unsupported,
+)
+from broker.core.model import Accuracy, RemoteId, RunId
+
+LOOKUP_LAG_S: Final = 10
+"""Default of `lookup_lag_s`: how late lists, states and rest* may be."""
+REMEMBERED: Final = 256
+"""Submissions whose answer is kept, should the same one be asked for again."""
+_CANNOT_START = (126, 127)  # of a shell: found but not executable, not found
+_PROCESSORS: Final[Mapping[str, str]] = {"nvidia": "GPU", "ascend": "NPU", "cpu": "CPU"}
+
+
+async def connect(connection: Connection) -> Adapter:
+    """The adapter of a center, after one look at what its installation can do.
+
+    Raises ValueError for an option that cannot be meant, and adapter errors.
+    """
+    settings = Settings.read(connection)
+    http = await open_http(connection, secret_options=())
+    options, keys = connection.options, connection.credentials
+    sign = SIGNERS[settings.signature](keys.get("access_key", ""), keys.get("secret_key", ""))
+    wire = Wire(
+        http,
+        endpoint=str(options["endpoint"]),
+        region=str(options["region"]),
+        sign=sign,
+        extra_headers=options.get("extra_headers") or {},
+    )
+    adapter = Cecstack(connection, settings, wire)
+    try:
+        await adapter.find_out()
+    except BaseException:
+        await http.aclose()
+        raise
+    return adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of a CECSTACK center, checked."""
+
+    signature: str
+    project_id: int | None
+    packages: PackageRules
+    zone: ZoneInfo
+    node_selector: str
+    multi_node: bool
+    lookup_lag_s: int
+    network: Network | None
+    output: Output | None
+    submit_timeout_s: int
+
+    @classmethod
+    def read(cls, connection: Connection) -> Settings:
+        options = connection.options
+        signature = str(options.get("signature", "none"))
+        if signature not in SIGNERS:
+            raise ValueError(f"signature is {signature!r}, expected one of {', '.join(SIGNERS)}")
+        project = options.get("project_id")
+        if project is not None and not str(project).isdecimal():
+            raise ValueError(f"project_id is {project!r}, expected a number")
+        zone = ZoneInfo(str(options.get("timezone", "Asia/Shanghai")))
+        packages = PackageRules(
+            wanted=tuple(options.get("resource_ids") or ()),
+            stated={pool.native: pool for pool in connection.pools},
+            arch=str(options.get("cpu_arch") or ""),
+            zone=zone,
+        )
+        return cls(
+            signature=signature,
+            project_id=None if project is None else int(project),
+            packages=packages,
+            zone=zone,
+            node_selector=str(options.get("node_selector") or "train=true"),
+            multi_node=options.get("multi_node") == "fine-tuning",
+            lookup_lag_s=math.ceil(options.get("lookup_lag_s", LOOKUP_LAG_S)),
+            network=Network.of(options),
+            output=Output.of(connection),
+            # No call of a submission outlasts this: what comes later was not sent.
+            submit_timeout_s=math.ceil(Limits.of(connection).timeout_s) + 2,
+        )
+
+
+class Cecstack:
+    """One account's project at one center.  `clock` gives milliseconds since the epoch."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        wire: Wire,
+        *,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.center = connection.center
+        self.wire = wire
+        self._settings = settings
+        self._clock = clock
+        self._output = settings.output
+        self._packages: dict[str, Package] = {}
+        self._project: Project | None = None
+        self._making: dict[RunId, asyncio.Lock] = {}
+        self._made: dict[RunId, RemoteId] = {}
+        self.tasks = Tasks(
+            wire, zone=settings.zone, node_selector=settings.node_selector, maas=settings.multi_node
+        )
+        self.services = Services(wire, settings.network) if settings.network is not None else None
+        self.traits = self._traits()
+
+    async def find_out(self) -> None:
+        """Look what the installation has where the document is silent; the traits follow."""
+        await self.tasks.find_out()
+        if self.services is not None:
+            await self.services.find_out()
+        self.traits = self._traits()
+
+    def _traits(self) -> Traits:
+        services = self.services is not None and self.services.listed
+        kept = self._output is not None
+        return Traits(
+            gang=self._settings.multi_node,
+            resume=kept,
+            logs=kept,
+            results=kept,
+            services=services,
+            address=services,
+            any_image_url=True,
+            idle=Accuracy.EXACT,
+            lookup=Lookup.FIND_BY_NAME if self.tasks.insight.listed else Lookup.NEITHER,
+            two_phase_create=True,
+            max_batch=1000,
+            report_lag_s=self._settings.lookup_lag_s,
+            lookup_lag_s=self._settings.lookup_lag_s,
+            submit_timeout_s=self._settings.submit_timeout_s,
+        )
+
+    # ------------------------------------------------------------ capacity
+
+    async def packages(self) -> tuple[Project | None, list[Package]]:
+        """The project and the packages that concern it, as they are now (§9.5, §4.3)."""
+        project = await self._find_project()
+        rows = [row async for row in self.wire.packages()]
+        found = self._settings.packages.read(rows, project, self._clock())
+        self._project, self._packages = project, {package.native: package for package in found}
+        return project, found
+
+    async def projects(self) -> list[Project]:
+        rows = self.wire.rows("project.page", "/v1/project/page", related="str_relate")
+        return [Project.read(row) async for row in rows]
+
+    async def _find_project(self) -> Project | None:
+        """The one that is named, or the account's only one."""
+        found = await self.projects()
+        wanted = self._settings.project_id
+        if wanted is None:
+            return found[0] if len(found) == 1 else None
+        for project in found:
+            if project.id == wanted:
+                return project
+        raise Refused(f"project_id is {wanted}, the account sees {[p.id for p in found] or 'no project'}")
+
+    async def probe(self) -> Inventory:
+        as_of_ms = self._clock()
+        _, found = await self.packages()
+        return Inventory(
+            as_of_ms,
+            self.traits.idle,
+            tuple(package.pool() for package in found if not package.trouble),
+            quarantined=tuple((p.native, p.trouble) for p in found if p.trouble),
+        )
+
+    async def catalogue(self) -> Catalogue:
+        """§8.4.  A job needs the image's URL; its id is the key."""
+        images = []
+        async for row in self.wire.rows("image.list", "/alpha/images_modelview/api/", related="str_related"):
+            key, url = str(row.get("key") or ""), str(row.get("images_url") or "")
+            if key and url:
+                processor = _PROCESSORS.get(str(row.get("gpu_type") or "").lower(), "")
+                images.append(Image(key, url, str(row.get("title") or ""), processor=processor))
+        return Catalogue(tuple({image.id: image for image in images}.values()))
+
+    # ------------------------------------------------------------ a run's life
+
+    async def submit(self, run: RunSpec) -> RemoteId:
+        """Create the task; it is started by `start`.  The same run a second time is the first."""
+        lock = self._making.setdefault(run.id, asyncio.Lock())
+        try:
+            async with lock:
+                if run.id not in self._made:
+                    self._made[run.id] = await self._create(run)
+                    while len(self._made) > REMEMBERED:
+                        del self._made[next(iter(self._made))]
+                return self._made[run.id]
+        finally:
+            if not lock.locked():
+                self._making.pop(run.id, None)
+
+    async def _create(self, run: RunSpec) -> RemoteId:
+        recipe = Recipe.of(run)
+        package = await self._fitting(run)
+        self._allowed(run, recipe, package)
+        assert self._project is not None, "a package without trouble is associated with the project"
+        project = self._project.id
+        if recipe is not None:
+            return await self.tasks.create_maas(run, recipe, package=package.native, project=project)
+        env = environment(run, self._surroundings())
+        command = run.command if self._output is None else command_line(run, env, self._output)
+        if run.port is not None:
+            assert self.services is not None
+            return await self.services.create(
+                run, package=package.native, project=project, command=run.command, env=env
+            )
+        return await self.tasks.create_slm(
+            run, package=package.native, project=project, command=command, env=env
+        )
+
+    def _surroundings(self) -> dict[str, str]:
+        """What a task of one node finds beside its own variables."""
+        return {"BROKER_NODE_RANK": "0", "BROKER_MASTER_ADDR": "127.0.0.1"}
+
+    async def _fitting(self, run: RunSpec) -> Package:
+        """The run's package.  Raises Refused when it can never hold the run."""
+        if not self._packages:
+            await self.packages()
+        package = self._packages.get(run.native_pool)
+        if package is None:
+            raise Refused(f"package is {run.native_pool!r}, expected one of {sorted(self._packages)}")
+        if package.trouble:
+            raise Refused(f"package {package.native}: {package.trouble}")
+        node, want = package.shape, run.spec.shape
+        if not node.accelerator_memory_gib:  # the platform's word for the product, and no memory
+            node = replace(
+                node, accelerator=want.accelerator, accelerator_memory_gib=want.accelerator_memory_gib
+            )
+        if why := misfit(want, node):
+            raise Refused(f"package {package.native}: {why}")
+        if (want.cores, want.memory_gib, want.accelerators) != (
+            node.cores,
+            node.memory_gib,
+            node.accelerators,
+        ):
+            raise Refused(
+                f"package {package.native}: a run takes a whole node ({node.cores} cores, {node.memory_gib}"
+                f" GiB, {node.accelerators} cards), the spec is {run.spec.name}"
+            )
+        if run.nodes > package.nodes:
+            raise Refused(f"package {package.native}: nodes is {run.nodes}, it has {package.nodes}")
+        if package.ends_ms is not None and run.max_run_time_s is not None:
+            left_s = (package.ends_ms - self._clock()) // 1000
+            if run.max_run_time_s > left_s:
+                raise Refused(
+                    f"package {package.native} ends in {left_s} s, maxRunTime is {run.max_run_time_s} s"
+                )
+        return package
+
+    def _allowed(self, run: RunSpec, recipe: Recipe | None, package: Package) -> None:
+        """Raises Refused and Unsupported for what the platform cannot do with this run."""
+        if recipe is not None and not self._settings.multi_node:
+            raise Unsupported(f"{RECIPE} is {recipe.kind!r}: the center is not set up for it (multi_node)")
+        if recipe is None and run.nodes > 1:
+            raise Unsupported(
+                f"nodes is {run.nodes}: a task that runs its own command has one node here;"
+                f" only the platform's fine-tuning ({RECIPE}) has several"
+            )
+        if run.port is not None and not self.traits.services:
+            raise Unsupported(
+                "online services need model_id, vpc_id, subnet_id, eip_id, eip and a list of them"
+            )
+        if not run.image and recipe is None:
+            raise Refused("image is '', expected the URL of one: a task here always has an image")
+        if run.vip_nodes:
+            raise Unsupported("nodes cannot be named here: the platform shows none")
+
+    async def start(self, run: RunRef) -> None:
+        match parted(run.remote):
+            case (kind, id) if kind == SERVICE and self.services is not None:
+                await self.services.publish(id)
+            case (kind, id) if kind in self.tasks.kinds:
+                await self.tasks.start(kind, id)
+            case _:
+                raise Refused(f"remote is {run.remote!r}, which is nothing that this center can start")
+
+    async def find(self, run: RunId) -> RemoteId | None:
+        if self.traits.lookup is Lookup.NEITHER:
+            raise Unsupported("this installation has no list of slm tasks")
+        found = await self.tasks.find(run)
+        if found is None and self.services is not None and self.services.listed:
+            found = await self.services.find(run)
+        return found
+
+    async def observe(self, runs: Collection[RunRef]) -> Mapping[RunId, Sighting]:
+        """One list of each kind that is asked for."""
+        seen: dict[RunId, Sighting] = {}
+        wanted: dict[str, dict[int, RunRef]] = {}
+        for run in runs:
+            match parted(run.remote):
+                case (kind, id) if kind in (*self.tasks.kinds, SERVICE):
+                    wanted.setdefault(kind, {})[id] = run
+                case _:
+                    seen[run.id] = Sighting(RemoteState.GONE)
+        for kind, refs in wanted.items():
+            if kind == SERVICE:
+                found = await self.services.look(refs) if self.services is not None else {}
+            else:
+                found = await self.tasks.look(kind, refs)
+            for id, run in refs.items():
+                sighting = await self._with_files(run, found.get(id))
+                if sighting is not None:
+                    seen[run.id] = sighting
+        return seen
+
+    async def _with_files(self, run: RunRef, seen: Sighting | None) -> Sighting | None:
+        """Add what the shared storage tells: the exit code, and when it was written.
+
+        Where the platform shows no task at all, an exit code is all that tells of its end.
+        """
+        if self._output is None or (seen is not None and seen.state not in ENDED):
+            return _explained(seen)
+        ended = await self._output.ended(run.id, 0)
+        if ended is None:
+            return _explained(seen)
+        code, ended_ms = ended
+        if seen is None:
+            seen = Sighting(RemoteState.FAILED if code else RemoteState.SUCCEEDED, raw="exit code")
+        if seen.started_ms is not None:  # two clocks: the platform's and the storage's
+            ended_ms = max(ended_ms, seen.started_ms)
+        cannot = seen.state is RemoteState.FAILED and code in _CANNOT_START
+        return _explained(replace(seen, exit_code=code, ended_ms=ended_ms, cannot_start=cannot))
+
+    async def stop(self, run: RunRef, *, grace_s: int) -> None:
+        """Look first: a stop of what has ended may change what it is called.  The platform takes no
+        grace of ours."""
+        match parted(run.remote):
+            case (kind, id) if kind == SERVICE and self.services is not None:
+                await _unless_gone(self.services.take_offline(id))
+            case (kind, id) if kind in self.tasks.kinds:
+                await self._stop_task(kind, id)
+            case _:
+                pass
+
+    async def _stop_task(self, kind: str, id: int) -> None:
+        try:
+            seen = (await self.tasks.look(kind, {id})).get(id)
+        except Unavailable:
+            seen = None  # it must be stopped all the same
+        if seen is not None and seen.state in (*ENDED, RemoteState.GONE):
+            return
+        try:
+            await _unless_gone(self.tasks.stop(kind, id))
+        except Refused as no:  # as while a task is being created: not never, but not now
+            raise Unavailable(f"the stop was refused: {no}") from no
+
+    async def delete(self, run: RunRef) -> None:
+        """By the kind of thing and its number, after its name was read back: numbers of different
+        kinds look alike (trap 6)."""
+        match parted(run.remote):
+            case (kind, id) if kind == SERVICE and self.services is not None:
+                row = await self.services.row(id)
+                if row is not None and _is(row, "service_name", run.id, run.remote):
+                    await _unless_gone(self.services.delete(id))
+            case (kind, id) if kind in self.tasks.kinds:
+                row = await self.tasks.row(kind, id)
+                if row is not None and _is(row, "name", run.id, run.remote):
+                    seen = (await self.tasks.look(kind, {id}))[id]
+                    if seen.state not in (*ENDED, RemoteState.CREATED, RemoteState.GONE):
+                        raise Unavailable(f"task {id} is {seen.raw!r}, expected an ended one")
+                    await _unless_gone(self.tasks.delete(kind, id, row))
+            case _:
+                pass
+        if self._output is not None:
+            await self._output.delete(run.id)
+
+    # ------------------------------------------------------------ files
+
+    async def logs(self, run: RunRef, node: int, offset: int) -> AsyncIterator[bytes]:
+        async for chunk in self._storage("logs").logs(run.id, node, offset):
+            yield chunk
+
+    async def results(self, run: RunRef) -> AsyncIterator[ResultFile]:
+        async for result in self._storage("results").results(run.id):
+            yield result
+
+    def _storage(self, what: str) -> Output:
+        if self._output is None:
+            raise Unsupported(f"the platform has no call for {what}: set output = {{in_job, here}}")
+        return self._output
+
+    async def stage(self, copy: CopyRef) -> CopySighting:
+        raise Unsupported(
+            "the bytes of a data set go through a part of the platform that its document does not describe"
+        )
+
+    # ------------------------------------------------------------ the rest
+
+    async def checks(self) -> AsyncIterator[Check]:
+        async for check in checks(self, self._output, now_ms=self._clock()):
+            yield check
+
+    async def call(self, method: str, path: str, body: bytes | None) -> RawAnswer:
+        return await self.wire.raw(method, path, body)
+
+    async def aclose(self) -> None:
+        await self.wire.http.aclose()
+
+
+def _explained(seen: Sighting | None) -> Sighting | None:
+    """A failure with a text; the platform itself gives none."""
+    if seen is None or seen.state is not RemoteState.FAILED or seen.message:
+        return seen
+    if seen.exit_code is None:
+        return replace(seen, message=f"the platform says {seen.raw!r} and no exit code was left")
+    return replace(seen, message=f"exit code {seen.exit_code}")
+
+
+def _is(row: Mapping[str, Any], field: str, name: str, remote: RemoteId) -> bool:
+    """Whether a row is the run's.  Raises Refused for another one's: it must not be deleted."""
+    if row.get(field) != name:
+        raise Refused(f"{remote} is called {row.get(field)!r} there, expected {name!r}: nothing was deleted")
+    return True
+
+
+async def _unless_gone(call: Coroutine[Any, Any, None]) -> None:
+    with suppress(NotThere):
+        await call

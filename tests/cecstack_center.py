@@ -1,0 +1,85 @@
+"""A CECSTACK center for tests: the emulated platform with a package, and the adapter over it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from adapters import cecstack
+from adapters.cecstack import Cecstack as Adapter
+from broker.adapter import Connection, RunRef, RunSpec, StatedPool
+from broker.core.model import CenterId, JobId, NodeShape, RunId, Spec
+from broker.core.resources import make_spec
+from tests.emulators.cecstack import Cecstack, Site
+
+PACKAGE = "AIDP-08ba092ac675457fb4ecf9e6a2ae97b4"
+NODE = NodeShape("X86", 50, 200, "Nvidia/GPU/H800", 2, 80)
+OPTIONS: Mapping[str, Any] = {"timeout_s": 1.0, "requests_per_s": 1000, "cpu_arch": "X86"}
+KEYS: Mapping[str, str] = {"access_key": "AK-1", "secret_key": "hush-hush"}
+SERVICE: Mapping[str, Any] = {
+    "model_id": 1,
+    "vpc_id": "vpc-1",
+    "subnet_id": "snet-1",
+    "eip_id": "eip-1",
+    "eip": "10.252.128.161",
+}
+
+
+def options(platform: Cecstack, **more: Any) -> dict[str, Any]:
+    """The connection to a platform; an option that is None is left out."""
+    known = {
+        **OPTIONS,
+        "endpoint": platform.url,
+        "region": platform.site.region,
+        "project_id": platform.project,
+        **more,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+async def connect(platform: Cecstack, *, pools: Sequence[StatedPool] = (), **more: Any) -> Adapter:
+    """The adapter over a platform that runs."""
+    connection = Connection(CenterId("c"), "bk", options(platform, **more), KEYS, tuple(pools))
+    adapter = await cecstack.connect(connection)
+    assert isinstance(adapter, Adapter)
+    return adapter
+
+
+@asynccontextmanager
+async def center(
+    folder: Path, *, site: Site | None = None, pools: Sequence[StatedPool] = (), **more: Any
+) -> AsyncIterator[tuple[Cecstack, Adapter]]:
+    """A platform with one package of two H800 and a second of CPUs, and the adapter over it."""
+    async with Cecstack(folder, site=site) as platform:
+        platform.add(PACKAGE, cpu=50, memory_gib=200, gpus=2, product="H800", name="gpus")
+        adapter = await connect(platform, pools=pools, **more)
+        try:
+            yield platform, adapter
+        finally:
+            await adapter.aclose()
+
+
+def run_spec(number: int = 1, *, shape: NodeShape = NODE, **changes: Any) -> RunSpec:
+    """A run on the package; its spec is a whole node."""
+    spec: Spec = make_spec(shape)
+    bare = RunSpec(
+        id=RunId(f"bk{number:010d}"),
+        job=JobId(f"job-{number}"),
+        attempt=1,
+        native_pool=PACKAGE,
+        spec=spec,
+        nodes=1,
+        command="sleep 5",
+        image="image.cestc.cn/x:1",
+        env=(("GREETING", "hello"),),
+        max_run_time_s=None,
+        stop_grace_s=5,
+    )
+    return replace(bare, **changes)
+
+
+def ref(run: RunSpec, remote: Any) -> RunRef:
+    return RunRef(run.id, run.job, remote, run.nodes)
