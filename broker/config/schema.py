@@ -346,7 +346,14 @@ CECSTACK = Platform(
         **_maybe("project_id", "model_id", read=v.identifier),
         "resource_ids": Key(v.array_of(v.filled), ()),
         "signature": Key(v.choice("none", "hmac-sha256"), "none"),
-        **_maybe("vpc_id", "subnet_id", "eip_id", "cpu_arch", "volume_mount"),
+        # Of the packages; the platform does not tell it.
+        "cpu_arch": Key(v.choice(*ARCHITECTURES), Absent.OMITTED),
+        **_maybe("vpc_id", "subnet_id", "eip_id", "eip", "volume_mount"),
+        "node_selector": Key(v.filled, "train=true"),
+        # Jobs of several nodes: none, or the platform's own fine-tuning.
+        "multi_node": Key(v.choice("none", "fine-tuning"), "none"),
+        # How late its lists, states and remaining amounts may be.
+        "lookup_lag_s": Key(v.seconds(0, 3600), 10.0),
         "extra_headers": Key(v.table_of(v.hidden), Absent.OMITTED),
     },
     optional=("access_key", "secret_key"),
