@@ -21,6 +21,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from adapters.cecstack_checks import checks
+from adapters.cecstack_commands import commands_of
 from adapters.cecstack_packages import Package, PackageRules, Project
 from adapters.cecstack_services import SERVICE, Network, Services
 from adapters.cecstack_tasks import ENDED, RECIPE, Recipe, Tasks, parted
@@ -51,6 +52,17 @@ from broker.adapter import (
 )
 from broker.core.model import Accuracy, RemoteId, RunId
 
+TRAITS = Traits(
+    any_image_url=True,
+    idle=Accuracy.EXACT,
+    lookup=Lookup.FIND_BY_NAME,
+    two_phase_create=True,
+    max_batch=1000,
+    report_lag_s=10,
+    lookup_lag_s=10,
+    submit_timeout_s=32,
+)
+"""Without optional keys, at an installation that lists slm tasks."""
 LOOKUP_LAG_S: Final = 10
 """Default of `lookup_lag_s`: how late lists, states and rest* may be."""
 REMEMBERED: Final = 256
@@ -155,6 +167,7 @@ class Cecstack:
         )
         self.services = Services(wire, settings.network) if settings.network is not None else None
         self.traits = self._traits()
+        self.commands = commands_of(self)
 
     async def find_out(self) -> None:
         """Look what the installation has where the document is silent; the traits follow."""
@@ -166,18 +179,15 @@ class Cecstack:
     def _traits(self) -> Traits:
         services = self.services is not None and self.services.listed
         kept = self._output is not None
-        return Traits(
+        return replace(
+            TRAITS,
             gang=self._settings.multi_node,
             resume=kept,
             logs=kept,
             results=kept,
             services=services,
             address=services,
-            any_image_url=True,
-            idle=Accuracy.EXACT,
             lookup=Lookup.FIND_BY_NAME if self.tasks.insight.listed else Lookup.NEITHER,
-            two_phase_create=True,
-            max_batch=1000,
             report_lag_s=self._settings.lookup_lag_s,
             lookup_lag_s=self._settings.lookup_lag_s,
             submit_timeout_s=self._settings.submit_timeout_s,

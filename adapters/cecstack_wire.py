@@ -138,16 +138,19 @@ class Wire:
         effect: bool,
         query: Mapping[str, str | int] | None = None,
         document: Any = None,
+        text: str | None = None,
         urgent: bool = False,
         envelope: Callable[[int, Any], Any] = payload,
     ) -> Any:
         """The payload of an answer.  `path` begins after /api/aidp.  Raises adapter errors.
 
-        `effect` says whether the call changes anything: many do by GET.
+        `effect` says whether the call changes anything: many do by GET.  The body is `document`, or
+        `text` as it is.
         """
         # requestInfo, the region once more, is in some tables and not in others: it is always sent.
         pairs = [(name, str(value)) for name, value in {**(query or {}), "requestInfo": self.region}.items()]
-        body = b"" if document is None else json.dumps(document, ensure_ascii=False).encode()
+        written = text or ("" if document is None else json.dumps(document, ensure_ascii=False))
+        body = written.encode()
         request = self._request(operation, method, BASE + path, pairs, body, effect=effect, urgent=urgent)
         return await self.http.json(request, envelope)
 

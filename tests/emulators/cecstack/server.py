@@ -150,7 +150,7 @@ class Cecstack:
             raise Failure("unknown region", status=400)
         if self.site.secrets is not None:
             raw = request.rel_url.raw_query_string
-            if error := wire.unsigned(seen, raw, self.site.secrets, self.clock):
+            if error := wire.unsigned(seen, raw, self.site.secrets):
                 raise error
         if request.get(FAULT) is Fault.EXPIRED_SESSION:
             raise Failure("the signature has expired", status=401, code="SignatureExpired")

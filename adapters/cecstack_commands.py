@@ -1,0 +1,402 @@
+"""What only a CECSTACK can do, for operators: `broker cecstack …`.  The scheduler never uses it.
+
+Here: packages bought and returned, projects, data sets, images and notebooks (chapters 2, 4 to 6 and 8
+to 10).  Not here: runs.
+
+Money is spent once: a purchase is one request, never repeated, from a quote that the operator has from
+the platform's console, because no call gives one; what came of it is looked up by its order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, Protocol
+
+from adapters.cecstack_packages import Package, Project
+from adapters.cecstack_wire import NotThere, Wire
+from adapters.values import parse_json, whole
+from broker.adapter import Argument, ArgumentKind, Refused, Unavailable, VendorCommand
+
+NOTEBOOK_TYPE: Final = 1
+IMAGE_TYPE: Final = 4
+"""`type` of deleteInstance (§2.6, §8.3)."""
+PURCHASE_TIMEOUT_S: Final = 120
+
+Given = Mapping[str, Any]
+
+_ID = Argument("id", "its number at the platform", ArgumentKind.WHOLE, required=True)
+_PROJECT = Argument("project", "number of the project", ArgumentKind.WHOLE, required=True)
+_PACKAGE = Argument("package", "resourceId of a package, AIDP-…", required=True)
+_NAME = Argument("name", "its name at the platform", required=True)
+_DESCRIPTION = Argument("description", "free text")
+_CAP = Argument("at-most-fen", "refuse a quote above this price, in fen", ArgumentKind.WHOLE, required=True)
+
+
+class Center(Protocol):
+    """What of the adapter the commands use."""
+
+    wire: Wire
+
+    async def projects(self) -> list[Project]: ...
+    async def packages(self) -> tuple[Project | None, list[Package]]: ...
+
+
+def commands_of(center: Center) -> tuple[VendorCommand, ...]:
+    """The table of one center."""
+    return (
+        *_packages(center),
+        *_purchases(center.wire),
+        *_projects(center),
+        *_datasets(center.wire),
+        *_images(center.wire),
+        *_notebooks(center.wire),
+    )
+
+
+# ---------------------------------------------------------------- packages
+
+
+def _packages(center: Center) -> tuple[VendorCommand, ...]:
+    async def show_all(_given: Given) -> Any:
+        return [_told(row) async for row in center.wire.packages()]
+
+    async def order(given: Given) -> Any:
+        rows = [_told(r) async for r in center.wire.packages() if str(r.get("orderId")) == given["order"]]
+        if not rows:
+            raise Refused(f"no package has order {given['order']!r} yet: it appears some time after it")
+        return rows
+
+    async def storages(given: Given) -> Any:
+        """§5.3; its list is /list, whatever the sample says (trap 22)."""
+        body = {"pageSize": 100, "pageNum": 1, "name": given["name"]}
+        path = "/v1/storage/resource/list"
+        found = await center.wire.call("storage.list", "POST", path, effect=False, document=body)
+        return found.get("list") if isinstance(found, dict) else found
+
+    number = Argument("order", "what a purchase answered", required=True)
+    return (
+        VendorCommand("packages", "the account's packages, with what is left of them", show_all),
+        VendorCommand("order", "the package that an order became", order, (number,)),
+        VendorCommand("storages", "storage that was bought under a name", storages, (_NAME,)),
+    )
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a package what an operator needs; the platform's words."""
+    fields = (
+        *("resourceId", "name", "orderId", "project", "projectName", "specCPU", "specGpu", "specMemory"),
+        *("restCPU", "restGpu", "restMemory", "resourceStateName", "endTime", "perPrice", "cycleType"),
+    )
+    return {field: row[field] for field in fields if field in row}
+
+
+def _purchases(wire: Wire) -> tuple[VendorCommand, ...]:
+    def buy(path: str, operation: str) -> Any:
+        async def once(given: Given) -> Any:
+            text, body = _quote(given["quote"])
+            _within(body, given["at-most-fen"])
+            found = await wire.call(operation, "POST", path, effect=True, text=text)
+            return {"order": _order(found, operation)}
+
+        return once
+
+    async def give_back(given: Given) -> Any:
+        text, _ = _quote(given["quote"])
+        path = f"/v1/resource/{_segment(given['package'])}"
+        found = await wire.call("resource.giveback", "DELETE", path, effect=True, text=text)
+        return {"order": _order(found, "resource.giveback")}
+
+    quote = Argument(
+        "quote",
+        "file with the whole body of the purchase, queryPriceResult included, as the console sends it",
+        ArgumentKind.FILE,
+        required=True,
+    )
+    refund = Argument(
+        "quote", "file with the refund's body, as the console sends it", ArgumentKind.FILE, required=True
+    )
+    help = "buy a package or a dedicated pool, once, from a quote (spends money)"
+    return (
+        VendorCommand(
+            "buy-package", help, buy("/v1/resource", "resource.buy"), (quote, _CAP), PURCHASE_TIMEOUT_S
+        ),
+        VendorCommand(
+            "buy-storage",
+            "buy storage, once, from a quote (spends money)",
+            buy("/v1/storage/resource", "storage.buy"),
+            (quote, _CAP),
+            PURCHASE_TIMEOUT_S,
+        ),
+        VendorCommand(
+            "return-package",
+            "return a package or a dedicated pool, from a refund's quote",
+            give_back,
+            (_PACKAGE, refund),
+            PURCHASE_TIMEOUT_S,
+        ),
+    )
+
+
+def _quote(text: str) -> tuple[str, dict[str, Any]]:
+    """A quote passes through as it is; it is read only to see that it is one.  Raises Refused."""
+    try:
+        body = parse_json(text.encode())
+    except ValueError as error:
+        raise Refused(f"quote is no JSON: {error}") from None
+    if not isinstance(body, dict) or not isinstance(body.get("queryPriceResult"), dict):
+        raise Refused("quote has no queryPriceResult, expected the body of the console's own request")
+    return text, body
+
+
+def _within(body: Mapping[str, Any], most_fen: int) -> None:
+    """Raises Refused for a quote above the cap, or one that does not tell its total."""
+    total = body["queryPriceResult"].get("totalPrice")
+    fen = whole(total.get("total"), "totalPrice.total") if isinstance(total, dict) else None
+    if fen is None:
+        raise Refused("quote has no queryPriceResult.totalPrice.total, so its price is not known")
+    if fen > most_fen:
+        raise Refused(f"the quote is {fen} fen, at-most-fen is {most_fen}: nothing was bought")
+
+
+def _order(found: Any, operation: str) -> str:
+    if not isinstance(found, str | int) or isinstance(found, bool) or not str(found):
+        raise Unavailable(f"{operation}: expected an order, got {str(found)[:200]}: look at the packages")
+    return str(found)
+
+
+def _segment(text: str) -> str:
+    """One step of a path.  Raises Refused."""
+    if not text.replace("-", "").isalnum() or not text.isascii():
+        raise Refused(f"id is {text!r}, expected letters, digits and '-'")
+    return text
+
+
+# ---------------------------------------------------------------- projects
+
+
+def _projects(center: Center) -> tuple[VendorCommand, ...]:
+    wire = center.wire
+
+    async def show_all(_given: Given) -> Any:
+        found = await center.projects()
+        return [{"id": p.id, "name": p.name, "packages": sorted(p.packages)} for p in found]
+
+    async def create(given: Given) -> Any:
+        """§9.1 answers without an id: it is looked up by its name (trap 14)."""
+        if any(project.name == given["name"] for project in await center.projects()):
+            raise Refused(f"there is a project {given['name']!r} already")
+        body = {"name": given["name"], "Describe": given.get("description", "")}
+        await wire.call("project.insert", "POST", "/v1/project/insert", effect=True, document=body)
+        for project in await center.projects():
+            if project.name == given["name"]:
+                return {"id": project.id}
+        raise Unavailable("the project was created and is not in the list yet: see `projects`")
+
+    def bind(word: str) -> Any:
+        async def change(given: Given) -> Any:
+            """§9.2 and §9.4: the number as text, the answer how many changed (trap 28)."""
+            body = {"projectId": str(given["project"]), "resourceIds": list(given["package"])}
+            path = f"/v1/resource/project/{word}"
+            changed = await wire.call(f"project.{word}", "POST", path, effect=True, document=body)
+            return {"changed": whole(changed, "data")}
+
+        return change
+
+    async def delete(given: Given) -> Any:
+        """§9.3 answers HTTP 500 with Success: what counts is that it is gone (trap 13)."""
+        query = {"id": given["id"]}
+        await wire.call("project.delete", "DELETE", "/v1/project/delete", effect=True, query=query)
+        if any(project.id == given["id"] for project in await center.projects()):
+            raise Unavailable(f"project {given['id']} is still listed")
+        return {"deleted": given["id"]}
+
+    packages = Argument("package", "resourceId of a package, AIDP-…", required=True, many=True)
+    return (
+        VendorCommand("projects", "the account's projects, with their packages", show_all),
+        VendorCommand("project-create", "create a project", create, (_NAME, _DESCRIPTION)),
+        VendorCommand("project-bind", "let a project use packages", bind("related"), (_PROJECT, packages)),
+        VendorCommand(
+            "project-unbind", "take packages from a project", bind("unRelated"), (_PROJECT, packages)
+        ),
+        VendorCommand("project-delete", "delete a project", delete, (_ID,)),
+    )
+
+
+# ---------------------------------------------------------------- data sets and images
+
+
+def _datasets(wire: Wire) -> tuple[VendorCommand, ...]:
+    def rows() -> AsyncIterator[dict[str, Any]]:
+        return wire.rows("dataset.page", "/v1/dataset/page", related="str_relate")
+
+    async def show_all(_given: Given) -> Any:
+        return [row async for row in rows()]
+
+    async def register(given: Given) -> Any:
+        """§10.1, without an id in its answer; the bytes are brought by other means (trap 32)."""
+        project, name, version = given["project"], given["name"], given["version"]
+        body = {
+            "name": name,
+            "describe": given.get("description", ""),
+            "label": "",
+            "sourceType": given.get("type", "text"),
+            "source": "",
+            "status": "",
+            "downloadUrl": f"/mnt/{project}/{name}/{version}",
+            "markStatus": "2",
+            "clearStatus": "",
+            "projectId": project,
+            "version": version,
+            "storageType": 0,
+        }
+        await wire.call("dataset.insert", "POST", "/v1/dataset/insert", effect=True, document=body)
+        async for row in rows():
+            if row.get("name") == name and row.get("version") == version:
+                return {"id": row.get("id"), "path": body["downloadUrl"]}
+        raise Unavailable("the data set was registered and is not in the list yet: see `datasets`")
+
+    async def delete(given: Given) -> Any:
+        """§10.4 by DELETE with a body, which a proxy may drop: the query says it too (trap 5)."""
+        id = given["id"]
+        await wire.call(
+            "dataset.delete",
+            "DELETE",
+            "/v1/dataset/delete",
+            effect=True,
+            query={"id": id},
+            document={"id": id},
+        )
+        return {"deleted": id}
+
+    version = Argument("version", "its version, such as v1", required=True)
+    kind = Argument("type", "what it holds, such as text")
+    return (
+        VendorCommand("datasets", "the data sets that are registered there", show_all),
+        VendorCommand(
+            "dataset-register",
+            "register a data set; its files must be brought to the path that is answered",
+            register,
+            (_PROJECT, _NAME, version, kind, _DESCRIPTION),
+        ),
+        VendorCommand("dataset-delete", "delete a data set", delete, (_ID,)),
+    )
+
+
+def _images(wire: Wire) -> tuple[VendorCommand, ...]:
+    async def build(given: Given) -> Any:
+        """§8.2; the platform does not tell how the build goes."""
+        body = {
+            "project": given["project"],
+            "image_type": "基础镜像构建",
+            "base_image": given["base"],
+            "consecutive_build": True,
+            "volume_mount": given["volume"],
+            "describe": given.get("description", ""),
+            "target_image": given["target"],
+            "resourceId": given["package"],
+            "specCode": given["spec-code"],
+            "resource_memory": given["memory"],
+            "resource_cpu": given["cpu"],
+            "resource_gpu": given.get("gpu", "0"),
+            "exclusive": "",
+        }
+        found = await wire.call(
+            "image.build", "POST", "/v1/docker_modelview/api/", effect=True, document=body
+        )
+        return {"id": _id(found)}
+
+    arguments = (
+        *(_PROJECT, _PACKAGE, Argument("base", "URL of the image to start from", required=True)),
+        Argument("target", "URL of the image to make", required=True),
+        Argument("volume", "volume to mount, such as kubeflow-user-workspace(pvc):/mnt", required=True),
+        Argument("spec-code", "specCode of the package", required=True),
+        *(Argument("cpu", "cores", required=True), Argument("memory", "GB", required=True)),
+        *(Argument("gpu", 'cards, such as "1(H800)"'), _DESCRIPTION),
+    )
+    return (
+        VendorCommand("image-build", "build an image on a package", build, arguments),
+        VendorCommand("image-delete", "delete an image", _delete(wire, IMAGE_TYPE), (_ID,)),
+    )
+
+
+# ---------------------------------------------------------------- notebooks
+
+
+def _notebooks(wire: Wire) -> tuple[VendorCommand, ...]:
+    async def create(given: Given) -> Any:
+        body = {
+            **_notebook(given),
+            "project": given["project"],
+            "imageGpuType": given.get("image-gpu-type", "nvidia"),
+            "vpcEnabled": False,
+        }
+        found = await wire.call(
+            "notebook.create", "POST", "/v1/notebook_modelview", effect=True, document=body
+        )
+        return {"id": _id(found)}
+
+    async def edit(given: Given) -> Any:
+        path = f"/v1/notebook_modelview/api/{given['id']}"
+        await wire.call("notebook.edit", "PUT", path, effect=True, document=_notebook(given))
+        return {"id": given["id"]}
+
+    async def stop(given: Given) -> Any:
+        query = {"instanceId": given["id"]}
+        await wire.call("notebook.stop", "GET", "/v1/resource/stopInstance", effect=True, query=query)
+        return {"stopped": given["id"]}
+
+    async def reset(given: Given) -> Any:
+        path = f"/alpha/notebook_modelview/api/reset/restful/{given['id']}"
+        console = await wire.call("notebook.reset", "GET", path, effect=True)
+        return {"id": given["id"], "console": console}
+
+    shape = (
+        *(_NAME, _PACKAGE, Argument("image", "URL of its image", required=True)),
+        *(Argument("cpu", "cores", required=True), Argument("memory", "GB", required=True)),
+        *(Argument("gpu", 'cards, such as "1(H800)"'), _DESCRIPTION),
+    )
+    gpu_type = Argument("image-gpu-type", "whose cards the image is for, such as nvidia")
+    return (
+        VendorCommand("notebook-create", "create a notebook", create, (_PROJECT, *shape, gpu_type)),
+        VendorCommand("notebook-edit", "change a notebook", edit, (_ID, *shape)),
+        VendorCommand("notebook-stop", "stop a notebook; reset brings it back", stop, (_ID,)),
+        VendorCommand("notebook-reset", "restart a notebook", reset, (_ID,)),
+        VendorCommand("notebook-delete", "delete a notebook", _delete(wire, NOTEBOOK_TYPE), (_ID,)),
+    )
+
+
+def _notebook(given: Given) -> dict[str, Any]:
+    return {
+        "name": given["name"],
+        "describe": given.get("description", ""),
+        "specType": "compute",
+        "resourceId": given["package"],
+        "imageType": "preset",
+        "images": given["image"],
+        "resource_memory": given["memory"],
+        "resource_cpu": given["cpu"],
+        "resource_gpu": given.get("gpu", "0"),
+        "expand": json.dumps({}),
+    }
+
+
+def _delete(wire: Wire, kind: int) -> Any:
+    """One call deletes things of all kinds: the number of the kind must be right (trap 6)."""
+
+    async def delete(given: Given) -> Any:
+        query = {"id": given["id"], "type": kind}
+        try:
+            await wire.call("instance.delete", "DELETE", "/v1/deleteInstance", effect=True, query=query)
+        except NotThere:
+            return {"deleted": None}
+        return {"deleted": given["id"]}
+
+    return delete
+
+
+def _id(found: Any) -> int:
+    id = whole(found.get("id"), "id") if isinstance(found, dict) else None
+    if id is None:
+        raise Unavailable(f"expected an id in the answer, got {str(found)[:200]}")
+    return id
