@@ -84,6 +84,8 @@ def payload(status: int, document: Any) -> Any:
     raw = inner.get("status") if "result" in inner else None
     said_no = (outer is not None and outer != "Success") or raw not in (None, 0, "0") or data is False
     said_yes = outer == "Success" or raw in (0, "0")
+    if status < 400 and not said_no and not said_yes:
+        raise Unavailable(f"HTTP {status}: no envelope of this platform: {str(document)[:200]}")
     if said_no or not said_yes:
         raise _failed(status, outer, inner.get("message") or document.get("message"), broke=status >= 500)
     return inner.get("result", data)
