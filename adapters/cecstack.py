@@ -29,6 +29,7 @@ from adapters.cecstack_wire import SIGNERS, NotThere, Wire
 from adapters.http import Limits, open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
+from adapters.staging import FOLDER, step
 from broker.adapter import (
     Adapter,
     Catalogue,
@@ -275,7 +276,10 @@ class Cecstack:
 
     def _surroundings(self) -> dict[str, str]:
         """What a task of one node finds beside its own variables."""
-        return {"BROKER_NODE_RANK": "0", "BROKER_MASTER_ADDR": "127.0.0.1"}
+        found = {"BROKER_NODE_RANK": "0", "BROKER_MASTER_ADDR": "127.0.0.1"}
+        if self._output is not None:
+            found["BROKER_DATASETS_DIR"] = f"{self._output.in_job}/{FOLDER}"
+        return found
 
     async def _fitting(self, run: RunSpec) -> Package:
         """The run's package.  Raises Refused when it can never hold the run."""
@@ -445,9 +449,8 @@ class Cecstack:
         return self._output
 
     async def stage(self, copy: CopyRef) -> CopySighting:
-        raise Unsupported(
-            "the bytes of a data set go through a part of the platform that its document does not describe"
-        )
+        """Over the shared storage: the platform's own way for the bytes is not in its document."""
+        return await step(self._storage("the bytes of data sets"), copy)
 
     # ------------------------------------------------------------ the rest
 

@@ -20,6 +20,8 @@ from adapters.cecstack import Cecstack as Adapter
 from broker.adapter import (
     AdapterError,
     Connection,
+    CopyRef,
+    CopyState,
     Denied,
     Lookup,
     Refused,
@@ -217,6 +219,20 @@ async def test_exit_codes_come_from_the_shared_storage(tmp_path: Path) -> None:
         assert platform.complaints == []
 
 
+async def test_data_sets_are_brought_over_the_shared_storage(tmp_path: Path) -> None:
+    source, shared = tmp_path / "source", tmp_path / "shared"
+    for folder in (source, shared):
+        folder.mkdir()
+    (source / "x").write_text("42")
+    output = {"in_job": str(shared), "here": str(shared)}
+    async with center(tmp_path / "p", output=output) as (_, adapter):
+        copied = await adapter.stage(CopyRef("ds-1", CenterId("c"), str(source), 2))
+        assert copied.state is CopyState.READY
+        command = 'test "$(cat $BROKER_DATASETS_DIR/ds-1/x)" = 42'
+        run = await started(adapter, command=command, datasets=(("ds-1", copied.remote),))
+        await until(adapter, run, RemoteState.SUCCEEDED)
+
+
 async def test_without_the_storage_there_are_no_logs_and_it_is_said(there: Center) -> None:
     _, adapter = there
     run = await created(adapter)
@@ -225,6 +241,8 @@ async def test_without_the_storage_there_are_no_logs_and_it_is_said(there: Cente
         await anext(adapter.logs(run, 0, 0))
     with pytest.raises(Unsupported, match="output"):
         await anext(adapter.results(run))
+    with pytest.raises(Unsupported, match="output"):
+        await adapter.stage(CopyRef("ds-1", CenterId("c"), "/nowhere", 2))
 
 
 # ---------------------------------------------------------------- looking
