@@ -24,7 +24,7 @@ from adapters.cecstack_checks import checks
 from adapters.cecstack_commands import commands_of
 from adapters.cecstack_packages import Package, PackageRules, Project
 from adapters.cecstack_services import SERVICE, Network, Services
-from adapters.cecstack_tasks import ENDED, RECIPE, Recipe, Tasks, parted
+from adapters.cecstack_tasks import ENDED, RECIPE, Recipe, Tasks, parted, sighting
 from adapters.cecstack_wire import SIGNERS, NotThere, Wire
 from adapters.http import Limits, open_http
 from adapters.nodes import misfit
@@ -367,9 +367,9 @@ class Cecstack:
             else:
                 found = await self.tasks.look(kind, refs)
             for id, run in refs.items():
-                sighting = await self._with_files(run, found.get(id))
-                if sighting is not None:
-                    seen[run.id] = sighting
+                told = await self._with_files(run, found.get(id))
+                if told is not None:
+                    seen[run.id] = told
         return seen
 
     async def _with_files(self, run: RunRef, seen: Sighting | None) -> Sighting | None:
@@ -424,8 +424,8 @@ class Cecstack:
             case (kind, id) if kind in self.tasks.kinds:
                 row = await self.tasks.row(kind, id)
                 if row is not None and _is(row, "name", run.id, run.remote):
-                    seen = (await self.tasks.look(kind, {id}))[id]
-                    if seen.state not in (*ENDED, RemoteState.CREATED, RemoteState.GONE):
+                    seen = sighting(row, self._settings.zone)
+                    if seen.state not in (*ENDED, RemoteState.CREATED):
                         raise Unavailable(f"task {id} is {seen.raw!r}, expected an ended one")
                     await _unless_gone(self.tasks.delete(kind, id, row))
             case _:

@@ -1,7 +1,7 @@
 """What only a CECSTACK can do, for operators: `broker cecstack …`.  The scheduler never uses it.
 
-Here: packages bought and returned, projects, data sets, images and notebooks (chapters 2, 4 to 6 and 8
-to 10).  Not here: runs.
+Here: packages bought and returned, projects, data sets, images, notebooks and evaluations (chapters 2,
+4 to 10).  Not here: runs.
 
 Money is spent once: a purchase is one request, never repeated, from a quote that the operator has from
 the platform's console, because no call gives one; what came of it is looked up by its order.
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Protocol
 
 from adapters.cecstack_packages import Package, Project
-from adapters.cecstack_wire import NotThere, Wire
+from adapters.cecstack_wire import NotThere, Wire, absent
 from adapters.values import parse_json, whole
 from broker.adapter import Argument, ArgumentKind, Refused, Unavailable, VendorCommand
 
@@ -51,6 +51,7 @@ def commands_of(center: Center) -> tuple[VendorCommand, ...]:
         *_datasets(center.wire),
         *_images(center.wire),
         *_notebooks(center.wire),
+        *_evaluations(center.wire),
     )
 
 
@@ -379,6 +380,66 @@ def _notebook(given: Given) -> dict[str, Any]:
         "resource_gpu": given.get("gpu", "0"),
         "expand": json.dumps({}),
     }
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+_EVALUATION: Final = "/alpha/maas_evaluation_modelview/api/evaluation"
+
+
+def _evaluations(wire: Wire) -> tuple[VendorCommand, ...]:
+    """§7.9 to §7.14.  Their text and their samples contradict each other in the methods (trap 16): the
+    text's is used, and the sample's where the installation has no route for it, which has no effect."""
+
+    async def either(operation: str, path: str, body: Any, *methods: str, effect: bool) -> Any:
+        """GET with a body too: a proxy may drop it (trap 4)."""
+        for method in methods:
+            try:
+                return await wire.call(operation, method, path, effect=effect, document=body)
+            except Unavailable as error:
+                if not absent(error) or method == methods[-1]:
+                    raise
+        raise AssertionError("the last method answers or raises")
+
+    async def create(given: Given) -> Any:
+        """The answer has no id, and there is no list: it is read at the console (trap 14)."""
+        try:
+            body = parse_json(given["body"].encode())
+        except ValueError as error:
+            raise Refused(f"body is no JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise Refused("body is no object, expected the fields of §7.9")
+        await wire.call("evaluation.save", "POST", f"{_EVALUATION}/save", effect=True, text=given["body"])
+        return {"created": body.get("name")}
+
+    async def start(given: Given) -> Any:
+        body = {"id": given["id"]}
+        await either("evaluation.start", f"{_EVALUATION}/start", body, "POST", "GET", effect=True)
+        return {"started": given["id"]}
+
+    async def stop(given: Given) -> Any:
+        body = {"id": given["id"]}
+        await either("evaluation.stop", f"{_EVALUATION}/stop", body, "GET", "POST", effect=True)
+        return {"stopped": given["id"]}
+
+    async def delete(given: Given) -> Any:
+        body = {"evalIds": [str(given["id"])]}
+        await either("evaluation.delete", f"{_EVALUATION}/delete", body, "GET", "POST", effect=True)
+        return {"deleted": given["id"]}
+
+    async def show(given: Given) -> Any:
+        body = {"id": given["id"]}
+        return await either("evaluation.detail", f"{_EVALUATION}/detail", body, "GET", "POST", effect=False)
+
+    body = Argument("body", "file with the fields of the evaluation", ArgumentKind.FILE, required=True)
+    return (
+        VendorCommand("evaluation-create", "create an evaluation of a model", create, (body,)),
+        VendorCommand("evaluation-start", "start an evaluation", start, (_ID,)),
+        VendorCommand("evaluation-stop", "stop an evaluation", stop, (_ID,)),
+        VendorCommand("evaluation-show", "an evaluation as the platform tells it", show, (_ID,)),
+        VendorCommand("evaluation-delete", "delete an evaluation", delete, (_ID,)),
+    )
 
 
 def _delete(wire: Wire, kind: int) -> Any:

@@ -201,6 +201,39 @@ async def test_a_notebooks_get_with_an_effect_arrives_once(there: Center, comman
     assert sent(platform, operation) == 1
 
 
+# ---------------------------------------------------------------- evaluations
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_the_life_of_an_evaluation(there: Center, method: str) -> None:
+    """Trap 16: text and sample name different methods; both kinds of installation are met."""
+    platform, adapter = there
+    platform.site.evaluation_start = method
+    texts = (
+        *("name", "storage_type", "spec_type", "datasetName", "specCode", "specCPU", "specGpu"),
+        *("specMemory", "task_specCPU", "task_specGpu", "task_specMemory", "task_specCode"),
+        *("resource_id", "service_resource_id"),
+    )
+    body = {
+        **dict.fromkeys(texts, "x"),
+        **dict.fromkeys(("type", "datasetId", "aihub", "projectId"), 1),
+        "evalStandardConf": {"evalMode": "manual", "evaluationDimension": []},
+    }
+    assert await give(adapter, "evaluation-create", body=json.dumps(body)) == {"created": "x"}
+    (id,) = platform.records.evaluations
+    await give(adapter, "evaluation-start", id=id)
+    assert (await give(adapter, "evaluation-show", id=id))["state"] == "Running"
+    await give(adapter, "evaluation-stop", id=id)
+    assert platform.records.evaluations[id]["state"] == "Stopped"
+    await give(adapter, "evaluation-delete", id=id)
+    assert platform.records.evaluations == {}
+    with pytest.raises(Refused, match="Not found"):
+        await give(adapter, "evaluation-show", id=id)
+    for text in ("[", "[]"):
+        with pytest.raises(Refused, match="body is no"):
+            await give(adapter, "evaluation-create", body=text)
+
+
 # ---------------------------------------------------------------- online services
 
 
