@@ -40,6 +40,7 @@ from broker.adapter import (
     Image,
     Inventory,
     Lookup,
+    NoCapacity,
     RawAnswer,
     Refused,
     RemoteState,
@@ -47,6 +48,7 @@ from broker.adapter import (
     RunRef,
     RunSpec,
     Sighting,
+    Throttled,
     Traits,
     Unavailable,
     Unsupported,
@@ -66,6 +68,8 @@ TRAITS = Traits(
 """Without optional keys, at an installation that lists slm tasks."""
 LOOKUP_LAG_S: Final = 10
 """Default of `lookup_lag_s`: how late lists, states and rest* may be."""
+RETRY_S: Final = 5.0
+"""After a submission that could not even be prepared."""
 REMEMBERED: Final = 256
 """Submissions whose answer is kept, should the same one be asked for again."""
 _CANNOT_START = (126, 127)  # of a shell: found but not executable, not found
@@ -78,7 +82,7 @@ async def connect(connection: Connection) -> Adapter:
     Raises ValueError for an option that cannot be meant, and adapter errors.
     """
     settings = Settings.read(connection)
-    http = await open_http(connection, secret_options=())
+    http = await open_http(connection)
     options, keys = connection.options, connection.credentials
     sign = SIGNERS[settings.signature](keys.get("access_key", ""), keys.get("secret_key", ""))
     wire = Wire(
@@ -88,6 +92,8 @@ async def connect(connection: Connection) -> Adapter:
         sign=sign,
         extra_headers=options.get("extra_headers") or {},
     )
+    for value in wire.extra_values():
+        http.redact.add(value)
     adapter = Cecstack(connection, settings, wire)
     try:
         await adapter.find_out()
@@ -138,7 +144,7 @@ class Settings:
             lookup_lag_s=math.ceil(options.get("lookup_lag_s", LOOKUP_LAG_S)),
             network=Network.of(options),
             output=Output.of(connection),
-            # No call of a submission outlasts this: what comes later was not sent.
+            # One call and the wait for its turn.
             submit_timeout_s=math.ceil(Limits.of(connection).timeout_s) + 2,
         )
 
@@ -284,12 +290,15 @@ class Cecstack:
     async def _fitting(self, run: RunSpec) -> Package:
         """The run's package.  Raises Refused when it can never hold the run."""
         if not self._packages:
-            await self.packages()
+            try:
+                await self.packages()
+            except Unavailable as error:  # nothing has been created: this is no doubt
+                raise Throttled(f"the packages are not known: {error}", retry_after_s=RETRY_S) from error
         package = self._packages.get(run.native_pool)
         if package is None:
             raise Refused(f"package is {run.native_pool!r}, expected one of {sorted(self._packages)}")
-        if package.trouble:
-            raise Refused(f"package {package.native}: {package.trouble}")
+        if package.trouble:  # it may pass
+            raise NoCapacity(f"package {package.native}: {package.trouble}")
         node, want = package.shape, run.spec.shape
         if not node.accelerator_memory_gib:  # the platform's word for the product, and no memory
             node = replace(
@@ -339,9 +348,22 @@ class Cecstack:
             case (kind, id) if kind == SERVICE and self.services is not None:
                 await self.services.publish(id)
             case (kind, id) if kind in self.tasks.kinds:
-                await self.tasks.start(kind, id)
+                await self._start_task(kind, id)
             case _:
                 raise Refused(f"remote is {run.remote!r}, which is nothing that this center can start")
+
+    async def _start_task(self, kind: str, id: int) -> None:
+        """A start that is refused because the task runs already has been made before."""
+        try:
+            await self.tasks.start(kind, id)
+        except NotThere:
+            raise
+        except Refused as no:
+            seen = (await self.tasks.look(kind, {id})).get(id)
+            if seen is None:
+                raise Unavailable(f"the start was refused, and the task cannot be seen: {no}") from no
+            if seen.state in (RemoteState.CREATED, RemoteState.GONE):
+                raise
 
     async def find(self, run: RunId) -> RemoteId | None:
         if self.traits.lookup is Lookup.NEITHER:

@@ -21,6 +21,8 @@ from adapters.http import Http, Request, Unintelligible, below, failure
 from broker.adapter import AdapterError, Denied, RawAnswer, Refused, Unavailable
 
 BASE: Final = "/api/aidp"
+SECRET_LENGTH: Final = 8
+"""A shorter value of a further header, such as "true", is no secret."""
 PAGE_SIZE: Final = 100
 MAX_PAGES: Final = 200
 """Of one listing; beyond that nothing can be said of what is not in it."""
@@ -130,6 +132,10 @@ class Wire:
         self._endpoint = endpoint.rstrip("/")
         self._sign = sign
         self._extra = dict(extra_headers)
+
+    def extra_values(self) -> list[str]:
+        """What of the further headers may be a secret: they are hidden in the configuration too."""
+        return [value for value in self._extra.values() if len(value) >= SECRET_LENGTH]
 
     async def call(
         self,

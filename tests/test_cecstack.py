@@ -24,6 +24,7 @@ from broker.adapter import (
     CopyState,
     Denied,
     Lookup,
+    NoCapacity,
     Refused,
     RemoteState,
     RunRef,
@@ -109,9 +110,11 @@ async def test_every_request_has_region_and_content_type(there: Center) -> None:
         assert "x-signature" not in seen.headers
 
 
-async def test_further_headers_are_sent(tmp_path: Path) -> None:
-    async with center(tmp_path, extra_headers={"x-auth-validate": "true"}) as (platform, _):
+async def test_further_headers_are_sent_and_kept_secret(tmp_path: Path) -> None:
+    extra = {"x-auth-validate": "true", "x-tenant-key": "quite-a-secret"}
+    async with center(tmp_path, extra_headers=extra) as (platform, adapter):
         assert all(seen.headers["x-auth-validate"] == "true" for seen in platform.seen)
+        assert adapter.wire.http.redact("true quite-a-secret") == "true ***"
 
 
 async def test_signed_requests_are_taken_and_unsigned_ones_denied(tmp_path: Path) -> None:
@@ -165,6 +168,31 @@ async def test_a_second_start_begins_anew(there: Center) -> None:
     first, second = platform.tasks.executions
     assert first.ended is not None
     assert first.ended <= second.started
+
+
+async def test_a_start_of_what_runs_already_was_made_before(there: Center) -> None:
+    """Some installations refuse it.  Taken for a refusal, the run would be given up while it runs."""
+    platform, adapter = there
+    run = await started(adapter, command="sleep 1000")
+    await until(adapter, run, RemoteState.RUNNING)
+    platform.tasks.rerun_is_error = True
+    await adapter.start(run)
+    assert len(platform.tasks.executions) == 1
+    with pytest.raises(Refused, match="Not found"):
+        await adapter.start(ref(run_spec(9), RemoteId("slm:99")))
+    with pytest.raises(Refused, match="nothing that this center can start"):
+        await adapter.start(ref(run_spec(9), RemoteId("quo:7")))
+
+
+async def test_a_submission_that_cannot_be_prepared_is_no_doubt(there: Center) -> None:
+    platform, adapter = there
+    platform.faults.plan("resource.list", Fault.HTML_500)
+    with pytest.raises(Throttled, match="the packages are not known"):
+        await adapter.submit(run_spec())
+    platform.packages.all[PACKAGE].state = 3
+    with pytest.raises(NoCapacity, match="resourceState is 3"):
+        await adapter.submit(run_spec())
+    assert platform.tasks.all == {}
 
 
 async def test_a_run_waits_for_its_package(there: Center) -> None:
