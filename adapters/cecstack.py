@@ -2,7 +2,7 @@
 
 Here: the adapter's protocol over the parts.  Not here: the wire (cecstack_wire.py), packages
 (cecstack_packages.py), tasks (cecstack_tasks.py), services (cecstack_services.py), operators' commands
-(cecstack_commands.py).
+(cecstack_commands.py), options (cecstack_settings.py).
 
 What the platform lacks and how it is met.  It has no idempotent create: a lost one is looked up by its
 name.  It starts by a second call: see Traits.two_phase_create.  It has no logs, results or exit codes:
@@ -12,21 +12,20 @@ they come from the shared storage where `output` is stated, else they are declar
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from adapters.cecstack_checks import checks
 from adapters.cecstack_commands import commands_of
-from adapters.cecstack_packages import Package, PackageRules, Project
-from adapters.cecstack_services import SERVICE, Network, Services
+from adapters.cecstack_packages import Package, Project
+from adapters.cecstack_services import NEEDED, SERVICE, Services
+from adapters.cecstack_settings import Settings
 from adapters.cecstack_tasks import ENDED, RECIPE, Recipe, Tasks, parted, sighting
 from adapters.cecstack_wire import SIGNERS, NotThere, Wire
-from adapters.http import Limits, open_http
+from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
 from adapters.staging import FOLDER, step
@@ -66,8 +65,6 @@ TRAITS = Traits(
     submit_timeout_s=32,
 )
 """Without optional keys, at an installation that lists slm tasks."""
-LOOKUP_LAG_S: Final = 10
-"""Default of `lookup_lag_s`: how late lists, states and rest* may be."""
 RETRY_S: Final = 5.0
 """After a submission that could not even be prepared."""
 REMEMBERED: Final = 256
@@ -101,52 +98,6 @@ async def connect(connection: Connection) -> Adapter:
         await http.aclose()
         raise
     return adapter
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The options of a CECSTACK center, checked."""
-
-    signature: str
-    project_id: int | None
-    packages: PackageRules
-    zone: ZoneInfo
-    node_selector: str
-    multi_node: bool
-    lookup_lag_s: int
-    network: Network | None
-    output: Output | None
-    submit_timeout_s: int
-
-    @classmethod
-    def read(cls, connection: Connection) -> Settings:
-        options = connection.options
-        signature = str(options.get("signature", "none"))
-        if signature not in SIGNERS:
-            raise ValueError(f"signature is {signature!r}, expected one of {', '.join(SIGNERS)}")
-        project = options.get("project_id")
-        if project is not None and not str(project).isdecimal():
-            raise ValueError(f"project_id is {project!r}, expected a number")
-        zone = ZoneInfo(str(options.get("timezone", "Asia/Shanghai")))
-        packages = PackageRules(
-            wanted=tuple(options.get("resource_ids") or ()),
-            stated={pool.native: pool for pool in connection.pools},
-            arch=str(options.get("cpu_arch") or ""),
-            zone=zone,
-        )
-        return cls(
-            signature=signature,
-            project_id=None if project is None else int(project),
-            packages=packages,
-            zone=zone,
-            node_selector=str(options.get("node_selector") or "train=true"),
-            multi_node=options.get("multi_node") == "fine-tuning",
-            lookup_lag_s=math.ceil(options.get("lookup_lag_s", LOOKUP_LAG_S)),
-            network=Network.of(options),
-            output=Output.of(connection),
-            # One call and the wait for its turn.
-            submit_timeout_s=math.ceil(Limits.of(connection).timeout_s) + 2,
-        )
 
 
 class Cecstack:
@@ -335,9 +286,7 @@ class Cecstack:
                 f" only the platform's fine-tuning ({RECIPE}) has several"
             )
         if run.port is not None and not self.traits.services:
-            raise Unsupported(
-                "online services need model_id, vpc_id, subnet_id, eip_id, eip and a list of them"
-            )
+            raise Unsupported(f"online services need {', '.join(NEEDED)}, and a platform that lists them")
         if not run.image and recipe is None:
             raise Refused("image is '', expected the URL of one: a task here always has an image")
         if run.vip_nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from adapters import cecstack
 from adapters.cecstack import Cecstack as Adapter
-from broker.adapter import Connection, RunRef, RunSpec, StatedPool
+from broker.adapter import Connection, RemoteState, RunRef, RunSpec, Sighting, StatedPool
 from broker.core.model import CenterId, JobId, NodeShape, RunId, Spec
 from broker.core.resources import make_spec
 from tests.emulators.cecstack import Cecstack, Site
@@ -18,6 +19,8 @@ from tests.emulators.cecstack import Cecstack, Site
 PACKAGE = "AIDP-08ba092ac675457fb4ecf9e6a2ae97b4"
 NODE = NodeShape("X86", 50, 200, "Nvidia/GPU/H800", 2, 80)
 OPTIONS: Mapping[str, Any] = {"timeout_s": 1.0, "requests_per_s": 1000, "cpu_arch": "X86"}
+ENDED = (RemoteState.SUCCEEDED, RemoteState.FAILED, RemoteState.STOPPED, RemoteState.GONE)
+DEADLINE_S = 20.0
 KEYS: Mapping[str, str] = {"access_key": "AK-1", "secret_key": "hush-hush"}
 SERVICE: Mapping[str, Any] = {
     "model_id": 1,
@@ -83,3 +86,30 @@ def run_spec(number: int = 1, *, shape: NodeShape = NODE, **changes: Any) -> Run
 
 def ref(run: RunSpec, remote: Any) -> RunRef:
     return RunRef(run.id, run.job, remote, run.nodes)
+
+
+async def look(adapter: Adapter, run: RunRef) -> Sighting:
+    return (await adapter.observe([run]))[run.id]
+
+
+async def until(adapter: Adapter, run: RunRef, *states: RemoteState) -> Sighting:
+    async with asyncio.timeout(DEADLINE_S):
+        while (seen := await look(adapter, run)).state not in states:
+            assert seen.state not in ENDED, f"expected {states}, got {seen}"
+            await asyncio.sleep(0.01)
+    return seen
+
+
+async def created(adapter: Adapter, number: int = 1, **changes: Any) -> RunRef:
+    run = run_spec(number, **changes)
+    return ref(run, await adapter.submit(run))
+
+
+async def started(adapter: Adapter, number: int = 1, **changes: Any) -> RunRef:
+    run = await created(adapter, number, **changes)
+    await adapter.start(run)
+    return run
+
+
+def sent(platform: Cecstack, operation: str) -> list[Any]:
+    return [seen for seen in platform.seen if seen.operation == operation]
