@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from broker.adapter import Adapter, AdapterError, Image, Inventory, PoolReport, Traits
 from broker.config import CenterSettings, SchedulerSettings
 from broker.connections import Connections, timed
-from broker.core.model import CenterId, CenterState, Health, NodeShape, Price
+from broker.core.model import CenterId, CenterState, Health, NodeShape, Price, Spec
 from broker.core.resources import Catalogue, make_spec
 from broker.leader import Lease
 from broker.store import Store, centers
@@ -138,17 +138,27 @@ def canonical(
             unknown.append((pool.native, text))
             continue
         memory_gib = memory_gib or product.memory_gib[0]
+        shape = _told(pool.shape, product.name, memory_gib)
         specs = tuple(
-            make_spec(_told(spec.shape, product.name, memory_gib)) if spec.shape.accelerator == said else spec
+            _renamed(spec, _told(spec.shape, product.name, memory_gib))
+            if spec.shape.accelerator == said
+            else spec
             for spec in pool.specs
         )
-        shape = _told(pool.shape, product.name, memory_gib)
         known.append(replace(pool, shape=shape, specs=specs))
     return tuple(known), tuple(unknown)
 
 
 def _told(shape: NodeShape, accelerator: str, memory_gib: int) -> NodeShape:
+    """A shape with the canonical name, and with the memory of its cards where it lacks it."""
+    memory_gib = shape.accelerator_memory_gib or memory_gib
     return replace(shape, accelerator=accelerator, accelerator_memory_gib=memory_gib)
+
+
+def _renamed(spec: Spec, shape: NodeShape) -> Spec:
+    """A spec with another shape: its id follows from it, and its name unless the platform gave one."""
+    new = make_spec(shape)
+    return new if spec.name == make_spec(spec.shape).name else replace(new, name=spec.name)
 
 
 def prices_of(pool: PoolReport, settings: CenterSettings) -> tuple[Price, ...]:

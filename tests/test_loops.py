@@ -188,11 +188,15 @@ def test_the_memory_of_a_card_that_a_platform_does_not_tell() -> None:
     ascend = replace(node(2, accelerator=ASCEND.lower()), accelerator_memory_gib=0)
     two_sizes = replace(node(2), accelerator_memory_gib=0)
     known, unknown = canonical(
-        [PoolReport("x", ascend, 1, (), specs=(make_spec(ascend),)), PoolReport("y", two_sizes, 1, ())],
+        [
+            PoolReport("x", ascend, 1, (), specs=(make_spec(ascend), replace(make_spec(ascend), name="L"))),
+            PoolReport("y", two_sizes, 1, ()),
+        ],
         CATALOGUE,
     )
     shape = node(2, accelerator=ASCEND, card_memory_gib=64)
-    assert [(pool.shape, pool.specs) for pool in known] == [(shape, (make_spec(shape),))]
+    specs = (make_spec(shape), replace(make_spec(shape), name="L"))
+    assert [(pool.shape, pool.specs) for pool in known] == [(shape, specs)]
     assert unknown == (("y", f"{A800} is sold with 40, 80 GiB: state the pool in [[centers.pools]]"),)
 
 
