@@ -271,6 +271,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("locality", {"price_per_gib": -1}),
     ("fragmentation", {"price": -1}),
     ("balance", {"price": -1}),
+    ("packing", {"price": -1}),
+    ("packing", {"requests": 0}),
+    ("packing", {"window_jobs": -1}),
+    ("packing", {"scarce": Decimal(2)}),
     ("quota", {"above_deserved": Decimal(0)}),
     ("quota", {"shares": (Share("t"), Share("t"))}),
 ]

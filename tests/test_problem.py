@@ -149,6 +149,7 @@ def test_the_vocabulary_is_closed_and_tested() -> None:
     told = {case[0] for case in CASES} | {Code.QUOTA, Code.COST_ABOVE_WORTH, Code.STAGING}
     # Tested in test_holds and test_preemption.
     told |= {Code.RESERVED, Code.NODES_NOT_HELD, Code.GANG_WAITING, Code.VIP_WAITING, Code.PREEMPTING}
+    told |= {Code.HELD_BACK}  # in test_sequence
     assert told == set(Code) - {Code.ALLOWED} == set(MEANINGS)
     assert len({row[0] for row in vocabulary()}) == len(MEANINGS)
 
@@ -358,7 +359,7 @@ def test_the_shipped_policy_file_states_the_defaults(request: pytest.FixtureRequ
     text = (request.config.rootpath / "config" / "policy.toml").read_text(encoding="utf-8")
     available = available_policies()
     in_force = {w.name: (w.policy, w.permille) for w in load_policies(text, available).policies}
-    off = {"fairshare", "fragmentation", "balance"}
+    off = {"fairshare", "fragmentation", "packing", "balance"}
     assert in_force == {name: (known(), 1000) for name, known in available.items() if name not in off}
     switched_on = load_policies(text.replace("enabled = false", "enabled = true"), available)
     assert {w.name: w.policy for w in switched_on.policies} == {n: known() for n, known in available.items()}

@@ -98,6 +98,7 @@ class Code(IntEnum):
     GANG_WAITING = 33
     VIP_WAITING = 34
     PREEMPTING = 35
+    HELD_BACK = 36
 
     @property
     def word(self) -> str:
@@ -172,6 +173,9 @@ MEANINGS: dict[Code, Meaning] = {
     ),
     Code.PREEMPTING: Meaning(
         _W, Unit.SLOTS, "runs here were asked to end for this job: needs {need} slots, {have} are free"
+    ),
+    Code.HELD_BACK: Meaning(
+        _P, Unit.RUNS, "waits for a place that wastes less while cards are scarce; up to {have} jobs do"
     ),
 }
 

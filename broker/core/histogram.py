@@ -89,7 +89,7 @@ def _slot_shape(node: NodeShape, slot: int) -> NodeShape:
     )
 
 
-_Node = tuple[int, int, int, int, tuple[int, ...]]
+NodeState = tuple[int, int, int, int, tuple[int, ...]]
 """(units, accelerators, cores, memory_gib, parts) free: sorts from the fullest node to the emptiest."""
 
 
@@ -109,8 +109,8 @@ def _sorted_parts(parts: tuple[int, ...], further: int) -> tuple[int, ...]:
     return tuple(sorted((*parts, further))) if further else parts
 
 
-_NODES: dict[NodeShape, dict[tuple[int, int, int, tuple[int, ...]], _Node]] = {}
-_BACK: dict[NodeShape, dict[_Kind, dict[_Node, _Node | None]]] = {}
+_NODES: dict[NodeShape, dict[tuple[int, int, int, tuple[int, ...]], NodeState]] = {}
+_BACK: dict[NodeShape, dict[_Kind, dict[NodeState, NodeState | None]]] = {}
 _SLOTS: dict[NodeShape, dict[int, NodeShape]] = {}
 """By node shape: nodes by what is free, nodes without a claim of a kind, and the shapes of slots.  The
 same few are asked for again and again."""
@@ -124,7 +124,7 @@ class Histogram:
         self._nodes = _NODES.setdefault(pool.shape, {})
         self._back = _BACK.setdefault(pool.shape, {})
         self._slots = _SLOTS.setdefault(pool.shape, {})
-        self.count: dict[_Node, int] = {}
+        self.count: dict[NodeState, int] = {}
         for group in pool.free:
             self._add(self._node(group.accelerators, group.cores, group.memory_gib, group.parts), group.nodes)
         # Full nodes need not be reported, but runs that end are given back to them.
@@ -132,7 +132,7 @@ class Histogram:
         if full > 0:
             self._add((0, 0, 0, 0, ()), full)
 
-    def _node(self, accelerators: int, cores: int, memory_gib: int, parts: tuple[int, ...] = ()) -> _Node:
+    def _node(self, accelerators: int, cores: int, memory_gib: int, parts: tuple[int, ...] = ()) -> NodeState:
         key = (accelerators, cores, memory_gib, parts)
         node = self._nodes.get(key)
         if node is None:
@@ -146,14 +146,14 @@ class Histogram:
         made._slots, made.count = self._slots, self.count.copy()
         return made
 
-    def _add(self, node: _Node, nodes: int) -> None:
+    def _add(self, node: NodeState, nodes: int) -> None:
         count = self.count.get(node, 0) + nodes
         if count > 0:
             self.count[node] = count
         else:
             self.count.pop(node, None)
 
-    def _take(self, node: _Node, shape: NodeShape, nodes: int) -> None:
+    def _take(self, node: NodeState, shape: NodeShape, nodes: int) -> None:
         """Moves `nodes` nodes to what remains after `shape`, never below zero."""
         _, cards, cores, memory, parts = node
         if part := part_permille(self.shape, shape):
@@ -200,33 +200,42 @@ class Histogram:
         that the error is on the safe side.  A part of a card goes to a card that is partly used before
         a whole one is broken, and there to the fullest that holds it.
         """
-        part = part_permille(self.shape, shape)
-
-        def fits(node: _Node) -> bool:
-            _, cards, cores, memory, parts = node
-            held = put(cards, parts, part) is not None if part else cards >= shape.accelerators
-            return held and cores >= shape.cores and memory >= shape.memory_gib
-
-        def breaks(node: _Node) -> bool:
-            return part > 0 and (not node[4] or node[4][-1] < part)
-
-        left = nodes
-        fitting = ((n, c) for n, c in self.count.items() if fits(n))
-        for node, count in sorted(fitting, key=lambda f: (breaks(f[0]), f)):
-            taken = min(left, count)
-            self._take(node, shape, taken)
-            left -= taken
-            if not left:
-                return
+        left = self.place(shape, nodes)
         while left > 0:
-            candidates = [n for n in self.count if fits(n)]
-            full: _Node = (0, 0, 0, 0, ())
-            node = min(candidates, key=lambda n: (breaks(n), n), default=max(self.count, default=full))
+            full: NodeState = (0, 0, 0, 0, ())
+            node = max(self.count, default=full)
             if node[1:] == full[1:]:
                 return
             taken = min(left, self.count[node])
             self._take(node, shape, taken)
             left -= taken
+
+    def place(self, shape: NodeShape, nodes: int) -> int:
+        """Charges as many nodes of a claim as there is room for; returns how many are left over."""
+        part, left = part_permille(self.shape, shape), nodes
+        fitting = [(n, c) for n, c in self.count.items() if self._fits(n, shape, part)]
+        for node, count in sorted(fitting, key=lambda f: (_breaks(f[0], part), f)):
+            taken = min(left, count)
+            self._take(node, shape, taken)
+            left -= taken
+            if not left:
+                return 0
+        while left > 0 and (picked := self.pick(shape)) is not None:
+            taken = min(left, self.count[picked])
+            self._take(picked, shape, taken)
+            left -= taken
+        return left
+
+    def pick(self, shape: NodeShape) -> NodeState | None:
+        """The node that the next node of a claim is charged to; None: none has room."""
+        part = part_permille(self.shape, shape)
+        fitting = [n for n in self.count if self._fits(n, shape, part)]
+        return min(fitting, key=lambda n: (_breaks(n, part), n), default=None)
+
+    def _fits(self, node: NodeState, shape: NodeShape, part: int) -> bool:
+        _, cards, cores, memory, parts = node
+        held = put(cards, parts, part) is not None if part else cards >= shape.accelerators
+        return held and cores >= shape.cores and memory >= shape.memory_gib
 
     def release(self, shape: NodeShape, nodes: int, slot: int | None = None) -> None:
         """Gives a claim back to the fullest nodes that can have held it, or with `slot` to those where
@@ -247,7 +256,7 @@ class Histogram:
             self._add(after, taken)
             left -= taken
 
-    def _given_back(self, node: _Node, shape: NodeShape) -> _Node | None:
+    def _given_back(self, node: NodeState, shape: NodeShape) -> NodeState | None:
         """The node without a claim of `shape`; None when it cannot have held it.
 
         A part is given back to a card that is fully used, where there is one: nobody knows which card
@@ -272,7 +281,7 @@ class Histogram:
         fits = cores <= whole.cores and memory <= whole.memory_gib
         return self._node(cards, cores, memory, parts) if fits else None
 
-    def _gain(self, node: _Node, after: _Node, slot: int | None) -> tuple[int, int]:
+    def _gain(self, node: NodeState, after: NodeState, slot: int | None) -> tuple[int, int]:
         """Slots that a node gains by a release, and what it is away from one without it."""
         if slot is None:
             return (0, 0)
@@ -288,6 +297,11 @@ class Histogram:
         )
 
 
-def _group(node: _Node, nodes: int) -> FreeNodes:
+def _breaks(node: NodeState, part: int) -> bool:
+    """Whether a part of a card would break a whole one."""
+    return part > 0 and (not node[4] or node[4][-1] < part)
+
+
+def _group(node: NodeState, nodes: int) -> FreeNodes:
     _, cards, cores, memory, parts = node
     return FreeNodes(cores=cores, memory_gib=memory, accelerators=cards, nodes=nodes, parts=parts)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker.core.model import FreeNodes, NodeShape, Spec
 from broker.core.resources import PART_UNITS, part_permille
-from broker.core.snapshot import host_units
+from broker.core.snapshot import host_units, units
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,3 +75,63 @@ def pack_on_cards(
             nodes[then] += taken
             left -= taken
     return unpacked
+
+
+def unpacked_in_order(
+    node: NodeShape, free: Sequence[FreeNodes], wanted: Sequence[tuple[Spec, int, int]]
+) -> list[Spec]:
+    """Puts jobs on real nodes one after the other, as claims are charged; returns what finds no room.
+
+    `wanted` are (spec, nodes of one job, jobs).  Nodes of one job go to several nodes while they can.
+    """
+    nodes: Counter[FreeNodes] = Counter()
+    for group in free:
+        nodes[replace(group, nodes=1)] += group.nodes
+    missing: list[Spec] = []
+    for spec, count, jobs in wanted:
+        part = part_permille(node, spec.shape)
+        for _ in range(jobs):
+            fresh, made, left = +nodes, Counter[FreeNodes](), count
+            while left:
+                # Those that the job is not on yet first.
+                for pool in (fresh, made):
+                    able = ((s, _less(s, spec.shape, part)) for s in pool)
+                    holding = [(_rank(node, s, part), s, then) for s, then in able if then is not None]
+                    if holding:
+                        break
+                else:
+                    break
+                _, state, after_it = min(holding)
+                pool[state] -= 1
+                pool += Counter()
+                made[after_it] += 1
+                left -= 1
+            nodes = fresh + made
+            missing += [spec] if left else []
+    return missing
+
+
+def _rank(node: NodeShape, state: FreeNodes, part: int) -> tuple[bool, int, int, int, int, tuple[int, ...]]:
+    """Charged first: where no whole card is broken, then the fullest node."""
+    breaks = part > 0 and not (state.parts and state.parts[-1] >= part)
+    return breaks, units(node, state), state.accelerators, state.cores, state.memory_gib, state.parts
+
+
+def _less(state: FreeNodes, shape: NodeShape, part: int) -> FreeNodes | None:
+    """What is left of one node under one node of a job, a part on the fullest card; None: no room."""
+    cards, parts = state.accelerators, list(state.parts)
+    if part:
+        held = min((p for p in parts if p >= part), default=1000 if cards else 0)
+        if held < part:
+            return None
+        if held in parts:
+            parts.remove(held)
+        else:
+            cards -= 1
+        parts += [held - part] if held > part else []
+    else:
+        cards -= shape.accelerators
+    cores, memory = state.cores - shape.cores, state.memory_gib - shape.memory_gib
+    if min(cards, cores, memory) < 0:
+        return None
+    return FreeNodes(cores, memory, cards, 1, tuple(sorted(parts)))

@@ -37,7 +37,7 @@ from broker.core.model import (
     Tier,
     Why,
 )
-from broker.core.packing import pack_on_cards
+from broker.core.packing import pack_on_cards, unpacked_in_order
 from broker.core.queue import Span, as_queue
 from broker.core.resources import (
     effective_gflops,
@@ -64,7 +64,8 @@ class Placement:
 
     `rate_micro_per_hour` is the price of the whole job at the snapshot's minute, `cost_micro` that
     price over the estimate of the job's class.  `platform_kills`: the platform makes room for it by
-    itself, as its operator allows, so nothing has to be free.
+    itself, as its operator allows, so nothing has to be free.  `exact`: room was tested by what the job
+    takes, in the order of the plan, and not by slots.
     """
 
     job: JobId
@@ -77,6 +78,7 @@ class Placement:
     cost_micro: int
     rate_micro_per_hour: int
     platform_kills: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +183,11 @@ def claims_of(snapshot: Snapshot, placements: Iterable[Placement]) -> Iterator[C
 
 
 class Source(StrEnum):
-    """Which of the two candidates a plan is."""
+    """Which of the candidates a plan is, or that its jobs were placed one after the other."""
 
     GREEDY = "greedy"
     LP = "lp"
+    SEQUENCE = "sequence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,14 +415,27 @@ def _packing_faults(
     keyed = {c.key: c for c in snapshot.classes}
     # Per pool and number of reservations left alone: slots of each size and spec.
     placed: dict[PoolId, dict[int, dict[tuple[int, str], tuple[Spec, int]]]] = {}
+    exact: dict[PoolId, list[tuple[Spec, int, int]]] = {}
     for kind, count in kinds:
         if kind.pool in pools and pools[kind.pool].accuracy is not Accuracy.UNKNOWN:
+            if kind.exact:
+                exact.setdefault(kind.pool, []).append((kind.spec, kind.nodes, count))
+                continue
             job_class, holding = keyed.get(kind.class_key), held.get(kind.pool)
             leaves = 0 if holding is None or job_class is None else holding.depth(job_class, snapshot.now_ms)
             slots = placed.setdefault(kind.pool, {}).setdefault(leaves, {})
             which = (kind.slot, kind.spec.id)
             slots[which] = (kind.spec, slots.get(which, (kind.spec, 0))[1] + kind.nodes * count)
-    found = []
+    found = [
+        f"pool {pool_id}: {spec.id} has no room in the order of the plan"
+        for pool_id in sorted(exact)
+        for spec in unpacked_in_order(pools[pool_id].shape, free[pool_id], exact[pool_id])
+    ]
+    found += [
+        f"pool {pool_id}: something is held there, or slots are taken"
+        for pool_id in sorted(exact)
+        if pool_id in held or pool_id in placed
+    ]
     for pool_id in sorted(placed):
         levels = [free[pool_id], *(held[pool_id].free[1:] if pool_id in held else ())]
         for level, there in enumerate(levels):

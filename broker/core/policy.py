@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from broker.core.problem import Problem
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +78,18 @@ class Hold:
     after_s: int
     expires_s: int
     depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Waiting jobs are decided together, those that waste least for what they take first.
+
+    While less than `scarce_permille` thousandths of all cards are free, `jobs` of them are left waiting
+    for a place that wastes less.
+    """
+
+    jobs: int
+    scarce_permille: int
 
 
 SPARED = -1
@@ -129,6 +142,28 @@ def _column(values: Iterable[int]) -> IntArray:
     return np.fromiter(values, dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Mix:
+    """What nodes of one kind are asked for, a row per distinct request of one node, the commonest first.
+
+    `cards` are thousandths: less than 1000 of one card, else whole ones; `count` is how often.
+    """
+
+    cards: IntArray
+    cores: IntArray
+    memory_gib: IntArray
+    count: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nodes:
+    """What is free on some nodes of one kind, a row each; `cards` in thousandths of each card."""
+
+    cards: IntArray  # [N, cards of the largest node]
+    cores: IntArray
+    memory_gib: IntArray
+
+
 class Policy(Protocol):
     """What a policy may have; every method is optional.
 
@@ -162,6 +197,15 @@ class Policy(Protocol):
 
         A policy that looks at what is free in a pool says so by a class variable `reads_free = True`
         and is asked for the pools where that changes.
+        """
+        ...
+
+    def waste(self, mix: Mix, nodes: Nodes) -> FloatArray:
+        """Micro-CNY per node that what is free there is expected not to serve.
+
+        A policy that has it says that the cost of a start depends on what every start before it left
+        free: jobs are then placed one after the other (core/sequence.py), each where its costs and
+        the growth of waste are least.  Of a field `window` see PolicySet.window.
         """
         ...
 
@@ -242,6 +286,28 @@ class PolicySet:
     def reads_free(self) -> bool:
         """Whether codes, costs or worths rest on what is free in a pool; see Policy.depends."""
         return any(getattr(w.policy, "reads_free", False) for w in self.policies)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether jobs are placed one after the other; see Policy.waste."""
+        return bool(self._methods("waste"))
+
+    def waste(self, mix: Mix, nodes: Nodes) -> FloatArray:
+        total = np.zeros(len(nodes.cores))
+        for permille, method in self._methods("waste"):
+            total += method(mix, nodes) * (permille / 1000)
+        return total
+
+    @property
+    def window(self) -> Window | None:
+        """How jobs are taken where they are placed one after the other; None: in order of arrival."""
+        wanted = (getattr(w.policy, "window", None) for w in self.policies)
+        return next((window for window in wanted if isinstance(window, Window)), None)
+
+    @property
+    def limited(self) -> bool:
+        """Whether any policy may have rows across classes."""
+        return bool(self._methods("limits"))
 
     def limits(self, p: Problem) -> tuple[Limit, ...]:
         return tuple(limit for _, method in self._methods("limits") for limit in method(p))

@@ -192,13 +192,19 @@ class Problem:
 
 
 def build(
-    snapshot: Snapshot, policies: PolicySet, free: Free | None = None, memory: Memory | None = None
+    snapshot: Snapshot,
+    policies: PolicySet,
+    free: Free | None = None,
+    memory: Memory | None = None,
+    *,
+    rows: bool = True,
 ) -> Problem:
     """The problem of a snapshot; `free` is what is free in it before reservations, where at hand.
 
     Jobs that capacity is held for are classes of their own.  `memory` is kept by the caller from
     round to round: policies are then asked for classes and pools that changed, and arrays that stay
-    equal stay the same objects.  Raises ValueError when two classes have one key.
+    equal stay the same objects.  Without `rows` there are no rows and no bounds: for who tests room in
+    another way.  Raises ValueError when two classes have one key.
     """
     snapshot = with_holders(snapshot)
     memory = Memory() if memory is None else memory
@@ -207,6 +213,8 @@ def build(
     problem = replace(problem, holdings=holdings(snapshot))
     problem = _with_options(problem, memory, changed)
     problem = _with_worth(problem, memory)
+    if not rows:
+        return problem
     return _with_rows(problem, memory, (*policies.limits(problem), *held_limits(problem)))
 
 

@@ -6,22 +6,37 @@ explain, plan), threads and deadlines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from broker.core.bound import lower_bound
-from broker.core.explain import Alternative, Reason, alternatives, explain_counts, held_reasons
+from broker.core.explain import (
+    Alternative,
+    Code,
+    Reason,
+    alternatives,
+    explain_counts,
+    held_reasons,
+    reason,
+)
 from broker.core.greedy import greedy
 from broker.core.holds import hold
 from broker.core.improve import improve
 from broker.core.model import JobId, Snapshot
 from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
-from broker.core.policy import PolicySet
+from broker.core.policy import PolicySet, Window
 from broker.core.problem import IntArray, Problem, build
 from broker.core.queue import Span, as_queue
+from broker.core.sequence import in_sequence, plain_bound
+from broker.core.snapshot import Free, in_force
 from broker.core.solver import LP, WHOLE, SolverStatus, solve, whole_plan
+
+T = TypeVar("T")
 
 CLOSE = 0.02
 """Proven distance from the optimum, as a share of the objective, below which greedy is not tried."""
@@ -47,6 +62,8 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
     lp = LP() if lp is None else lp
     # 1 what is really free
     free = lp.memory.free(snapshot)
+    if policies.sequential and not in_force(snapshot):
+        return _one_after_the_other(snapshot, policies, free, lp)
     # 2 classes, options, rows
     problem = build(snapshot, policies, free, lp.memory)
     # 3 the relaxation
@@ -92,6 +109,79 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
     raise InfeasiblePlan(f"no plan for snapshot {snapshot.version}: {' | '.join(story)}")
 
 
+def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp: LP) -> Plan:
+    """The plan of a round whose jobs are placed one after the other (core/sequence.py).
+
+    Its objective has what the policies' costs and worths say, as in other rounds; waste only decides
+    where a job goes.  The bound is that of jobs which do not get in each other's way.
+    """
+    whole = policies.limited or policies.holds
+    problem = build(snapshot, policies, free, lp.memory, rows=whole)
+    started = in_sequence(problem, lp.sequencer)
+    y = np.zeros(len(problem.option_class), dtype=np.int64)
+    alike: list[Alike] = []
+    for (k, at), group in itertools.groupby(started, key=lambda s: (s.k, s.at)):
+        own = problem.options(k)
+        option = own.start + int(np.searchsorted(problem.option_pool[own], at))
+        jobs = [one.job for one in group]
+        y[option] += len(jobs)
+        alike.append(Alike(replace(_kind(problem, option), exact=True), jobs))
+    plan = Plan(
+        based_on=snapshot.version,
+        placements=Placements(alike),
+        objective=problem.objective(y),
+        bound=plain_bound(problem),
+        solver_status=SolverStatus.UNUSED,
+        source=Source.SEQUENCE,
+    )
+    if whole:
+        plan = hold(problem, plan, y)
+    faults = violations(plan, snapshot, free)
+    if faults:
+        raise InfeasiblePlan(f"no plan for snapshot {snapshot.version}: sequence: {'; '.join(faults[:5])}")
+
+    def full() -> Problem:
+        return problem if whole else build(snapshot, policies, free)
+
+    return replace(
+        plan,
+        deferrals=Late(lambda: _held_back(Deferrals(full(), plan, y), policies.window)),
+        considered=Late(lambda: Considered(full(), y)),
+    )
+
+
+def _held_back(
+    told: Mapping[str, tuple[Reason, ...]], window: Window | None
+) -> Mapping[str, tuple[Reason, ...]]:
+    """Reasons where jobs may wait for a better place: those of jobs that could start are that they do."""
+    if window is None:
+        return told
+
+    def of(one: Reason) -> Reason:
+        if one.code is not Code.COST_ABOVE_WORTH or one.need >= one.have:
+            return one
+        return reason(one.center, Code.HELD_BACK, need=1, have=window.jobs)
+
+    return {key: tuple(map(of, reasons)) for key, reasons in told.items()}
+
+
+def _kind(problem: Problem, option: int) -> Placement:
+    """A placement by an option, without its job."""
+    k, at = int(problem.option_class[option]), int(problem.option_pool[option])
+    pool, request, rate = problem.pools[at], problem.classes[k].request, int(problem.rate[option])
+    return Placement(
+        job=_NOBODY,
+        class_key=problem.classes[k].key,
+        center=pool.center,
+        pool=pool.id,
+        spec=problem.specs[int(problem.fittings[k].spec[at])],
+        slot=int(problem.tau[option]),
+        nodes=request.nodes,
+        cost_micro=rate * request.estimate_s // 3600,
+        rate_micro_per_hour=rate,
+    )
+
+
 def placements(problem: Problem, y: IntArray) -> Placements:
     """Jobs per option as jobs by name: of a class the oldest first, to its cheapest options first."""
     made: list[Alike] = []
@@ -127,12 +217,32 @@ def placements(problem: Problem, y: IntArray) -> Placements:
     return Placements(made)
 
 
+class Late(Mapping[str, T]):
+    """A mapping that is made when it is first looked at."""
+
+    def __init__(self, make: Callable[[], Mapping[str, T]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, T]:
+        return self._make()
+
+    def __getitem__(self, key: str) -> T:
+        return self._made[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
 class Considered(Mapping[str, tuple[Alternative, ...]]):
     """What every center was for the classes of which jobs start, by key; worked out when asked."""
 
     def __init__(self, problem: Problem, y: IntArray) -> None:
         self._problem, self._y = problem, y
-        self._left = problem.left(y)
+        self._left = np.maximum(problem.left(y), 0)  # what room is tested exactly may exceed slots
         started = np.flatnonzero(problem.started(y)).tolist()
         self._classes = {problem.classes[k].key: k for k in started}
 
@@ -151,7 +261,7 @@ class Deferrals(Mapping[str, tuple[Reason, ...]]):
 
     def __init__(self, problem: Problem, plan: Plan, y: IntArray) -> None:
         self._problem, self._y = problem, y
-        self._left = problem.left(y)
+        self._left = np.maximum(problem.left(y), 0)
         waits = problem.waiting.sum(axis=1) > problem.started(y)
         self._classes = {problem.classes[k].key: k for k in np.flatnonzero(waits).tolist()}
         self._held = held_reasons(problem, plan, y, self._left)

@@ -32,6 +32,7 @@ from broker.core.memory import Memory
 from broker.core.model import MICRO
 from broker.core.problem import IntArray, Problem
 from broker.core.sample import adjusted, sampled
+from broker.core.sequence import Sequencer
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -91,6 +92,7 @@ class LP:
     iterations: int | None = None
     time_limit_s: float | None = None
     memory: Memory = field(default_factory=Memory)
+    sequencer: Sequencer = field(default_factory=Sequencer)
     prices: dict[str, float] = field(default_factory=dict)  # of rows by name, in the last solved round
     _model: _Model | None = None
     # What is left for settle(): options to add as columns, or reduced costs of a model to narrow.
