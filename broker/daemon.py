@@ -49,7 +49,12 @@ from broker.supervise import loop
 from broker.telemetry import log
 from broker.track import Track
 
-ADAPTERS = {"local": "adapters.local", "aihub": "adapters.aihub", "cecstack": "adapters.cecstack"}
+ADAPTERS = {
+    "local": "adapters.local",
+    "aihub": "adapters.aihub",
+    "cecstack": "adapters.cecstack",
+    "ampha": "adapters.ampha",
+}
 """Modules with a `connect(connection)`, by the configuration's word; loaded when first used."""
 
 IDENTITY = (

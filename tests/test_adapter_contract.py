@@ -37,6 +37,8 @@ from broker.adapter import (
 )
 from broker.core.model import Accuracy, CenterId, JobId, NodeShape, RemoteId, RunId, Spec, SpecId
 from tests.aihub_center import opened
+from tests.ampha_center import center_and_adapter
+from tests.emulators import ampha
 from tests.emulators.aihub import Cluster, Node
 from tests.emulators.cecstack import Cecstack
 
@@ -219,11 +221,28 @@ async def cecstack_subject(path: Path) -> AsyncIterator[Subject]:
             await adapter.aclose()
 
 
+@asynccontextmanager
+async def ampha_subject(path: Path) -> AsyncIterator[Subject]:
+    machines = ampha.nodes(2, cores=4, memory_gib=8.5, cards=2)
+    output = {"in_job": str(path / "shared"), "here": str(path / "shared")}
+    (path / "shared").mkdir()
+    async with center_and_adapter(
+        groups=[ampha.Group("a800", "zone", machines)],
+        settings={"execute": True},
+        folder=path,
+        pools=(POOL,),
+        output=output,
+    ) as (center, adapter):
+        image = next(iter(center.image.versions))
+        yield Subject(adapter, lambda _, b: SHELL[b], real_time, itertools.count(1), queues=True, image=image)
+
+
 SUBJECTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "local": local_subject,
     "fake": fake_subject,
     "aihub": aihub_subject,
     "cecstack": cecstack_subject,
+    "ampha": ampha_subject,
 }
 
 

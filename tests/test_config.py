@@ -342,7 +342,7 @@ ADAPTER_ERRORS = [
         "ampha",
         'base_url = "http://a"\npassword_mode = "aes-cbc"',
         LOGIN,
-        ["connection.password_key", "connection.password_iv"],
+        ["connection.password_key"],
     ),
     ("ampha", 'base_url = "http://a"', LOGIN + '\ntenant_password = "p"', ["credentials.tenant_username"]),
     ("slurm", 'url = "http://a"', "", ["credentials"]),

@@ -369,10 +369,15 @@ AMPHA = Platform(
         "base_url": Key(v.http_url),
         "user_group_id": Key(v.identifier, Absent.OMITTED),
         "spec_mode": Key(v.choice("free", "preset"), "free"),
+        "task_api": Key(v.choice("trainOperator", "computationTask", "fineTune"), "trainOperator"),
         "password_mode": Key(v.choice("plain", "aes-cbc", "aes-ecb"), "plain"),
         **_maybe("password_key", "password_iv", read=v.hidden),
         "qos_ids": Key(v.table_of(v.identifier), Absent.OMITTED),  # the platform's user id to its priority id
         "paths": Key(v.table_of(v.filled), Absent.OMITTED),  # of its API, where an installation differs
+        "lookup_lag_s": Key(v.whole(0, 3600), 30),  # a task created longer ago than this is in the lists
+        "report_lag_s": Key(v.whole(0, 3600), 10),  # a task started longer ago than this is in what is free
+        "algorithm_path": Key(v.filled, "/"),
+        "startup_file": Key(v.filled, "main.sh"),
     },
     required=("username", "password"),
     optional=(
@@ -392,7 +397,6 @@ AMPHA = Platform(
     ),
     needs=(
         Needs("password_mode", "aes-cbc", ("connection", "password_key")),
-        Needs("password_mode", "aes-cbc", ("connection", "password_iv")),
         Needs("password_mode", "aes-ecb", ("connection", "password_key")),
     ),
 )

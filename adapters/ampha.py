@@ -1,0 +1,327 @@
+"""Centers on the Ampha platform (cloudos): the adapter.
+
+Here: what each call of the protocol means there.  Not here: how the platform is spoken to
+(ampha_wire), its capacity (ampha_capacity), tasks (ampha_tasks) and their creation (ampha_submit),
+assets (ampha_assets), logs (ampha_logs) and what operators may do (ampha_commands).
+
+What the platform lacks.  No look-up of a created task but by its name, so the run's id is the task's
+name (T1, T2).  No exit codes and no call for results: both come through the shared storage, where
+`output` is set.  Stops and deletions are acknowledged before they happen (T33): looking tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from adapters.ampha_assets import Assets
+from adapters.ampha_capacity import Capacity
+from adapters.ampha_checks import look_over
+from adapters.ampha_commands import commands_of
+from adapters.ampha_logs import Logs
+from adapters.ampha_resume import Resume
+from adapters.ampha_submit import Submissions
+from adapters.ampha_tasks import (
+    ENDED,
+    Kind,
+    Remote,
+    Task,
+    Tasks,
+    remote_of,
+    sighting,
+    store_of,
+)
+from adapters.ampha_wire import Api, PlatformRefused, Role, Settings, open_api
+from adapters.http import Request, below
+from adapters.output import Output
+from broker.adapter import (
+    Adapter,
+    AdapterError,
+    Catalogue,
+    Check,
+    Connection,
+    CopyRef,
+    CopySighting,
+    CopyState,
+    Inventory,
+    Lookup,
+    RawAnswer,
+    RemoteState,
+    ResultFile,
+    RunRef,
+    RunSpec,
+    Sighting,
+    Traits,
+    Unavailable,
+    Unsupported,
+)
+from broker.core.model import Accuracy, RemoteId, RunId
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_REMEMBERED = 10_000
+
+TRAITS = Traits(
+    gang=True,  # a task starts when all of its instances fit
+    priority=False,  # the urgent flag is sent for VIP jobs; what it does is not documented (10)
+    logs=True,
+    any_image_url=False,
+    idle=Accuracy.EXACT,
+    lookup=Lookup.FIND_BY_NAME,
+    submit_timeout_s=60,
+    lookup_lag_s=30,
+    report_lag_s=10,
+)
+
+
+async def connect(connection: Connection) -> Adapter:
+    """The adapter of a configured center.  Raises ValueError for an option that cannot be meant."""
+    return Ampha(connection, await open_api(connection))
+
+
+def traits_of(connection: Connection, settings: Settings) -> Traits:
+    """TRAITS as the operator's options have them."""
+    output = Output.of(connection) is not None
+    return replace(
+        TRAITS,
+        resume=output,
+        results=output,
+        submit_timeout_s=max(1, round(min(settings.timeout_s * 2, 60))),
+        lookup_lag_s=settings.lookup_lag_s,
+        report_lag_s=settings.report_lag_s,
+    )
+
+
+class Ampha:
+    """One center."""
+
+    def __init__(self, connection: Connection, api: Api) -> None:
+        self.center = connection.center
+        self.traits = traits_of(connection, api.settings)
+        self.api = api
+        self.tasks = Tasks(api)
+        self.assets = Assets(api, connection.prefix)
+        self.commands = commands_of(api, self.tasks, self.assets, connection.prefix)
+        self._output = Output.of(connection)
+        self._logs = Logs(api, self.tasks)
+        self._resume = Resume(api, self.tasks)
+        self._capacity = Capacity(api, connection.pools)
+        self._submissions = Submissions(
+            api, self._capacity, self.tasks, self.assets, self._resume, self._output
+        )
+        self._ended: dict[Remote, tuple[str, Sighting]] = {}  # word and what was seen
+        self._starts: dict[Remote, int] = {}
+        self._named: dict[str, Remote] = {}  # tasks whose id was not told
+        self._missing: dict[str, float] = {}  # name of an accepted task -> when it was first not listed
+
+    async def aclose(self) -> None:
+        await self.api.aclose()
+
+    # ------------------------------------------------------------ capacity
+
+    async def probe(self) -> Inventory:
+        return await self._capacity.probe()
+
+    async def catalogue(self) -> Catalogue:
+        return Catalogue(images=await self.assets.images())
+
+    # ------------------------------------------------------------ a run's life
+
+    async def submit(self, run: RunSpec) -> RemoteId:
+        """One task per run: a second call for the same id answers with the first, if it is known."""
+        remote = await self._submissions.submit(run)
+        self._forget(remote)
+        return remote
+
+    async def start(self, run: RunRef) -> None:
+        raise Unsupported("a task of this center starts by itself")
+
+    async def find(self, run: RunId) -> RemoteId | None:
+        task = await self.tasks.find(run)
+        if task is not None:
+            return task.remote.text
+        resumed = await self._resume.find(run) if self._output is None else None
+        if resumed is None:
+            return None
+        self._forget(resumed.text)
+        return resumed.text
+
+    def _forget(self, remote: RemoteId) -> None:
+        """A task that goes on has another start, and no end yet."""
+        self._ended.pop(remote_of(remote), None)
+        self._starts.pop(remote_of(remote), None)
+
+    # ------------------------------------------------------------ looking
+
+    async def observe(self, runs: Collection[RunRef]) -> Mapping[RunId, Sighting]:
+        """The lists first, which are one call for many runs (T30); then details of those not listed."""
+        remotes = {ref.id: self._remote(ref.remote) for ref in runs}
+        tasks = await self._listed(remotes)
+        seen = await asyncio.gather(*(self._look(id, remote, tasks[id]) for id, remote in remotes.items()))
+        return {id: one for id, one in zip(remotes, seen, strict=True) if one is not None}
+
+    def _remote(self, text: RemoteId) -> Remote:
+        """A RemoteId, taken apart; with the task's id where a name has led to it since."""
+        remote = remote_of(text)
+        return self._named.get(remote.id, remote) if remote.kind.by_name else remote
+
+    async def _listed(self, remotes: Mapping[RunId, Remote]) -> dict[RunId, Task | None]:
+        """What the first pages of the lists say of each run; what lives is there (6.3)."""
+        by_store: dict[Kind, set[str]] = {}
+        for remote in remotes.values():
+            if not remote.kind.by_name:
+                by_store.setdefault(store_of(remote.kind), set()).add(remote.id)
+        by_id: dict[str, Task] = {}
+        for store, wanted in by_store.items():
+            rows = await self.tasks.first_pages(store, wanted)
+            by_id |= {task.remote.id: task for task in rows}
+        return {run: by_id.get(remote.id) for run, remote in remotes.items()}
+
+    async def _look(self, run: RunId, remote: Remote, task: Task | None) -> Sighting | None:
+        """One run; None is no news."""
+        if remote.kind.by_name:
+            task = await self.tasks.find(RunId(remote.id))
+            if task is None:
+                return self._not_listed(remote)
+            _remember(self._named, remote.id, task.remote)
+            self._missing.pop(remote.id, None)
+        if task is None:
+            task = await self.tasks.detail(remote)
+        if task is None:  # one refusal alone may be of any kind (1.4): is its name known?
+            task = await self.tasks.find(run)
+        if task is None or (task.remote != remote and not remote.kind.by_name):
+            return Sighting(RemoteState.GONE, message="the platform knows no such task")
+        if (known := self._ended.get(task.remote)) is not None and known[0] == task.word:
+            return known[1]
+        if task.state is RemoteState.PENDING:
+            return Sighting(RemoteState.PENDING, raw=task.word)
+        if task.state is RemoteState.RUNNING and (start := self._starts.get(task.remote)) is not None:
+            return Sighting(RemoteState.RUNNING, started_ms=start, raw=task.word)
+        return await self._closer(task)
+
+    def _not_listed(self, remote: Remote) -> Sighting | None:
+        """A name that is in no list: gone once that has been so for longer than lists are late."""
+        if remote.kind is Kind.NEW:
+            now = time.monotonic()
+            if now - self._missing.setdefault(remote.id, now) < self.api.settings.lookup_lag_s:
+                return None
+        return Sighting(RemoteState.GONE, message="no task has this name")
+
+    async def _closer(self, task: Task) -> Sighting:
+        """A task that has started, with its pods, and its exit code where the storage tells it."""
+        pods = await self.tasks.pods(task.remote)
+        bad = await self._capacity.bad_nodes() if task.state is RemoteState.FAILED else ()
+        seen = sighting(task, pods, bad)
+        if seen.state is RemoteState.RUNNING and seen.started_ms is not None:
+            _remember(self._starts, task.remote, seen.started_ms)
+        if seen.state is RemoteState.FAILED and self._output is not None:
+            code = await self._exit_code(RunId(task.name), len(pods))
+            if code is not None:
+                why = f"ended with exit code {code}" + (f" ({seen.message})" if seen.message else "")
+                seen = replace(seen, exit_code=code, message=why)
+        if seen.state in ENDED:
+            _remember(self._ended, task.remote, (task.word, seen))
+        return seen
+
+    async def _exit_code(self, run: RunId, nodes: int) -> int | None:
+        """The first exit code that is none of success, over all nodes."""
+        assert self._output is not None
+        for node in range(nodes):
+            if code := await self._output.exit_code(run, node):
+                return code
+        return None
+
+    # ------------------------------------------------------------ stops and deletions
+
+    async def stop(self, run: RunRef, *, grace_s: int) -> None:
+        """The platform has no grace of ours: it ends a task within some seconds."""
+        remote = await self._known(run)
+        if remote is None:
+            return
+        try:
+            await self.tasks.stop(remote)
+        except PlatformRefused:
+            task = await self.tasks.detail(remote)
+            if task is not None and task.state not in ENDED:
+                raise  # such as: it is being created
+
+    async def delete(self, run: RunRef) -> None:
+        """Raises Unavailable for a live task: what deleting one does is not documented."""
+        remote = await self._known(run)
+        if remote is not None and (task := await self.tasks.detail(remote)) is not None:
+            if task.state not in ENDED:
+                raise Unavailable(f"task {task.name} is {task.word}, expected an ended one")
+            try:
+                await self.tasks.delete(remote)
+            except PlatformRefused:
+                if await self.tasks.detail(remote) is not None:
+                    raise
+        if self._output is not None:
+            await self._output.delete(run.id)
+
+    async def _known(self, run: RunRef) -> Remote | None:
+        """The task of a run; None when there is none.  Raises Unavailable while it may still appear."""
+        remote = self._remote(run.remote)
+        if not remote.kind.by_name:
+            return remote
+        task = await self.tasks.find(RunId(remote.id))
+        if task is None and self._not_listed(remote) is None:
+            raise Unavailable(f"task {remote.id} was accepted and is in no list yet")
+        return task.remote if task else None
+
+    # ------------------------------------------------------------ files and the rest
+
+    async def logs(self, run: RunRef, node: int, offset: int) -> AsyncIterator[bytes]:
+        if self._output is not None:
+            async for chunk in self._output.logs(run.id, node, offset):
+                yield chunk
+            return
+        remote = await self._known(run)
+        if remote is None:
+            return
+        try:
+            async for chunk in self._logs.read(remote, node, offset):
+                yield chunk
+        except PlatformRefused:
+            if await self.tasks.detail(remote) is not None:
+                raise  # a task that is gone has no log
+
+    async def results(self, run: RunRef) -> AsyncIterator[ResultFile]:
+        if self._output is None:
+            raise Unsupported("results need a storage that jobs and the broker share: set `output`")
+        async for result in self._output.results(run.id):
+            yield result
+
+    async def stage(self, copy: CopyRef) -> CopySighting:
+        seen = await self.assets.stage(copy)
+        if seen.state is CopyState.READY:
+            try:
+                await self.assets.clean(copy)
+            except AdapterError as error:  # the next step tries again
+                return replace(seen, state=CopyState.MOVING, message=str(error))
+        return seen
+
+    async def checks(self) -> AsyncIterator[Check]:
+        async for check in look_over(self.api, self.probe, self.assets, self.tasks):
+            yield check
+        if self._output is not None:
+            yield await self._output.check()
+
+    async def call(self, method: str, path: str, body: bytes | None) -> RawAnswer:
+        url = below(self.api.settings.base_url, path)
+        headers = {"Content-Type": "application/json"} if body else {}
+        session = self.api.session(Role.USER)
+        return await self.api.http.raw(
+            Request("call", method, url, effect=True, body=body, headers=headers, session=session)
+        )
+
+
+def _remember(memory: dict[K, V], key: K, value: V) -> None:
+    """Keep a value, and the newest ones only."""
+    memory[key] = value
+    while len(memory) > MAX_REMEMBERED:
+        del memory[next(iter(memory))]
