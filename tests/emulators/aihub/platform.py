@@ -334,6 +334,8 @@ class Platform:
     async def _run(self, task: Task) -> None:
         """One execution, from its pods to its end."""
         await asyncio.sleep(self.machine.real_s(self.switches.start_s))
+        if self._closed:
+            return
         if task.stop_why == "node loss":
             self._wait_again(task)  # nothing has started: its pods are made elsewhere
             return
@@ -443,14 +445,13 @@ class Platform:
         task.history.append((now_ms(), state_of(task)))
 
     async def aclose(self) -> None:
-        """End every process."""
+        """End every process, and wait until they have ended: what is left open would be told later."""
         self._closed = True
-        for task in self.tasks:
-            for container in task.containers:
-                container.kill()
-        for running in list(self._running):
-            running.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        while self._running:
+            for task in self.tasks:
+                for container in task.containers:
+                    container.kill()
+            await asyncio.wait(self._running, timeout=0.05)
 
 
 def state_of(task: Task) -> dict[str, Any]:
