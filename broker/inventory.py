@@ -1,12 +1,13 @@
 """Polls one center's capacity into the store.
 
 What belongs here: the probe, prices in force, products by their canonical names, and whether a
-center is fresh, suspect or down.  What does not: runs (broker.track).
+center is fresh, suspect or down.  What does not: what a report may say (broker.reports) and runs
+(broker.track).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
 from broker.adapter import Adapter, AdapterError, Image, Inventory, PoolReport, Traits
@@ -15,6 +16,7 @@ from broker.connections import Connections, timed
 from broker.core.model import CenterId, CenterState, Health, NodeShape, Price, Spec
 from broker.core.resources import Catalogue, make_spec
 from broker.leader import Lease
+from broker.reports import checked, distinct
 from broker.store import Store, centers
 from broker.telemetry import CENTER_UP, log
 
@@ -43,6 +45,7 @@ class Poll:
         self._settings = settings
         self._health = Health.UNKNOWN
         self._images_ms: int | None = None
+        self._quarantined: Mapping[str, str] = {}
 
     async def once(self) -> None:
         """Probe and record; a failure is recorded too."""
@@ -52,6 +55,7 @@ class Poll:
         try:
             adapter = await self._connections.adapter(self._center)
             inventory = await timed(self._center, "probe", adapter.probe, self._settings.probe_timeout_s)
+            sound = checked(inventory, self._store.clock())
             await self._images(adapter, settings)
         except (AdapterError, TimeoutError) as error:
             await self._silent(f"{type(error).__name__}: {error}".rstrip(": "))
@@ -59,13 +63,13 @@ class Poll:
             log.exception("probe_defect", center=self._center)
             await self._silent(f"defect in the adapter: {type(error).__name__}: {error}")
         else:
-            await self._record(adapter.traits, inventory, settings)
+            await self._record(adapter.traits, sound, settings)
 
     async def _record(self, traits: Traits, inventory: Inventory, settings: CenterSettings) -> None:
         known, unknown = canonical(inventory.pools, self._catalogue)
-        for name, reason in unknown:
-            log.warning("pool_quarantined", center=self._center, pool=name, reason=reason)
-        report = replace(inventory, pools=known, quarantined=(*inventory.quarantined, *unknown))
+        known, repeated = distinct(known)
+        report = replace(inventory, pools=known, quarantined=(*inventory.quarantined, *unknown, *repeated))
+        self._tell(dict(report.quarantined))
         await self._store.write(
             centers.record_inventory,
             self._center,
@@ -78,6 +82,15 @@ class Poll:
             log.info("center_fresh", center=self._center, pools=len(known))
         self._health = Health.FRESH
         CENTER_UP.labels(self._center).set(1)
+
+    def _tell(self, quarantined: Mapping[str, str]) -> None:
+        """Log what changed."""
+        for name, reason in quarantined.items():
+            if self._quarantined.get(name) != reason:
+                log.warning("pool_quarantined", center=self._center, pool=name, reason=reason)
+        for name in self._quarantined.keys() - quarantined.keys():
+            log.info("pool_recovered", center=self._center, pool=name)
+        self._quarantined = quarantined
 
     async def _silent(self, error: str) -> None:
         health = await self._store.write(

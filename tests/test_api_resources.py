@@ -286,6 +286,31 @@ def test_idle_is_the_sum_of_its_nodes_and_no_more_than_the_total(view: CenterVie
     assert shown["idleResource"]["processor"]["memory"] == min((memory for _, memory in cards), default=0)
 
 
+# ---------------------------------------------------------------- what centers report
+
+
+async def test_operators_see_what_of_a_report_is_not_used_and_why(world: World) -> None:
+    pool = PoolReport("q", GPU_NODE, 2, ())
+    odd = (("odd", "nodes is -1, expected a whole number from 0 to 1000000"),)
+    report = Inventory(START_MS, Accuracy.EXACT, (pool,), quarantined=odd)
+    await world.store.write(
+        centers.record_inventory,
+        CenterId("gz-2"),
+        report,
+        epoch=world.epoch,
+        traits={},
+        prices=[(pool, ())],
+    )
+    found = await world.ok("GET", "/broker/v1/centers", as_="root")
+    (shown,) = [each for each in found["items"] if each["centerId"] == "gz-2"]
+    assert shown["quarantined"] == [{"name": odd[0][0], "reason": odd[0][1]}]
+    assert [(p["native"], p["nodeCount"], p["accuracy"]) for p in shown["pools"]] == [("q", 2, "exact")]
+    assert (shown["health"], shown["lastReportAt"]) == ("fresh", "2025-03-01 10:00:00")
+    health = await (await world.call("GET", "/readyz", as_=None)).json()
+    assert {"centerId": "gz-2", "health": "fresh", "error": "", "quarantined": 1} in health["centers"]
+    assert (await world.refused("GET", "/broker/v1/centers"))[:2] == (400, "0202")
+
+
 # ---------------------------------------------------------------- drain and resume
 
 

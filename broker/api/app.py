@@ -56,6 +56,7 @@ CLOSED: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/broker/v1/jobs/{id}/resolve", broker_v1.resolve),
     ("GET", "/broker/v1/rounds", broker_v1.list_rounds),
     ("POST", "/broker/v1/uploads", uploads.upload),
+    ("GET", "/broker/v1/centers", broker_v1.list_centers),
     ("POST", "/broker/v1/centers/{id}/drain", broker_v1.drain),
     ("POST", "/broker/v1/centers/{id}/resume", broker_v1.resume),
     ("POST", "/broker/v1/centers/{id}/call", center_calls.call),

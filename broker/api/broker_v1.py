@@ -136,6 +136,15 @@ async def list_rounds(request: web.Request) -> web.Response:
 # ---------------------------------------------------------------- centers
 
 
+async def list_centers(request: web.Request) -> web.Response:
+    """GET /broker/v1/centers: what their last reports were, and what of them is not used and why."""
+    no_query(request)
+    need_operator(request[CALLER])
+    context = request.app[CONTEXT]
+    known = await context.store.read(centers.list_centers)
+    return wire.answer({"items": [wire.center_report(each, context.timezone) for each in known]})
+
+
 async def drain(request: web.Request) -> web.Response:
     """POST /broker/v1/centers/{id}/drain"""
     return await _command(request, CenterState.DRAIN)

@@ -28,7 +28,16 @@ async def readyz(request: web.Request) -> web.Response:
     except StoreUnavailable as error:
         return wire.answer({"ready": False, "store": str(error), "centers": []}, status=503)
     ready = context.ready() and all(wire.polled(center) for center in known)
-    shown = [{"centerId": c.id, "health": c.health.value, "error": c.error} for c in known]
+    shown = [
+        {
+            "centerId": c.id,
+            "health": c.health.value,
+            "error": c.error,
+            # pools that are not used, and why: GET /broker/v1/centers
+            **({"quarantined": len(c.quarantined)} if c.quarantined else {}),
+        }
+        for c in known
+    ]
     return wire.answer({"ready": ready, "store": "ok", "centers": shown}, status=200 if ready else 503)
 
 

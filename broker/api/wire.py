@@ -146,6 +146,32 @@ def center(view: CenterView, catalogue: Catalogue, zone: ZoneInfo) -> dict[str, 
     }
 
 
+def center_report(view: CenterView, zone: ZoneInfo) -> dict[str, Any]:
+    """What an operator needs of a center's reports; `reason` names the field and its value."""
+    return {
+        "centerId": view.id,
+        "state": view.state.value,
+        "health": view.health.value,
+        "error": view.error,
+        "lastReportAt": written(view.ok_ms, zone),
+        "inFlight": view.in_flight,
+        "maxInFlight": view.max_in_flight,
+        "running": view.running,
+        "pools": [
+            {
+                "pool": pool.id,
+                "native": pool.native,
+                "nodeCount": pool.nodes,
+                "node": shape(pool.shape),
+                "accuracy": pool.accuracy.value,
+                "observedAt": written(pool.as_of_ms, zone),
+            }
+            for pool in view.pools
+        ],
+        "quarantined": [{"name": name, "reason": reason} for name, reason in view.quarantined],
+    }
+
+
 _ACCURACY_ORDER = (Accuracy.EXACT, Accuracy.ESTIMATED, Accuracy.UNKNOWN)
 
 
