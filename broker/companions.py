@@ -74,5 +74,6 @@ def _with_lines(error: PolicyError, text: str) -> tuple[Problem, ...]:
         path: tuple[str | int, ...] = tuple(int(part) if part.isdigit() else part for part in parts)
         while path and path not in lines:
             path = path[:-1]
-        problems.append(Problem(key, lines.get(path, 1), message))
+        stated = None if key else re.search(r"\(at line (\d+), column \d+\)", message)
+        problems.append(Problem(key, int(stated[1]) if stated else lines.get(path, 1), message))
     return tuple(sorted(problems, key=lambda each: each.line))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker.core.amounts import LARGEST_CARDS, bounded
 from broker.core.model import MICRO
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
@@ -35,4 +36,10 @@ class Age:
         if options.start == options.stop:
             return np.zeros(len(p.age_s), dtype=np.int64)
         cards = int(p.job_millicards(k, p.option_pool[options]).min())
-        return np.minimum(p.age_s, self.longest_h * 3600) * (self.growth * cards // 1000) // 3600
+        ages_s = np.minimum(p.age_s, self.longest_h * 3600).tolist()
+        worth = [bounded(age_s * (self.growth * cards // 1000) // 3600) for age_s in ages_s]
+        return np.array(worth, dtype=np.int64)
+
+    def largest(self) -> int:
+        """Micro-CNY, see Policy; the last age bucket begins at 24 hours."""
+        return self.growth * min(self.longest_h, 24) * LARGEST_CARDS

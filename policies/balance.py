@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from broker.core.amounts import LARGEST_CARDS, times
 from broker.core.model import MICRO
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
@@ -29,7 +30,11 @@ class Balance:
     def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
         """Micro-CNY of one job.  A pool that does not tell what is idle counts as half full."""
         used = np.fromiter((self._used_permille(p, at) for at in pools.tolist()), dtype=np.int64)
-        return used * (p.job_millicards(k, pools) * self.price // 1000) // 1000
+        return times(times(p.job_millicards(k, pools), self.price) // 1000, used) // 1000
+
+    def largest(self) -> int:
+        """Micro-CNY, see Policy."""
+        return self.price * LARGEST_CARDS
 
     def _used_permille(self, p: Problem, at: int) -> int:
         total = int(p.pool.units[at] * p.pool.nodes[at])

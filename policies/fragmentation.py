@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from broker.core.amounts import LARGEST_CARDS, bounded
 from broker.core.model import MICRO
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
@@ -38,6 +39,10 @@ class Fragmentation:
             (self._cost(p, at, int(fitting.tau[at]), nodes) for at in pools.tolist()), dtype=np.int64
         )
 
+    def largest(self) -> int:
+        """Micro-CNY, see Policy; of one node, whatever the number of the job's."""
+        return self.price * LARGEST_CARDS
+
     def _cost(self, p: Problem, at: int, slot: int, nodes: int) -> int:
         total = int(p.pool.units[at])
         if slot in (0, total) or p.pool.unknown[at]:
@@ -47,4 +52,4 @@ class Fragmentation:
         if supply(shape, broken, slot) >= nodes:
             return 0
         left_over = (total - slot) * self.price
-        return left_over // card_units(shape) if shape.accelerators else left_over // 20
+        return bounded(left_over // card_units(shape) if shape.accelerators else left_over // 20)

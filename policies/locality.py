@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker.core.amounts import LARGEST_GIB, bounded
 from broker.core.model import MICRO, Snapshot
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
@@ -36,5 +37,9 @@ class Locality:
         """Micro-CNY of one job, by what is missing at each pool's center."""
         facts = [p.snapshot.ready_data.get(dataset) for dataset in p.classes[k].request.datasets]
         missing = [sum(f.bytes for f in facts if f is not None and c.id not in f.ready) for c in p.centers]
-        by_center = np.array([b * self.price_per_gib // GIB for b in missing], dtype=np.int64)
+        by_center = np.array([bounded(b * self.price_per_gib // GIB) for b in missing], dtype=np.int64)
         return by_center[p.pool.center[pools]] if len(by_center) else np.zeros(len(pools), dtype=np.int64)
+
+    def largest(self) -> int:
+        """Micro-CNY, see Policy."""
+        return self.price_per_gib * LARGEST_GIB

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, LARGEST_RATE_MICRO, added, times
 from broker.core.model import MICRO, JobId, Kills, TenantId
 from broker.core.policy import SPARED, IntArray, Victims
 from broker.core.problem import Problem
@@ -50,11 +51,18 @@ class Preemption:
     def price(self, p: Problem, victims: Victims) -> IntArray:
         """Micro-CNY, or SPARED: for its first minutes, and after it was stopped so many times."""
         spared = (victims.ran_s < self.min_run_time_s) | (victims.preempted >= self.kills_per_job)
-        rate = np.maximum(victims.rate_micro_per_hour, self.reference_price * victims.millicards // 1000)
+        reference = times(victims.millicards, self.reference_price) // 1000
+        rate = np.maximum(victims.rate_micro_per_hour, reference)
         lost_s = victims.lost_s + self.restart_overhead_s
-        # rate * lost_s // 3600, in steps that stay far from the end of int64
-        price = rate // 3600 * lost_s + rate % 3600 * lost_s // 3600 + victims.worth
+        # rate * lost_s // 3600, in steps that stay inside int64
+        lost = added(times(rate // 3600, lost_s), rate % 3600 * lost_s // 3600)
+        price = added(lost, victims.worth)
         return np.where(spared, SPARED, price)
+
+    def largest(self) -> int:
+        """Micro-CNY, see Policy."""
+        lost_s = LARGEST_HOURS * 3600 + self.restart_overhead_s
+        return max(self.reference_price, LARGEST_RATE_MICRO) * LARGEST_CARDS * lost_s // 3600
 
     def kill_room(self, p: Problem, tenant: TenantId) -> int:
         """Runs of the tenant that may still be stopped within this hour."""

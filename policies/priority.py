@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker.core.amounts import LARGEST_CARDS, bounded
 from broker.core.model import MICRO, Tier
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
@@ -62,7 +63,12 @@ class Priority:
         gain = self.reference_price * cards // 1000 * self.shortness(request.estimate_s) // _WHOLE
         factor = {Tier.LOW: self.low, Tier.NORMAL: self.normal, Tier.HIGH: self.high, Tier.VIP: self.vip}
         dearest = int(p.cost[options].max())
-        return np.full(len(p.age_s), dearest + factor[request.tier] * max(gain, 1), dtype=np.int64)
+        worth = bounded(dearest + factor[request.tier] * max(gain, 1))
+        return np.full(len(p.age_s), worth, dtype=np.int64)
+
+    def largest(self) -> int:
+        """Micro-CNY, see Policy; of the gain alone, since the dearest option is the cost's."""
+        return self.vip * self.reference_price * LARGEST_CARDS
 
     def shortness(self, estimate_s: int) -> int:
         """64 for a short job, 3 less for every doubling of its run time, 16 for the longest.

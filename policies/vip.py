@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker.core.amounts import LARGEST_CARDS, bounded
 from broker.core.model import MICRO, Tier, Why
 from broker.core.policy import Hold, IntArray
 from broker.core.problem import Problem
@@ -36,7 +37,11 @@ class Vip:
         if p.classes[k].request.tier is not Tier.VIP or options.start == options.stop:
             return np.zeros(len(p.age_s), dtype=np.int64)
         cards = int(p.job_millicards(k, p.option_pool[options]).min())
-        return np.full(len(p.age_s), max(1, self.bonus * cards // 1000), dtype=np.int64)
+        return np.full(len(p.age_s), bounded(max(1, self.bonus * cards // 1000)), dtype=np.int64)
+
+    def largest(self) -> int:
+        """Micro-CNY, see Policy."""
+        return self.bonus * LARGEST_CARDS
 
     def hold(self, p: Problem, k: int) -> Hold | None:
         """At once, and for VIP jobs alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, times
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
 
@@ -21,4 +22,8 @@ class Wait:
 
     def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
         """Micro-CNY of one job: expected wait times cards times price."""
-        return p.pool.wait_s[pools] * p.job_millicards(k, pools) * self.price // 1000
+        return times(times(p.pool.wait_s[pools], p.job_millicards(k, pools)), self.price) // 1000
+
+    def largest(self) -> int:
+        """Micro-CNY, see Policy."""
+        return self.price * LARGEST_CARDS * LARGEST_HOURS * 3600

@@ -232,6 +232,52 @@ def test_sighup_adds_a_center_and_refuses_a_broken_file(tmp_path: Path) -> None:
         assert broker.get("/healthz")[0] == 200
 
 
+QUOTA = """
+[policies.fit]
+[policies.priority]
+[policies.quota]
+[[policies.quota.shares]]
+tenant = "lab"
+ceiling = 1
+"""
+
+
+def test_a_policy_file_with_errors_is_told_by_line_and_changes_nothing(tmp_path: Path) -> None:
+    cards = 'accelerator = "Nvidia/GPU/A800"\naccelerators = 4\naccelerator_memory_gib = 80\n'
+    center = local_center(tmp_path, "one").replace("memory_gib = 8\n", f"memory_gib = 8\n{cards}")
+    policy = tmp_path / "policy.toml"
+    policy.write_text(QUOTA)
+    with daemon(tmp_path, center) as broker:
+        alice = broker.client("alice")
+        running(alice, create(alice, "first", "sleep 600"))
+        second = create(alice, "second", "sleep 600")
+
+        def held_back() -> bool:
+            return [r["code"] for r in alice.explain(second)["reasons"]] == ["quota"]
+
+        eventually("the quota holds it back", held_back)
+        broken = "[policies.fit]\n[policies.priority]\n[policies.vip]\nbonus = 99999999999999\nbonuss = 1\n"
+        policy.write_text(f"{broken}weight = 0\n")
+        broker.hang_up()
+        eventually("the reload is refused", lambda: broker.logged("reload_refused"))
+        told = broker.log.read_text()
+        assert f"{policy}:5: policies.vip.bonuss" in told
+        assert f"{policy}:6: policies.vip.weight" in told
+        done = broker.command("check-config", "--config", str(broker.config))
+        assert done.returncode == 2
+        assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [f"{policy}:5", f"{policy}:6"]
+        policy.write_text("[policies.fit]\n[policies.vip]\nbonus = 99999999999999\n")
+        done = broker.command("check-config", "--config", str(broker.config))
+        assert done.returncode == 2
+        assert "policy.toml:3: policies.vip.bonus: must be at most 8796093022208" in done.stderr
+        third = create(alice, "third", "sleep 600")
+        eventually("a round was made since", lambda: alice.explain(third)["reasons"])
+        assert held_back()  # by the policies that were in force before
+        policy.write_text(QUOTA.replace("ceiling = 1", "ceiling = 3"))
+        broker.hang_up()
+        running(alice, second)
+
+
 def test_an_adapter_that_is_not_built_is_shown_disconnected(tmp_path: Path) -> None:
     other = """
 [[centers]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from broker.companions import available_policies, read_policies
 from broker.config import ConfigError
+from broker.core.amounts import LARGEST_MICRO
 from broker.core.explain import Code
 from broker.core.model import MICRO, Accuracy, CenterId, Claim, DataFacts, PoolId, Snapshot, TenantId, Tier
 from broker.core.policy import PolicyError, load_policies
@@ -260,6 +262,102 @@ def test_errors_of_the_file_have_their_lines(tmp_path: Path) -> None:
         ("policies.quota.shares[1].ceilng", 9),
         ("policies.vip.bonus", 11),
     ]
+
+
+def errors_of(text: str) -> list[tuple[str, str]]:
+    with pytest.raises(PolicyError) as caught:
+        load_policies(f"[policies.fit]\n{text}", available_policies())
+    return caught.value.errors
+
+
+TOO_MUCH: list[tuple[str, str, str]] = [
+    ("vip", "bonus = 100000000000000", "bonus"),
+    ("vip", "weight = 100", "weight"),
+    ("cost", "weight = 1000.5", "weight"),
+    ("wait", "price = 100000000", "price"),
+    ("priority", "reference_price = 1000000000000", "reference_price"),
+    ("priority", "vip = 1000000000", "vip"),
+    ("age", "growth = 1000000000000", "growth"),
+    ("locality", "price_per_gib = 999999999999999", "price_per_gib"),
+    ("fragmentation", "price = 999999999999999", "price"),
+    ("balance", "price = 999999999999999", "price"),
+    ("preemption", "reference_price = 100000000000", "reference_price"),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "key"), TOO_MUCH)
+def test_what_would_not_fit_is_refused_with_the_largest_value_that_does(
+    name: str, line: str, key: str
+) -> None:
+    table = f"[policies.{name}]\n"
+    ((path, message),) = errors_of(table + line)
+    assert path == f"policies.{name}.{key}"
+    most = Decimal(re.findall(r"must be at most ([0-9.]+), or", message)[0])
+    policy, permille = sole(f"{table}{key} = {most}")
+    assert policy.largest() * permille // 1000 <= LARGEST_MICRO
+    step = Decimal("0.001") if key == "weight" else 1
+    assert errors_of(f"{table}{key} = {most + step}")[0][0] == path
+
+
+def sole(text: str) -> tuple[Any, int]:
+    weighted = load_policies(f"[policies.fit]\n{text}", available_policies()).policies[1]
+    return weighted.policy, weighted.permille
+
+
+def test_keys_that_are_too_much_only_together_are_told_as_a_table() -> None:
+    text = "[policies.priority]\nvip = 1000000000\nreference_price = 1000000000000"
+    ((path, message),) = errors_of(text)
+    assert path == "policies.priority"
+    assert message.startswith("its keys and weight together are too much")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("bonus = 12.5", "must be a whole number, not 12.5"),
+        ('expiry_s = "30m"', "must be a whole number, not '30m'"),
+        ("bonus = true", "must be a whole number, not True"),
+        ("depth = 1000000000000000000", "must be at most 1000000000000000, not 1000000000000000000"),
+        ("weight = 1e300", "must be from 0.001 to 1000000 in steps of 0.001, not 1.000000e+300"),
+        ("weight = nan", "must be from 0.001 to 1000000 in steps of 0.001, not NaN"),
+    ],
+)
+def test_a_wrong_unit_is_told_in_words(line: str, told: str) -> None:
+    assert [message for _, message in errors_of(f"[policies.vip]\n{line}")] == [told]
+
+
+def test_a_factor_that_is_no_number_is_refused() -> None:
+    ((path, message),) = errors_of("[policies.quota]\nbelow_guarantee = nan")
+    assert (path, message) == ("policies.quota.below_guarantee", "must be a number, not NaN")
+
+
+def test_text_that_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text("[policies.fit]\n\n[policies.vip\n")
+    with pytest.raises(ConfigError) as caught:
+        read_policies(file)
+    assert [p.line for p in caught.value.errors] == [3]
+
+
+def test_no_job_whatever_goes_round_int64() -> None:
+    """The largest request that the API takes, at the dearest price a center may have."""
+    text = "".join(f"[policies.{name}]\n" for name in available_policies())
+    policies = load_policies(text, available_policies())
+    job = job_class(wish=8, nodes=100_000, tier=Tier.VIP, estimated_run_time_s=10 * 365 * 86_400)
+    world = snapshot(
+        center(),
+        pool("sz-1/a", nodes=1_000_000, price=10**12, expected_wait_s=10**9),
+        pool("sz-1/b", nodes=1_000_000, price=10**12 - 1),
+        job,
+    )
+    problem = build(world, policies)
+    assert len(problem.option_pool) == 2
+    assert (problem.cost > 0).all()
+    assert (problem.cost <= LARGEST_MICRO + 2).all()
+    assert (problem.worth >= LARGEST_MICRO).all()
+    assert (np.diff(problem.worth[0]) >= 0).all()
+    plan = schedule(world, policies)
+    assert plan.objective >= plan.bound
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [

@@ -14,6 +14,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from broker.core.amounts import LARGEST_KEY, LARGEST_MICRO, added, weighed
 from broker.core.explain import Code
 from broker.core.model import Claim, JobId, TenantId, Why
 
@@ -209,6 +211,11 @@ class Policy(Protocol):
         """
         ...
 
+    def largest(self) -> int:
+        """Micro-CNY that a cost, worth or price comes to for the largest job (core/amounts.py), before
+        the policy's weight: keys and weights that make it too much are refused."""
+        ...
+
     def hold(self, p: Problem, k: int) -> Hold | None:
         """Whether jobs of class `k` that wait get a reservation; the first policy that says so counts."""
         ...
@@ -257,7 +264,7 @@ class PolicySet:
     def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
         total = np.zeros(len(pools), dtype=np.int64)
         for permille, method in self._methods("cost"):
-            total += _weighed(method(p, k, pools), permille)
+            total = added(total, weighed(method(p, k, pools), permille))
         return total
 
     def worth(self, p: Problem, k: int) -> IntArray:
@@ -268,14 +275,14 @@ class PolicySet:
         """
         total = np.zeros(len(p.age_s), dtype=np.int64)
         for permille, method in self._methods("worth"):
-            total += _weighed(method(p, k), permille)
+            total = added(total, weighed(method(p, k), permille))
         shares = [method(p, k) for _, method in self._methods("share")]
         if any(share != 1000 for share in shares):
             dearest = int(p.cost[p.options(k)].max(initial=0))
             gain = np.maximum(total - dearest, 0)
             for share in shares:
-                gain = np.maximum(_weighed(gain, share), np.minimum(gain, 1))
-            total = np.where(total > dearest, dearest + gain, total)
+                gain = np.maximum(weighed(gain, share), np.minimum(gain, 1))
+            total = np.where(total > dearest, added(gain, np.full_like(gain, dearest)), total)
         return np.maximum.accumulate(total)
 
     def depends(self, snapshot: Snapshot) -> tuple[Hashable, ...]:
@@ -331,7 +338,7 @@ class PolicySet:
         total = np.zeros(len(victims.claims), dtype=np.int64)
         for permille, method in self._methods("price"):
             price = method(p, victims)
-            total = np.where((total < 0) | (price < 0), SPARED, total + _weighed(price, permille))
+            total = np.where((total < 0) | (price < 0), SPARED, added(total, weighed(price, permille)))
         return total
 
     def kill_room(self, p: Problem, tenant: TenantId) -> int:
@@ -355,12 +362,10 @@ class PolicySet:
         return found
 
 
-def _weighed(money: IntArray, permille: int) -> IntArray:
-    """`money * permille // 1000`, in steps that stay far from the end of int64."""
-    return money // 1000 * permille + money % 1000 * permille // 1000
-
-
 # ---------------------------------------------------------------- the policy file
+
+MOST_WEIGHT = 1_000_000
+_SHOWN = 80
 
 
 class PolicyError(ValueError):
@@ -422,9 +427,8 @@ def _weighted(
             errors.append((path, f"unknown key; {name} has {there}, besides enabled and weight"))
         elif (rows := _row_type(hints[key])) is not None and isinstance(value, list):
             table[key] = _rows(path, rows, value, errors)
-        elif not _is_a(value, hints[key]):
-            wanted = getattr(hints[key], "__name__", hints[key])
-            errors.append((path, f"must be {wanted}, not {value!r}"))
+        elif fault := _fault(value, hints[key]):
+            errors.append((path, fault))
     if len(errors) > before:
         return None
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
@@ -433,7 +437,42 @@ def _weighted(
     except (TypeError, ValueError) as error:
         errors.append((f"policies.{name}", str(error)))
         return None
-    return Weighted(name, policy, permille) if enabled else None
+    too_much = _too_much(policy, values, permille)
+    errors += [(f"policies.{name}{key and '.'}{key}", message) for key, message in too_much]
+    return Weighted(name, policy, permille) if enabled and not too_much else None
+
+
+def _too_much(policy: Any, values: Mapping[str, Any], permille: int) -> list[tuple[str, str]]:
+    """The keys that let a policy come to more than a sum may be, each with the largest value allowed.
+
+    A key is named when its default in its place would do; when none alone is at fault, the table is.
+    """
+
+    def comes_to(permille: int, **changed: int) -> int:
+        one = dataclasses.replace(policy, **changed) if changed else policy
+        return int(one.largest()) * permille // 1000
+
+    def allowed(key: str, value: int) -> bool:
+        try:
+            return comes_to(permille, **{key: value}) <= LARGEST_MICRO
+        except ValueError:  # not beside the other keys
+            return False
+
+    if not hasattr(type(policy), "largest") or comes_to(permille) <= LARGEST_MICRO:
+        return []
+    found = []
+    if comes_to(1000) <= LARGEST_MICRO:
+        found.append(("weight", Decimal(LARGEST_MICRO * 1000 // comes_to(1000)) / 1000))
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(policy)}
+    for key, value in values.items():
+        if type(value) is not int or not allowed(key, defaults[key]):
+            continue
+        above = range(defaults[key], value + 1)
+        found.append((key, Decimal(above[bisect_left(above, True, key=lambda v: not allowed(key, v)) - 1])))
+    why = f"or the largest job comes to more than {LARGEST_MICRO} micro-CNY"
+    if not found:
+        return [("", f"its keys and weight together are too much: {why}")]
+    return [(key, f"must be at most {most}, {why}") for key, most in found]
 
 
 def _row_type(hint: Any) -> Any:
@@ -456,9 +495,8 @@ def _rows(path: str, known: Any, tables: list[Any], errors: list[tuple[str, str]
         for key, value in table.items():
             if key not in hints:
                 errors.append((f"{where}.{key}", f"unknown key; there are {', '.join(sorted(hints))}"))
-            elif not _is_a(value, hints[key]):
-                wanted = getattr(hints[key], "__name__", hints[key])
-                errors.append((f"{where}.{key}", f"must be {wanted}, not {value!r}"))
+            elif fault := _fault(value, hints[key]):
+                errors.append((f"{where}.{key}", fault))
         errors += [(where, f"{key} is missing") for key in sorted(required - set(table))]
         if len(errors) == before:
             try:
@@ -472,11 +510,35 @@ def _permille(value: Any, path: str, errors: list[tuple[str, str]]) -> int:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         errors.append((path, f"must be a number, not {value!r}"))
         return 0
-    thousandths = Decimal(value) * 1000
-    if not thousandths.is_finite() or thousandths < 1 or thousandths != int(thousandths):
-        errors.append((path, f"must be at least 0.001 in steps of 0.001, not {value}"))
-        return 0
-    return int(thousandths)
+    exact = Decimal(value)
+    if exact.is_finite() and 0 < exact <= MOST_WEIGHT:
+        thousandths = exact * 1000
+        if thousandths == int(thousandths):
+            return int(thousandths)
+    errors.append((path, f"must be from 0.001 to {MOST_WEIGHT} in steps of 0.001, not {_shown(value)}"))
+    return 0
+
+
+_WORDS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", str: "a text", Decimal: "a number"}
+
+
+def _fault(value: Any, hint: Any) -> str:
+    """What is wrong with a key's value, "" when nothing is."""
+    if not _is_a(value, hint):
+        kinds = [h for h in (typing.get_args(hint) or (hint,)) if h in _WORDS]
+        wanted = " or ".join(_WORDS[kind] for kind in kinds) or "as documented"
+        return f"must be {wanted}, not {_shown(value)}"
+    if isinstance(value, int | Decimal) and abs(Decimal(value)) > LARGEST_KEY:
+        return f"must be at most {LARGEST_KEY}, not {_shown(value)}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str | bool) or not isinstance(value, int | Decimal):
+        text = repr(value)
+    else:  # digits beyond these make no difference to a reader
+        text = str(value) if abs(Decimal(value).adjusted()) < _SHOWN else f"{Decimal(value):.6e}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _is_a(value: Any, hint: Any) -> bool:
@@ -487,5 +549,5 @@ def _is_a(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # a key that may be left out
         return any(_is_a(value, one) for one in typing.get_args(hint) if one is not type(None))
     if hint is Decimal:
-        return isinstance(value, int | Decimal) and not isinstance(value, bool)
+        return isinstance(value, int | Decimal) and type(value) is not bool and Decimal(value).is_finite()
     return type(value) is hint

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from broker.core.amounts import times
 from broker.core.backfill import held_limits
 from broker.core.explain import Code
 from broker.core.fitting import BoolArray, Chooser, Fitting, IntArray, PoolColumns, StrArray, ints, slot_sizes
@@ -122,7 +123,7 @@ class Problem:
 
     def job_rate(self, k: int, pools: IntArray) -> IntArray:
         """Micro-CNY per hour of one job of class `k` in these pools."""
-        return self.fittings[k].rate[pools] * self.classes[k].request.nodes
+        return times(self.fittings[k].rate[pools], self.classes[k].request.nodes)
 
     def job_millicards(self, k: int, pools: IntArray) -> IntArray:
         """Thousandths of cards one job of class `k` holds in these pools."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
+from broker.core.amounts import bounded
 from broker.core.model import Accelerator, NodeShape, Pool, Price, Spec, SpecId
 
 DAY_MIN = 24 * 60
@@ -415,5 +416,5 @@ def rate_micro_per_hour(pool: Pool, shape: NodeShape, nodes: int, minute_of_week
     """
     price = price_at(pool.prices, minute_of_week) or 0
     if not pool.shape.accelerators:
-        return price * shape.cores * nodes
-    return price * shape.accelerators * shape.card_permille // 1000 * nodes
+        return bounded(price * shape.cores * nodes)
+    return bounded(price * shape.accelerators * shape.card_permille // 1000 * nodes)

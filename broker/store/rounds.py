@@ -40,6 +40,7 @@ class RoundFacts:
         return max(0, self.objective_micro - self.bound_micro) / max(1, abs(self.objective_micro))
 
 
+INT64 = (1 << 63) - 1
 CHUNK = 500
 """Placements per transaction."""
 
@@ -212,7 +213,10 @@ def _defer(tx: Tx, class_key: str, reasons: Sequence[Reason]) -> None:
 def record_round(tx: Tx, made: RoundFacts, *, epoch: int) -> None:
     """Keep what a round came to.  Raises LostLease."""
     tx.fence(epoch)
-    tx.session.add(Round(**asdict(made)))
+    kept = asdict(made)
+    for name in ("objective_micro", "bound_micro"):  # sums over all jobs may pass what a column holds
+        kept[name] = max(-INT64, min(INT64, kept[name]))
+    tx.session.add(Round(**kept))
 
 
 def last_rounds(session: Session, limit: int) -> list[RoundFacts]:

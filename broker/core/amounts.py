@@ -1,0 +1,55 @@
+"""Sums of money that stay inside int64, whatever a job asks for and a policy file says.
+
+What belongs here: the largest sum there is, the largest job it is made for, and arithmetic that ends
+there instead of going round.  What does not: prices and rates (core/resources.py), which are checked
+where they come in, and policies.
+
+No sum that a round adds up is above `LARGEST_MICRO`, 2^60 micro-CNY (a million million CNY): an
+eighth of int64, so that two of them, and a worth beside its gain, can still be added and compared.
+A policy file is refused when a policy could come to more for the largest job, because beyond it jobs
+could not be told apart any more; a job that is larger still counts as that much.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+LARGEST_MICRO = 1 << 60
+LARGEST_CARDS = 131_072
+"""Accelerators of the largest job that sums are made for: more than any machine on earth has."""
+LARGEST_HOURS = 30 * 24
+"""Run time or wait of that job."""
+LARGEST_RATE_MICRO = 100_000_000
+"""Micro-CNY per accelerator-hour of that job: 100 CNY."""
+LARGEST_GIB = 1 << 20
+"""Data that it reads: a PiB."""
+LARGEST_KEY = 10**15
+"""Largest whole number of any key of a policy file: seconds up to it still fit as milliseconds."""
+
+
+def bounded(micro: int) -> int:
+    """A sum worked out in Python's integers, at most the largest there is."""
+    return max(-LARGEST_MICRO, min(LARGEST_MICRO, micro))
+
+
+def times(amounts: IntArray, factor: int | IntArray) -> IntArray:
+    """`amounts * factor`, each at most the largest sum and at least its negative."""
+    most = np.asarray(LARGEST_MICRO // np.maximum(np.abs(factor), 1), dtype=np.int64)
+    product: IntArray = np.clip(amounts, -most, most) * factor
+    return product
+
+
+def weighed(money: IntArray, permille: int) -> IntArray:
+    """`money * permille // 1000`, at most the largest sum."""
+    most = LARGEST_MICRO if permille <= 1000 else LARGEST_MICRO * 1000 // permille
+    kept = np.clip(money, -most, most)
+    return kept // 1000 * permille + kept % 1000 * permille // 1000
+
+
+def added(one: IntArray, other: IntArray) -> IntArray:
+    """The sum of two sums, at most the largest."""
+    total: IntArray = np.clip(one + other, -LARGEST_MICRO, LARGEST_MICRO)
+    return total
