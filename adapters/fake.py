@@ -3,12 +3,15 @@
 Here: a platform that behaves as told, keeps exact capacity and writes down the ground truth.  Not
 here: anything that waits.  A run's whole life follows from its script and the clock, so a look at
 any moment, also at an earlier one (`report_lag_s`, `lookup_lag_s`), is a calculation.
+
+What finds no room is refused, unless the traits say that the platform's queue knows priorities: then
+it waits there, higher ones first, and nothing overtakes the first that waits for a pool.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -53,7 +56,8 @@ TRAITS = Traits(
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The life of a run.  Seconds after its submission (`queue_s`, `vanish_s`) or its start (others)."""
+    """The life of a run.  Seconds after its submission (`vanish_s`), after there was room for it
+    (`queue_s`), or after its start (others)."""
 
     queue_s: int = 0
     run_s: int = 60
@@ -63,6 +67,7 @@ class Script:
     host_lost_s: int | None = None
     vanish_s: int | None = None  # from then on the platform says that it does not exist
     cannot_start: bool = False  # ends at its start
+    checkpoint_s: int | None = None  # writes a checkpoint each time so many seconds have passed
     stop_s: int = 0  # how long it takes to end after a stop, at most the grace
     log: bytes = b""
     results: Mapping[str, bytes] = field(default_factory=dict)
@@ -117,13 +122,19 @@ class _Run:
     script: Script
     held: Held
     submitted_ms: int
+    placed_ms: int | None  # when there was room for it; None: it waits for that
     asked_ms: int | None  # when its life begins: with its submission, or with its start
     stopped_ms: int | None = None  # when a stop takes it down
     before: tuple[Execution, ...] = ()  # those that a second start ended
 
     @property
     def start_ms(self) -> int:
-        return _NEVER_MS if self.asked_ms is None else self.asked_ms + self.script.queue_s * 1000
+        if self.placed_ms is None or self.asked_ms is None:
+            return _NEVER_MS
+        return max(self.placed_ms, self.asked_ms) + self.script.queue_s * 1000
+
+    def holds(self, at_ms: int) -> bool:
+        return self.placed_ms is not None and self.placed_ms <= at_ms < self.end[0]
 
     def started(self, now_ms: int) -> int | None:
         """When its command started, if it has: not when it ended in the queue."""
@@ -168,12 +179,20 @@ class _Run:
         started_ms = self.started(now_ms)
         if now_ms < end_ms and self.asked_ms is None:
             return Sighting(RemoteState.CREATED)
+        checkpoint_ms = self.checkpoint(min(now_ms, end_ms))
         if now_ms < end_ms:
             state = RemoteState.PENDING if started_ms is None else RemoteState.RUNNING
-            return Sighting(state, started_ms=started_ms)
+            return Sighting(state, started_ms=started_ms, checkpoint_ms=checkpoint_ms)
         if last.state is RemoteState.GONE:
             return last
-        return replace(last, started_ms=started_ms, ended_ms=end_ms)
+        return replace(last, started_ms=started_ms, ended_ms=end_ms, checkpoint_ms=checkpoint_ms)
+
+    def checkpoint(self, now_ms: int) -> int | None:
+        """When its newest checkpoint was written."""
+        every_s = self.script.checkpoint_s
+        if every_s is None or now_ms - self.start_ms < every_s * 1000:
+            return None
+        return now_ms - (now_ms - self.start_ms) % (every_s * 1000)
 
 
 class Fake:
@@ -197,6 +216,7 @@ class Fake:
         self._clock = clock
         self._pools = {pool.native: pool for pool in pools}
         self._runs: dict[RunId, _Run] = {}
+        self._queue: list[RunId] = []  # those that wait for room
         self._holding: list[RunId] = []  # those that may hold capacity at a moment still asked for
         self._deleted: set[RunId] = set()
         self._default = Script()
@@ -237,6 +257,7 @@ class Fake:
     @property
     def executions(self) -> list[Execution]:
         """Ground truth: every start so far, in order."""
+        self._let_in()
         now_ms = self._clock()
         started: list[Execution] = []
         for run in self._runs.values():
@@ -252,15 +273,12 @@ class Fake:
         over_ms = self._clock() - self.traits.report_lag_s * 1000  # no later look is before this
         self._holding = [id for id in self._holding if self._runs[id].end[0] > over_ms]
         runs = [self._runs[id] for id in self._holding]
-        free = rooms(
-            pool.shape,
-            pool.nodes,
-            (
-                run.held
-                for run in runs
-                if run.spec.native_pool == pool.native and run.submitted_ms <= at_ms < run.end[0]
-            ),
-        )
+        return self._left(pool, at_ms, runs)
+
+    def _left(self, pool: StatedPool, at_ms: int, runs: Iterable[_Run]) -> list[Room]:
+        """What `runs`, and others, leave of each node of a pool."""
+        mine = (run.held for run in runs if run.spec.native_pool == pool.native and run.holds(at_ms))
+        free = rooms(pool.shape, pool.nodes, mine)
         for native, nodes, from_ms, until_ms in self._foreign:
             if native == pool.native and from_ms <= at_ms < until_ms:
                 taken = min(nodes, pool.nodes)
@@ -290,16 +308,55 @@ class Fake:
                 raise Refused(f"pool {pool.native!r}: {why}")
             if pack(pool.shape, rooms(pool.shape, pool.nodes, ()), run.spec.shape, run.nodes) is None:
                 raise Refused(f"pool {pool.native!r}: nodes is {run.nodes}, more than it can ever hold")
-            on = pack(pool.shape, self._rooms(pool, self._clock()), run.spec.shape, run.nodes)
-            if on is None:
-                raise NoCapacity(f"pool {pool.native!r} has no room for {run.nodes} x {run.spec.name}")
-            held = Held(run.spec.shape, on)
             now_ms = self._clock()
+            on = pack(pool.shape, self._rooms(pool, now_ms), run.spec.shape, run.nodes)
+            queues = self.traits.priority or self.traits.vip_wait
+            if on is None and not queues:
+                raise NoCapacity(f"pool {pool.native!r} has no room for {run.nodes} x {run.spec.name}")
+            held = Held(run.spec.shape, () if queues or on is None else on)
+            placed_ms = None if queues else now_ms
             asked_ms = None if self.traits.two_phase_create else now_ms
-            self._runs[run.id] = _Run(run, self._script(run), held, now_ms, asked_ms)
+            self._runs[run.id] = _Run(run, self._script(run), held, now_ms, placed_ms, asked_ms)
             self._holding.append(run.id)
+            if queues:
+                self._queue.append(run.id)
+                self._let_in()
         self._reply(fault, "submit")
         return RemoteId(run.id)
+
+    def _waiting(self) -> list[_Run]:
+        """Runs that wait for room, those that go first before the others."""
+
+        def order(run: _Run) -> tuple[int, bool, int, RunId]:
+            priority = run.spec.priority if self.traits.priority else 0
+            behind = not (run.spec.vip and self.traits.vip_wait)
+            return (-priority, behind, run.submitted_ms, run.spec.id)
+
+        return sorted((self._runs[id] for id in self._queue), key=order)
+
+    def _let_in(self) -> None:
+        """Give room to runs that wait, at the earliest moment at which there was some."""
+        while self._queue and (found := self._next_in()) is not None:
+            run, on, at_ms = found
+            held = Held(run.spec.spec.shape, on)
+            self._runs[run.spec.id] = replace(run, held=held, placed_ms=at_ms)
+            self._queue.remove(run.spec.id)
+
+    def _next_in(self) -> tuple[_Run, tuple[int, ...], int] | None:
+        now_ms, waiting = self._clock(), self._waiting()
+        ends = {run.end[0] for run in self._runs.values()}
+        for at_ms in sorted({*(end for end in ends if end <= now_ms), now_ms}):
+            blocked: set[str] = set()
+            for run in waiting:
+                pool, spec = self._pools[run.spec.native_pool], run.spec
+                asked_ms = run.asked_ms
+                if asked_ms is None or not asked_ms <= at_ms < run.end[0] or pool.native in blocked:
+                    continue
+                left = self._left(pool, at_ms, self._runs.values())
+                if (on := pack(pool.shape, left, spec.spec.shape, spec.nodes)) is not None:
+                    return run, on, at_ms
+                blocked.add(pool.native)
+        return None
 
     def _script(self, run: RunSpec) -> Script:
         if self._next:
@@ -322,6 +379,7 @@ class Fake:
         if (start_ms := there.started(now_ms)) is not None:
             before = (*before, Execution(run.id, run.job, start_ms, min(now_ms, there.end[0])))
         self._runs[run.id] = replace(there, asked_ms=now_ms, stopped_ms=None, before=before)
+        self._let_in()
         self._reply(fault, "start")
 
     async def find(self, run: RunId) -> RemoteId | None:
@@ -403,6 +461,7 @@ class Fake:
     def _begin(self, name: str, run: RunId | None = None) -> Fault | None:
         """Write the call down; raise what prevents it.  A lost reply is left to `_reply`."""
         now_ms = self._clock()
+        self._let_in()
         silent = any(from_ms <= now_ms < until_ms for from_ms, until_ms in self._silences)
         waiting = self._faults.get(name)
         fault = Fault.DROPPED if silent else waiting.popleft() if waiting else None

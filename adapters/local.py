@@ -29,10 +29,11 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adapters.checkpoints import Checkpoints
 from adapters.files import content, results_below
 from adapters.local_runner import PATH, LocalRun, Owner, boot_id, launcher, make_dir, reap
 from adapters.nodes import Held, histogram, misfit, pack, rooms
@@ -167,6 +168,7 @@ class Local:
         self._dir = settings.work_dir
         self._mutex = threading.Lock()
         self._runs: dict[RunId, LocalRun] = {}
+        self._checkpoints = Checkpoints()
         mode = 0o711 if settings.owner else 0o700  # the jobs' user passes through, and sees no names
         if not self._dir.exists():
             self._dir.mkdir(parents=True)
@@ -326,7 +328,9 @@ class Local:
         seen = {}
         for ref in runs:
             run = self._runs.get(ref.id)
-            seen[ref.id] = (run and self._look(run)) or Sighting(RemoteState.GONE)
+            found = (run and self._look(run)) or Sighting(RemoteState.GONE)
+            newest_ms = self._checkpoints.newest_ms(self._dir / "checkpoints" / ref.job)
+            seen[ref.id] = replace(found, checkpoint_ms=newest_ms)
         return seen
 
     async def stop(self, run: RunRef, *, grace_s: int) -> None:

@@ -72,14 +72,18 @@ class Lookup(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """Facts about a platform as this center runs it; never wishes."""
+    """Facts about a platform as this center runs it; never wishes.
+
+    Where `priority` or `vip_wait` holds, a run for which nothing is idle waits in the platform's own
+    queue before lower ones and is not refused: a VIP job is sent there before its victims are stopped.
+    """
 
     gang: bool = False  # several nodes start together or not at all
-    priority: bool = False
-    vip_wait: bool = False
-    vip_kill: bool = False
-    node_hold: bool = False
-    resume: bool = False
+    priority: bool = False  # RunSpec.priority orders its queue
+    vip_wait: bool = False  # RunSpec.vip goes first in its queue
+    vip_kill: bool = False  # it can stop others for RunSpec.vip with preempt_policy 2
+    node_hold: bool = False  # it can hold RunSpec.vip_nodes
+    resume: bool = False  # a run can go on from RunSpec.resume_from, or from BROKER_CHECKPOINT_DIR
     logs: bool = False
     results: bool = False
     services: bool = False
@@ -157,7 +161,9 @@ class RunSpec:
 
     `id` is the remote name: our prefix and ten base32 characters, lower case, at most 20 characters.
     BROKER_CHECKPOINT_DIR is the same for all runs of `job` at one center.  BROKER_DATASETS_DIR has an
-    entry for each of `datasets`, named by its id.  `env` holds the job's own variables.
+    entry for each of `datasets`, named by its id.  `env` holds the job's own variables.  `vip`,
+    `preempt_policy`, `vip_nodes`, `priority` and `resume_from` differ from their defaults only where
+    the traits and the center's operator let the platform act on them.
     """
 
     id: RunId
@@ -205,7 +211,11 @@ class RemoteState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One look at one run.  Times are the center's own, in UTC milliseconds."""
+    """One look at one run.  Times are the center's own, in UTC milliseconds.
+
+    `checkpoint_ms` is when its newest checkpoint was written, by what can be seen of it; None where
+    nobody looks or there is none.
+    """
 
     state: RemoteState
     started_ms: int | None = None
@@ -217,6 +227,7 @@ class Sighting:
     address: str = ""
     message: str = ""
     raw: str = ""
+    checkpoint_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

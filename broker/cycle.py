@@ -81,7 +81,7 @@ class Cycle:
         solved = time.perf_counter()
         natives = {pool.id: pool.native for pool in world.pools}
         placed = await self._commit(plan, natives)
-        preempted = await self._commit_holds(plan)
+        preempted = await self._commit_holds(plan, natives)
         if queued:
             made = RoundFacts(
                 started_ms=now_ms,
@@ -132,12 +132,16 @@ class Cycle:
             PLACED.labels(placement.center).inc()
         return placed
 
-    async def _commit_holds(self, plan: Plan) -> int:
+    async def _commit_holds(self, plan: Plan, natives: Mapping[PoolId, str]) -> int:
         """After the placements: what they have taken is not held any more.  How many runs were stopped."""
         if not (plan.reservations or plan.preemptions or self._held):
             return 0
         stopped = await self._store.write(
-            rounds.commit_holds, plan.reservations, plan.preemptions, epoch=self._lease.epoch
+            rounds.commit_holds,
+            plan.reservations,
+            plan.preemptions,
+            epoch=self._lease.epoch,
+            natives=natives,
         )
         self._held = bool(plan.reservations)
         if stopped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 from broker.adapter import (
     Adapter,
@@ -20,6 +21,7 @@ from broker.adapter import (
     RunRef,
     RunSpec,
     Throttled,
+    Traits,
     Unsupported,
 )
 from broker.connections import Connections, timed
@@ -166,7 +168,7 @@ class Dispatch:
                 ref = RunRef(run, submission.job, submission.remote, submission.nodes)
                 await timed(center, "start", lambda: adapter.start(ref), timeout_s)
                 return Accepted(self._store.clock(), submission.remote)
-            spec = await self._run_spec(submission)
+            spec = await self._run_spec(adapter, submission)
             remote = await timed(center, "submit", lambda: adapter.submit(spec), timeout_s)
             return Accepted(self._store.clock(), remote, to_start=adapter.traits.two_phase_create)
         except Throttled:
@@ -193,7 +195,7 @@ class Dispatch:
                 outbox.unclaim, submission.run, epoch=self._lease.epoch, not_before_ms=not_before_ms
             )
 
-    async def _run_spec(self, submission: Submission) -> RunSpec:
+    async def _run_spec(self, adapter: Adapter, submission: Submission) -> RunSpec:
         request = submission.request
         image = request.image_url
         if request.image_id:
@@ -215,12 +217,27 @@ class Dispatch:
             max_run_time_s=request.max_run_time_s,
             stop_grace_s=request.stop_grace_s,
             port=request.port,
-            vip=request.tier is Tier.VIP,
-            preempt_policy=request.preempt_policy,
-            vip_nodes=request.vip_nodes,
-            priority=int(request.tier),
             datasets=remotes,
+            **self._privileges(adapter.traits, submission),
         )
+
+    def _privileges(self, traits: Traits, submission: Submission) -> dict[str, Any]:
+        """What of a job's rank its platform is told: only what it can mean there.
+
+        A platform kills by itself only where its operator allows that, and never for a run whose
+        victims the round has chosen: they would be stopped beside its own.
+        """
+        request = submission.request
+        allowed = bool(self._connections.settings(submission.center).connection.get("allow_preempt_kill"))
+        kills = traits.vip_kill and allowed and not submission.victims
+        vip = request.tier is Tier.VIP and (traits.vip_wait or kills)
+        return {
+            "vip": vip,
+            "preempt_policy": request.preempt_policy if vip and kills else 1,
+            "vip_nodes": request.vip_nodes if request.tier is Tier.VIP and traits.node_hold else (),
+            "priority": int(request.tier) if traits.priority else int(Tier.NORMAL),
+            "resume_from": submission.resume_from if traits.resume else None,
+        }
 
     # ------------------------------------------------------------ stops and deletions
 

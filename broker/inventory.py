@@ -120,7 +120,9 @@ def _stored(traits: Traits, settings: CenterSettings) -> dict[str, object]:
     kept = asdict(traits)
     names = ("gang", "services", "logs", "results", "any_image_url", "node_hold")
     facts = {name: kept[name] for name in (*names, "report_lag_s", "max_run_time_s")}
-    return {**facts, "vip_kill": traits.vip_kill and bool(settings.connection.get("allow_preempt_kill"))}
+    allowed = bool(settings.connection.get("allow_preempt_kill"))
+    first = traits.priority or traits.vip_wait
+    return {**facts, "vip_kill": traits.vip_kill and allowed, "vip_first": first}
 
 
 def merged(listed: Iterable[Image], stated: Iterable[Image]) -> tuple[Image, ...]:

@@ -226,6 +226,8 @@ class Run(SQLModel, table=True):
     the debt arises and cleared when the center confirms; `owed_next_ms` is the next try.
     `logs_wanted_ms`: somebody reads the log until then, so it is copied as it grows.
     `watched_until_ms`: a run proven not to have arrived is looked for until then.
+    `checkpoint_ms`: the newest checkpoint that was seen.  `stop_for`: the run for which this one is
+    asked to end once that one's submission was taken (store/preemptors.py).
     """
 
     __table_args__: ClassVar[Any] = (
@@ -257,6 +259,12 @@ class Run(SQLModel, table=True):
             "watched_until_ms",
             sqlite_where=text("watched_until_ms IS NOT NULL"),
             postgresql_where=text("watched_until_ms IS NOT NULL"),
+        ),
+        Index(
+            "ix_run_stop_for",
+            "stop_for",
+            sqlite_where=text("stop_for IS NOT NULL"),
+            postgresql_where=text("stop_for IS NOT NULL"),
         ),
     )
     id: str = Field(primary_key=True)
@@ -295,6 +303,8 @@ class Run(SQLModel, table=True):
     logs_wanted_ms: int | None = _ms()
     logs_copied_ms: int | None = _ms()
     watched_until_ms: int | None = _ms()
+    checkpoint_ms: int | None = _ms()
+    stop_for: str | None = None
 
 
 class Outbox(SQLModel, table=True):

@@ -40,7 +40,8 @@ HOT_S = 0.5
 
 DOUBT_HOT_S = 120
 """A run is looked for that often for so long after its submission; later with the others."""
-
+CHECKPOINT_STEP_S = 300
+"""A checkpoint of a run that goes on is kept when it is so much newer than the one that is known."""
 OBSERVE_TIMEOUT_S = 30
 _AT_WORK = (RemoteState.CREATED, RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN)
 LOG_TIMEOUT_S = 30
@@ -105,9 +106,20 @@ class Track:
             if unstarted or sighting.state not in _AT_WORK:
                 await self._store.write(debts.settle, watched.run, epoch=self._lease.epoch, stop=True)
             return
+        await self._note_checkpoint(watched, sighting)
         event = event_of(sighting, self._store.clock())
         if event is not None and not _nothing_new(watched, event, sighting.address):
             await self._advance(watched, event, address=sighting.address or None)
+
+    async def _note_checkpoint(self, watched: Watched, seen: Sighting) -> None:
+        """Keep a newer checkpoint, of a run that goes on only now and then: each is an event."""
+        at_ms = newer_checkpoint_ms(watched.checkpoint_ms, seen.checkpoint_ms, self._store.clock())
+        if at_ms is None:
+            return
+        goes_on = seen.state is RemoteState.RUNNING and watched.stop is None
+        if goes_on and at_ms - (watched.checkpoint_ms or 0) < CHECKPOINT_STEP_S * 1000:
+            return
+        await self._store.write(runs.note_checkpoint, watched.run, at_ms, epoch=self._lease.epoch)
 
     async def _advance(self, watched: Watched, event: events.Event, *, address: str | None = None) -> None:
         state = await self._store.write(
@@ -213,6 +225,16 @@ def _nothing_new(run: Watched, event: events.Event, address: str) -> bool:
     return isinstance(event, SeenPending) and run.state is RunState.PENDING and not event.message
 
 
+def newer_checkpoint_ms(known_ms: int | None, seen_ms: object, now_ms: int) -> int | None:
+    """The time of a checkpoint that is news; None when it is not, or cannot be true.
+
+    A job can give its files any time, and a center's clock may be fast: the future is no evidence.
+    """
+    if type(seen_ms) is not int or not 0 < seen_ms <= now_ms:
+        return None
+    return seen_ms if known_ms is None or seen_ms > known_ms else None
+
+
 def event_of(seen: Sighting, now_ms: int) -> events.Event | None:
     """What a sighting means for the machine; None: a word we do not know, nothing changes."""
     match seen.state:
@@ -228,15 +250,14 @@ def event_of(seen: Sighting, now_ms: int) -> events.Event | None:
             return SeenFailed(
                 now_ms,
                 failure_of(seen),
-                seen.message or f"ended with exit code {seen.exit_code}",
+                seen.message or _why_failed(seen),
                 seen.started_ms,
                 seen.ended_ms,
                 seen.exit_code,
             )
         case RemoteState.STOPPED if seen.evicted_by:
-            message = f"evicted by {seen.evicted_by}"
             return SeenFailed(
-                now_ms, FailureKind.EVICTED, message, seen.started_ms, seen.ended_ms, seen.exit_code
+                now_ms, FailureKind.EVICTED, _why_failed(seen), seen.started_ms, seen.ended_ms, seen.exit_code
             )
         case RemoteState.STOPPED:
             return SeenStopped(now_ms, seen.message, seen.started_ms, seen.ended_ms)
@@ -244,6 +265,13 @@ def event_of(seen: Sighting, now_ms: int) -> events.Event | None:
             return SeenGone(now_ms)
         case RemoteState.UNKNOWN:
             return None
+
+
+def _why_failed(seen: Sighting) -> str:
+    """What a user is told of a failure that the center has no words for."""
+    if seen.evicted_by:
+        return f"evicted by {seen.evicted_by}"
+    return f"ended with exit code {seen.exit_code}"
 
 
 def failure_of(seen: Sighting) -> FailureKind:

@@ -71,9 +71,10 @@ async def show(request: web.Request) -> web.Response:
 async def explain(request: web.Request) -> web.Response:
     """GET /broker/v1/jobs/{id}/explain"""
     no_query(request)
-    store = request.app[CONTEXT].store
-    why = await store.read(views.explanation, request[CALLER], path_job(request), store.clock())
-    return wire.answer(wire.explained(why.job, why.position, why.reasons))
+    context = request.app[CONTEXT]
+    now_ms = context.store.clock()
+    why = await context.store.read(views.explanation, request[CALLER], path_job(request), now_ms)
+    return wire.answer(wire.explained(why.job, why.position, why.reasons, context.timezone))
 
 
 async def retry(request: web.Request) -> web.Response:

@@ -344,6 +344,7 @@ def _run(job: JobView, run: RunView, zone: ZoneInfo) -> dict[str, Any]:
         "finishTime": written(run.ended_ms, zone),
         "startTimeMs": run.started_ms,
         "finishTimeMs": run.ended_ms,
+        **_checkpoint(run, zone),
         "exitCode": run.exit_code,
         "failure": run.failure,
         "message": run.message,
@@ -369,7 +370,14 @@ def round_made(made: RoundFacts, zone: ZoneInfo) -> dict[str, Any]:
     }
 
 
-def explained(job: JobView, position: int | None, reasons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _checkpoint(run: RunView, zone: ZoneInfo) -> dict[str, Any]:
+    """When the newest checkpoint that was seen of a run was written; nothing where none was seen."""
+    return {} if run.checkpoint_ms is None else {"checkpointTime": written(run.checkpoint_ms, zone)}
+
+
+def explained(
+    job: JobView, position: int | None, reasons: Sequence[dict[str, Any]], zone: ZoneInfo
+) -> dict[str, Any]:
     """Why a job waits, or why it is where it is.  Nothing measures waiting yet: no estimate."""
     live = next((run for run in job.runs if run.state.live and run.state is not RunState.NEW), None)
     placement: dict[str, Any] = {}
@@ -380,6 +388,7 @@ def explained(job: JobView, position: int | None, reasons: Sequence[dict[str, An
             "centerName": live.center_name,
             "taskId": live.id,
             "pricePerHour": price(live.rate_micro_per_hour),
+            **_checkpoint(live, zone),
             "alternatives": [_alternative(other) for other in live.placement.get("alternatives", ())],
         }
     return {

@@ -154,6 +154,7 @@ def _attempt(run: RunDetail) -> str:
             ("started", run.get("startTime")),
             ("finished", run.get("finishTime")),
             ("ran for", duration((ended - began) / 1000) if began and ended else None),
+            ("checkpoint", run.get("checkpointTime")),
             ("exit code", run.get("exitCode")),
             ("failure", run.get("failure")),
             ("message", run.get("message")),

@@ -65,6 +65,7 @@ class RunDetail(TypedDict, total=False):
     finishTime: str
     startTimeMs: int | None
     finishTimeMs: int | None
+    checkpointTime: str
     exitCode: int | None
     failure: str
     message: str

@@ -214,6 +214,7 @@ class _Table:
                     c.shape.accelerators * c.shape.card_permille * c.nodes * s // 1000
                     for c, s in zip(claims, lost_s, strict=True)
                 ),
+                placement=self._sent_first(waiter, option),
             )
         )
 
@@ -320,6 +321,13 @@ class _Table:
             start = self._starts[asked]
             found.append((float("inf") if start is None else start, int(p.cost[option]), option))
         return min(found)[2] if found else None
+
+    def _sent_first(self, waiter: _Waiter, option: int) -> Placement | None:
+        """Its placement where the platform's queue keeps what comes free for it; None: it waits here."""
+        center = self._p.centers[int(self._p.pool.center[int(self._p.option_pool[option])])]
+        if not center.vip_first:
+            return None
+        return replace(_placement(self._p, waiter, option), platform_kills=False)
 
     def _left_to_the_platform(self, waiter: _Waiter) -> bool:
         """Sends the job where the platform kills for it by itself and its operator allows that."""

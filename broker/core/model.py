@@ -402,9 +402,9 @@ class Claim:
 
     `started_ms` is None while the center has not said that the run started.  `stopping`: it was asked
     to end.  `estimate_s` is its planned run time.  `checkpoint_ms`: the newest checkpoint that was
-    seen, None where nobody looks.  `preempted`: how often the broker has stopped runs of its job for
-    others.  `request` and `queued_ms` tell what the job is worth once it waits again; without a
-    request a claim is nobody's victim.
+    seen of a resumable job, None where nobody looks or none was written.  `preempted`: how often the
+    broker has stopped runs of its job for others.  `request` and `queued_ms` tell what the job is
+    worth once it waits again; without a request a claim is nobody's victim.
     """
 
     run: RunId
@@ -463,6 +463,7 @@ class CenterFacts:
     any_image_url: bool = True
     node_hold: bool = False  # the platform can hold named nodes
     vip_kill: bool = False  # it kills for VIP jobs by itself, and the operator allows it
+    vip_first: bool = False  # its own queue serves VIP jobs first: they are sent before their victims end
 
 
 @dataclass(frozen=True, slots=True)

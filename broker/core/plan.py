@@ -150,7 +150,9 @@ class Preemption:
     """The runs that are stopped so that one job can start in `pool`.
 
     `price_micro` is what they lose: work since their last checkpoints, restarts, and their worth as
-    waiting jobs.  `lost_card_s` is the work alone, in accelerator-seconds.
+    waiting jobs.  `lost_card_s` is the work alone, in accelerator-seconds.  `placement`: the job is
+    sent first, to wait in the platform's own queue, and the runs are stopped once it was taken; None:
+    it is placed when they have ended.
     """
 
     job: JobId
@@ -158,6 +160,7 @@ class Preemption:
     victims: tuple[RunId, ...]
     price_micro: int
     lost_card_s: int
+    placement: Placement | None = None
 
 
 def after(snapshot: Snapshot, placements: Iterable[Placement]) -> Snapshot:
@@ -233,7 +236,8 @@ def violations(plan: Plan, snapshot: Snapshot, free: Free | None = None) -> list
     centers = {c.id: c for c in snapshot.centers}
     pools = {p.id: p for p in snapshot.pools}
     keyed = {c.key: c for c in snapshot.classes}
-    alike = grouped(plan.placements)
+    placed = grouped(plan.placements)
+    alike = (*placed, *grouped(p.placement for p in plan.preemptions if p.placement is not None))
     found += _job_faults(alike, snapshot, keyed)
     sent: Counter[CenterId] = Counter()
     for one in alike:
@@ -251,7 +255,7 @@ def violations(plan: Plan, snapshot: Snapshot, free: Free | None = None) -> list
         room = in_flight_room(centers[center_id]) if center_id in centers else 0
         if count > room:
             found.append(f"center {center_id}: {count} runs sent, in-flight room for {room}")
-    packed = [(one.kind, len(one.jobs)) for one in alike if not one.kind.platform_kills]
+    packed = [(one.kind, len(one.jobs)) for one in placed if not one.kind.platform_kills]
     free = effective_free(snapshot, reservations=()) if free is None else free
     return found + _packing_faults(packed, snapshot, pools, free) + _preemption_faults(plan, snapshot, pools)
 
@@ -311,6 +315,9 @@ def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Po
     ending = {c.run for c in world.claims if c.stopping} | set(plan.stops)
     ended: dict[tuple[PoolId, int], Snapshot] = {}
     for preemption in plan.preemptions:
+        first = preemption.placement
+        if first is not None and (first.job, first.pool) != (preemption.job, preemption.pool):
+            found.append(f"{first.job} is sent first to {first.pool} where {preemption.job} preempts")
         for run in preemption.victims:
             victim = claims.get(run)
             fault = "does not run" if victim is None or victim.stopping else _victim_fault(victim, preemption)

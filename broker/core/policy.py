@@ -119,14 +119,17 @@ class Victims:
 def victims(claims: Sequence[Claim], worth: IntArray, now_ms: int) -> Victims:
     """The columns of these runs.
 
-    Work is lost since the newest checkpoint that was seen; a resumable job that states an interval is
-    believed to write one that often.
+    Work is lost since the newest checkpoint that was seen of it; where none was ever seen, a resumable
+    job that states an interval is believed to write one that often, and any other has none.  So nobody
+    is spared or stopped for a word that what is seen speaks against.
     """
     started_ms = _column(now_ms + 1 if c.started_ms is None else c.started_ms for c in claims)
     since_ms = np.maximum(started_ms, _column(c.checkpoint_ms or 0 for c in claims))
     lost_s = np.maximum(0, now_ms - since_ms) // 1000
     interval_s = _column(
-        (c.request.checkpoint_interval_s or 0) if c.request is not None and c.request.resumable else 0
+        (c.request.checkpoint_interval_s or 0)
+        if c.request is not None and c.request.resumable and c.checkpoint_ms is None
+        else 0
         for c in claims
     )
     return Victims(

@@ -347,6 +347,7 @@ def center_facts(session: Session) -> list[CenterFacts]:
             any_image_url=row.traits.get("any_image_url", True),
             node_hold=row.traits.get("node_hold", False),
             vip_kill=row.traits.get("vip_kill", False),
+            vip_first=row.traits.get("vip_first", False),
         )
         for row in rows.all()
     ]

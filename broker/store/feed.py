@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from broker.core.model import (
     TenantId,
     Tier,
 )
-from broker.store import centers, codec, datasets
+from broker.store import centers, codec, datasets, preemptors
 from broker.tables import Copy, Dataset, Event, Job, Run
 from broker.tables import Reservation as ReservationRow
 
@@ -153,15 +154,22 @@ def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Cla
             job=JobId(job.id),
             class_key=job.class_key,
             state=RunState(run.state),
-            stopping=run.stop_reason is not None or not RunState(run.state).live,
+            stopping=_to_end(run),
             estimate_s=request.estimate_s,
             rate_micro_per_hour=run.rate_micro_per_hour,
             request=request,
             queued_ms=job.queued_ms,
+            checkpoint_ms=run.checkpoint_ms if request.resumable else None,
             preempted=job.preempted,
         )
         found.append((JobId(run.job_id), claim))
     return found
+
+
+def _to_end(run: Run) -> bool:
+    """Asked to end, or to be asked once its preemptor was taken, or over and still owing a stop."""
+    asked = run.stop_reason is not None or run.stop_for is not None
+    return asked or not RunState(run.state).live
 
 
 USAGE_HALF_LIVES = 8
@@ -196,7 +204,7 @@ def usage(session: Session, now_ms: int, half_life_s: int) -> dict[TenantId, int
 
 
 def _kills(session: Session, since_ms: int) -> dict[TenantId, int]:
-    """Runs per tenant that were stopped for others since then."""
+    """Runs per tenant that were stopped for others since then, and those that are to be."""
     query = (
         select(Job.tenant_id, func.count())
         .join(Event, col(Event.job_id) == col(Job.id))
@@ -204,7 +212,9 @@ def _kills(session: Session, since_ms: int) -> dict[TenantId, int]:
         .where(Event.kind == "run.preempted")
         .group_by(col(Job.tenant_id))
     )
-    return {TenantId(tenant): int(count) for tenant, count in session.exec(query).all()}
+    kills = Counter(preemptors.to_preempt(session))
+    kills.update({TenantId(tenant): int(count) for tenant, count in session.exec(query).all()})
+    return dict(kills)
 
 
 def _ready_data(session: Session) -> dict[str, DataFacts]:

@@ -110,6 +110,7 @@ class RunView:
     cost_micro: int
     logs_copied_ms: int | None
     collect_owed: bool
+    checkpoint_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +354,7 @@ def _run_view(run: Run, center_name: str, now_ms: int) -> RunView:
         cost_micro=metered_micro(run.rate_micro_per_hour, run.started_ms, run.ended_ms or now_ms),
         logs_copied_ms=run.logs_copied_ms,
         collect_owed=run.collect_owed_ms is not None,
+        checkpoint_ms=run.checkpoint_ms,
     )
 
 

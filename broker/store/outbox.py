@@ -18,7 +18,7 @@ from broker.core.model import (
     Spec,
     StopReason,
 )
-from broker.store import runs
+from broker.store import preemptors, runs
 from broker.store.codec import request_from_json, spec_from_json
 from broker.store.writer import Tx
 from broker.tables import Job, Outbox, Run
@@ -39,6 +39,8 @@ class Submission:
     request: JobRequest
     remote: RemoteId | None
     not_after_ms: int
+    resume_from: RunId | None = None  # an earlier run there whose work a resumable job goes on from
+    victims: bool = False  # runs are to be stopped for it (store/preemptors.py)
 
 
 def claim(
@@ -74,6 +76,7 @@ def claim(
         job = tx.session.get_one(Job, run.job_id)
         spec = spec_from_json(run.spec)
         assert spec is not None, "a placed run has a spec"
+        request = request_from_json(job.request)
         claimed.append(
             Submission(
                 run=RunId(run.id),
@@ -84,12 +87,29 @@ def claim(
                 native_pool=run.native_pool,
                 spec=spec,
                 nodes=run.nodes,
-                request=request_from_json(job.request),
+                request=request,
                 remote=RemoteId(run.remote_id) if run.remote_id else None,
                 not_after_ms=not_after_ms,
+                resume_from=_resume_from(tx, run) if request.resumable and run.attempt > 1 else None,
+                victims=preemptors.planned(tx, run.id),
             )
         )
     return claimed
+
+
+def _resume_from(tx: Tx, run: Run) -> RunId | None:
+    """The newest earlier run of the job at the same center of which a checkpoint was seen, else the
+    newest that started there at all."""
+    query = (
+        select(Run.id)
+        .where(Run.job_id == run.job_id)
+        .where(Run.center_id == run.center_id)
+        .where(Run.attempt < run.attempt)
+        .where(col(Run.started_ms).is_not(None))
+        .order_by(col(Run.checkpoint_ms).is_(None), col(Run.attempt).desc())
+    )
+    found = tx.session.exec(query.limit(1)).first()
+    return None if found is None else RunId(found)
 
 
 def waiting_centers(session: Session, now_ms: int) -> list[CenterId]:

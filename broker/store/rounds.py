@@ -12,9 +12,9 @@ from sqlmodel import Session, col, select
 from broker.core.events import Placed
 from broker.core.explain import Alternative, Code, Reason, reason
 from broker.core.identity import base_key
-from broker.core.model import JobId, JobState, PoolId, Reservation, RunId, RunState, StopReason
+from broker.core.model import JobId, JobState, PoolId, Reservation, RunState
 from broker.core.plan import Placement, Preemption
-from broker.store import codec, datasets, runs
+from broker.store import codec, datasets, preemptors, runs
 from broker.store.writer import Tx
 from broker.tables import Deferral, Job, Round, Run
 from broker.tables import Reservation as ReservationRow
@@ -67,35 +67,61 @@ def commit_placements(
             continue
         if job.class_key != base_key(placement.class_key):
             continue
-        wanted = job.request.get("datasets", ())
-        if wanted and datasets.missing_copies(tx, placement.center, wanted):
-            waits = reason(placement.center, Code.STAGING, need=len(wanted), have=0)
-            _defer(tx, placement.class_key, (waits,))
+        if _lacks_data(tx, job, placement):
             continue
-        query = select(Run).where(Run.job_id == job.id).where(Run.state == RunState.NEW.value)
-        run = tx.session.exec(query).one()
-        run.pool_id = placement.pool
-        run.native_pool = natives[placement.pool]
-        run.spec = codec.spec_to_json(placement.spec)
-        run.slot, run.nodes = placement.slot, placement.nodes
-        run.rate_micro_per_hour = placement.rate_micro_per_hour
-        run.placement = _story(placement, (considered or {}).get(placement.class_key, ()))
-        runs.apply(tx, job, run, Placed(tx.now_ms, placement.center))
-        if not job.spec_id:
-            job.processor = codec.kind_of(placement.spec)
-            tx.session.add(job)
+        _place(tx, job, placement, natives, (considered or {}).get(placement.class_key, ()))
         placed += 1
     return placed
 
 
+def _lacks_data(tx: Tx, job: Job, placement: Placement) -> bool:
+    """Whether the job has to wait until its data is at the center; then its class is told so."""
+    wanted = job.request.get("datasets", ())
+    if not wanted or not datasets.missing_copies(tx, placement.center, wanted):
+        return False
+    waits = reason(placement.center, Code.STAGING, need=len(wanted), have=0)
+    _defer(tx, placement.class_key, (waits,))
+    return True
+
+
+def _place(
+    tx: Tx,
+    job: Job,
+    placement: Placement,
+    natives: Mapping[PoolId, str],
+    considered: Sequence[Alternative],
+) -> Run:
+    """Give a queued job's run its center, and its submission to the outbox."""
+    query = select(Run).where(Run.job_id == job.id).where(Run.state == RunState.NEW.value)
+    run = tx.session.exec(query).one()
+    run.pool_id = placement.pool
+    run.native_pool = natives[placement.pool]
+    run.spec = codec.spec_to_json(placement.spec)
+    run.slot, run.nodes = placement.slot, placement.nodes
+    run.rate_micro_per_hour = placement.rate_micro_per_hour
+    run.placement = _story(placement, considered)
+    runs.apply(tx, job, run, Placed(tx.now_ms, placement.center))
+    if not job.spec_id:
+        job.processor = codec.kind_of(placement.spec)
+        tx.session.add(job)
+    return run
+
+
 def commit_holds(
-    tx: Tx, reservations: Sequence[Reservation], preemptions: Sequence[Preemption], *, epoch: int
+    tx: Tx,
+    reservations: Sequence[Reservation],
+    preemptions: Sequence[Preemption],
+    *,
+    epoch: int,
+    natives: Mapping[PoolId, str] | None = None,
 ) -> int:
     """Bring reservations to what a plan says and stop its victims, all in one transaction (law 6).
 
     A job that does not wait any more gets neither, and no run is stopped for a job when one of its
-    victims is not what it was: then the rest may not be enough.  Returns how many runs were asked to
-    end.  Raises LostLease.
+    victims is not what it was: then the rest may not be enough.  A preemptor that is sent first is
+    placed here, with the stops that follow it; its run holds the capacity, so it needs no reservation.
+    `natives` are the native units of its pools.  Returns how many runs were asked to end, or will be.
+    Raises LostLease.
     """
     tx.fence(epoch)
     stopped = 0
@@ -112,30 +138,34 @@ def commit_holds(
         job_row = tx.session.get(Job, r.job, with_for_update=True)
         if job_row is None or job_row.state != JobState.QUEUED.value:
             continue
-        if r.job in victims:
-            ended = _preempt(tx, job_row, victims[r.job], epoch=epoch)
-            if ended == 0:
-                continue
+        if (preemption := victims.get(r.job)) is not None:
+            ended = _preempt(tx, job_row, preemption, natives or {})
             stopped += ended
+            if ended == 0 or preemption.placement is not None:
+                continue
         tx.session.add(_reservation_row(r))
         data = {"pool": r.pool, "slot": r.slot, "nodeCount": r.nodes, "why": r.why, "expiresMs": r.expires_ms}
         tx.event("job.reserved", job=r.job, data=data)
     return stopped
 
 
-def _preempt(tx: Tx, job: Job, preemption: Preemption, *, epoch: int) -> int:
-    """Ask the victims to end and write down for whom; how many there were, 0 when the plan is stale."""
+def _preempt(tx: Tx, job: Job, preemption: Preemption, natives: Mapping[PoolId, str]) -> int:
+    """Ask the victims to end, or send the job first and plan their stops, and write down for whom; how
+    many there were, 0 when the plan is stale."""
     rows = [tx.session.get_one(Run, run, with_for_update=True) for run in preemption.victims]
     running = [row for row in rows if row.state == RunState.RUNNING.value and row.stop_reason is None]
     ending = [row for row in rows if not RunState(row.state).live or row.stop_reason is not None]
-    if not running or len(running) + len(ending) < len(rows):
+    promised = any(row.stop_for is not None for row in rows)
+    if not running or len(running) + len(ending) < len(rows) or promised:
         return 0
-    for row in running:
-        victim = tx.session.get_one(Job, row.job_id, with_for_update=True)
-        victim.preempted += 1
-        runs.request_stop(tx, RunId(row.id), StopReason.PREEMPT, epoch=epoch)
-        named = {"preemptedFor": job.id}
-        tx.event("run.preempted", job=victim.id, run=row.id, center=row.center_id, data=named)
+    first = preemption.placement
+    if first is None:
+        for row in running:
+            runs.preempt(tx, row, for_job=job.id)
+    else:
+        if job.class_key != base_key(first.class_key) or _lacks_data(tx, job, first):
+            return 0
+        preemptors.plan(tx, _place(tx, job, first, natives, ()), running)
     job.kill_sets += 1
     job.last_kill_ms = tx.now_ms
     tx.session.add(job)
@@ -143,6 +173,7 @@ def _preempt(tx: Tx, job: Job, preemption: Preemption, *, epoch: int) -> int:
         "runs": [row.id for row in running],
         "priceMicro": preemption.price_micro,
         "lostAcceleratorSeconds": preemption.lost_card_s,
+        "sentFirst": first is not None,
     }
     tx.event("job.preempting", job=job.id, data=data)
     return len(running)

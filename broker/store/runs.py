@@ -32,6 +32,7 @@ from broker.core.model import (
     StopReason,
     public_status,
 )
+from broker.store import preemptors
 from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
@@ -72,6 +73,7 @@ class Watched:
     missing_ms: int | None
     start_sent: bool  # two phases: a start has been claimed
     address: str
+    checkpoint_ms: int | None
 
 
 def job_facts(row: Job) -> JobFacts:
@@ -149,6 +151,13 @@ def advance(
 
 def apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str = "") -> RunState:
     """The same for rows that the caller has read and locked in this transaction."""
+    state = _apply(tx, job, run, event, actor=actor)
+    for victim in preemptors.due(tx, job, run):
+        preempt(tx, victim, for_job=job.id)
+    return state
+
+
+def _apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str) -> RunState:
     before = run_facts(run)
     step = machine.step(job_facts(job), before, event)
     name = type(event).__name__
@@ -302,6 +311,15 @@ def request_stop(tx: Tx, run: RunId, reason: StopReason, *, epoch: int) -> None:
         stop(tx, tx.session.get_one(Job, row.job_id, with_for_update=True), row, reason, actor="broker")
 
 
+def preempt(tx: Tx, run: Run, *, for_job: str) -> None:
+    """Ask a running run to end for a VIP job, and count it.  The caller has fenced the transaction."""
+    victim = tx.session.get_one(Job, run.job_id, with_for_update=True)
+    victim.preempted += 1
+    stop(tx, victim, run, StopReason.PREEMPT, actor="broker")
+    data = {"preemptedFor": for_job}
+    tx.event("run.preempted", job=victim.id, run=run.id, center=run.center_id, data=data)
+
+
 # ---------------------------------------------------------------- tracking
 
 LIVE = [s.value for s in RunState if s.live]
@@ -341,9 +359,19 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
             missing_ms=run.missing_ms,
             start_sent=run.start_sent_ms is not None,
             address=run.address,
+            checkpoint_ms=run.checkpoint_ms,
         )
         for run, job in session.exec(query).all()
     ]
+
+
+def note_checkpoint(tx: Tx, run: RunId, at_ms: int, *, epoch: int) -> None:
+    """A checkpoint of a run was seen that is newer than any before.  Raises LostLease."""
+    tx.fence(epoch)
+    row = tx.session.get_one(Run, run, with_for_update=True)
+    row.checkpoint_ms = at_ms
+    tx.session.add(row)
+    tx.event("run.checkpoint", job=row.job_id, run=run, center=row.center_id, data={"atMs": at_ms})
 
 
 def touch_logs(tx: Tx, run: RunId, *, epoch: int) -> None:
