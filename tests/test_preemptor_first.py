@@ -13,13 +13,20 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import pytest
+from hypothesis import given, settings
 
 from adapters.fake import TRAITS, Fake, Fault, Script
 from broker.adapter import Lookup, RunSpec, Traits
-from broker.core.model import CenterId, JobId, RemoteId, RunId, Tier
+from broker.core.model import CenterId, JobId, PoolId, RemoteId, RunId, Snapshot, Tier
+from broker.core.plan import violations
+from broker.core.scheduler import schedule
+from broker.store import rounds
 from broker.tables import Job, Run
+from tests import builders
+from tests.builders import snapshot
 from tests.harness import Harness, center, harness
-from tests.test_preemption_stories import LONG, events, fill, held, use, vip_job
+from tests.test_preemption import RULES, crowded, rules, running, vip
+from tests.test_preemption_stories import LONG, events, fill, held, stale_plan, use, vip_job
 
 A = CenterId("a")
 QUEUES = replace(TRAITS, priority=True)
@@ -260,9 +267,6 @@ async def test_a_victim_that_ends_by_itself_meanwhile_is_not_stopped(broker: Har
 
 async def test_a_stale_plan_sends_nobody(broker: Harness) -> None:
     """Plan and commit are one step for the loop; here a victim is lost between them."""
-    from broker.store import rounds
-    from tests.test_preemption_stories import stale_plan
-
     await crowd(broker)
     first = await vip_job(broker, nodes=2)
     plan = await stale_plan(broker)
@@ -282,8 +286,6 @@ async def test_a_stale_plan_sends_nobody(broker: Harness) -> None:
 
 
 async def test_runs_that_are_to_end_count_as_kills_of_their_tenant(tmp_path: Path) -> None:
-    from tests.test_preemption import RULES, rules
-
     async with harness(tmp_path, center("a", traits=QUEUES)) as broker:
         broker.fakes[A].script(LONG)
         use(broker, rules(replace(RULES, kills_per_tenant_h=1)))
@@ -342,6 +344,32 @@ async def test_whatever_fails_no_stop_leaves_before_the_preemptor_was_taken(
 
 FAULTS = (Fault.DROPPED, Fault.LOST_REPLY, Fault.THROTTLED, Fault.NO_CAPACITY)
 ARRIVES = (None, Fault.LOST_REPLY)
+
+
+@settings(deadline=None, max_examples=60)
+@given(crowded())
+def test_who_is_sent_first_changes_neither_victims_nor_what_is_checked(world: Snapshot) -> None:
+    queueing = replace(world, centers=tuple(replace(c, vip_first=True) for c in world.centers))
+    plan, other = schedule(queueing, rules()), schedule(world, rules())
+    assert violations(plan, queueing) == []
+    assert plan.stops == other.stops
+    assert all(p.placement is None for p in other.preemptions)
+    for preemption in plan.preemptions:
+        assert preemption.placement is not None
+        assert (preemption.placement.job, preemption.placement.pool) == (preemption.job, preemption.pool)
+        assert not preemption.placement.platform_kills
+
+
+def test_a_preemptor_that_is_sent_elsewhere_than_its_victims_is_a_fault() -> None:
+    centers = (replace(builders.center("a"), vip_first=True), builders.center("b"))
+    full = builders.pool("a/a", nodes=1, free=())
+    world = snapshot(*centers, full, replace(running("r"), pool=full.id), vip())
+    plan = schedule(world, rules())
+    (preemption,) = plan.preemptions
+    assert preemption.placement is not None
+    elsewhere = replace(preemption.placement, pool=PoolId("b/a"))
+    wrong = replace(plan, preemptions=(replace(preemption, placement=elsewhere),))
+    assert any("is sent first to b/a" in fault for fault in violations(wrong, world))
 
 
 # ---------------------------------------------------------------- what the platform is told
