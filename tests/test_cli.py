@@ -390,6 +390,7 @@ def test_show_has_every_attempt(terminal: Terminal, stub: Stub) -> None:
             "message": "evicted",
             "exitCode": 0,
             "cost": "0.10",
+            "checkpointTime": "2025-03-01 10:05:00",
         },
         {"taskId": "t-2", "attempt": 2, "status": "RUNNING", "startTimeMs": 1000, "finishTimeMs": 66_000},
     ]
@@ -404,6 +405,7 @@ def test_show_has_every_attempt(terminal: Terminal, stub: Stub) -> None:
         "0.42 CNY",
         "again",
         "1 min 05 s",
+        "2025-03-01 10:05:00",
         "command",
     ):
         assert text in shown

@@ -20,7 +20,7 @@ from broker.adapter import Lookup, RunSpec, Traits
 from broker.core.model import CenterId, JobId, PoolId, RemoteId, RunId, Snapshot, Tier
 from broker.core.plan import violations
 from broker.core.scheduler import schedule
-from broker.store import rounds
+from broker.store import feed, rounds
 from broker.tables import Job, Run
 from tests import builders
 from tests.builders import snapshot
@@ -486,6 +486,8 @@ async def test_a_victim_goes_on_from_the_run_whose_checkpoint_was_seen(tmp_path:
         begun = await last_run(broker, lower)
         row = (await broker.rows(Run, id=begun))[0]
         assert row.checkpoint_ms == (row.started_ms or 0) + 30_000  # kept again when it is much newer
+        (claim,) = (await picture(broker)).claims
+        assert claim.checkpoint_ms == row.checkpoint_ms
         broker.fakes[A].script(Script(run_s=60))
         first = await vip_job(broker)
         await broker.plan()
@@ -496,6 +498,24 @@ async def test_a_victim_goes_on_from_the_run_whose_checkpoint_was_seen(tmp_path:
         row = (await broker.rows(Run, id=begun))[0]
         assert row.checkpoint_ms == (row.started_ms or 0) + 90_000  # the last word of a run that ends
         assert [(spec.job, spec.resume_from) for spec in specs] == [(first, None), (lower, begun)]
+
+
+async def test_the_evidence_of_a_job_that_cannot_go_on_is_not_counted(broker: Harness) -> None:
+    broker.fakes[A].script(Script(run_s=7200, checkpoint_s=5))
+    job = await broker.submit()
+    await broker.round()
+    await broker.pass_time(20)
+    assert (await broker.show(job)).runs[0].checkpoint_ms is not None
+    (claim,) = (await picture(broker)).claims
+    assert claim.checkpoint_ms is None
+
+
+async def picture(broker: Harness) -> Snapshot:
+    """What a round would look at now."""
+    await broker.mirror.refresh(broker.store)
+    world = await broker.store.read(feed.world, broker.clock())
+    accelerators = dict(builders.ACCELERATORS)
+    return broker.mirror.snapshot(world, now_ms=broker.clock(), minute_of_week=0, accelerators=accelerators)
 
 
 async def test_a_job_that_cannot_go_on_is_not_asked_to(tmp_path: Path) -> None:

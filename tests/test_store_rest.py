@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
 from sqlmodel import SQLModel, select
 
 from broker.adapter import CopyRef, CopySighting, CopyState, Image, Inventory, PoolReport
@@ -43,7 +46,7 @@ from broker.store.accounts import NameInUse, NoSuchAccount
 from broker.store.centers import AdapterChanged, CenterEntry, NoSuchCenter
 from broker.store.datasets import RETRY_S, NewDataset
 from broker.store.jobs import create_job
-from broker.store.schema import SchemaTooNew
+from broker.store.schema import SchemaTooNew, configuration
 from broker.tables import Center, Copy, Event, Idempotency, Pool, Run, Token
 from tests.builders import node
 from tests.harness import Harness, center, harness
@@ -369,3 +372,29 @@ async def test_a_database_that_cannot_be_opened_says_why(tmp_path: Path) -> None
     (tmp_path / "broker.db").write_text("no database " * 100)
     with pytest.raises(StoreUnavailable, match="file is not a database"):
         await Store(url(tmp_path)).open()
+
+
+async def test_a_database_of_the_version_before_is_upgraded_with_a_copy_beside_it(tmp_path: Path) -> None:
+    """The newest step alone, on rows of the version before it."""
+    script = ScriptDirectory.from_config(configuration())
+    head = script.get_current_head()
+    assert head is not None
+    before = script.get_revision(head).down_revision
+    assert isinstance(before, str)
+    config = configuration()
+    engine = create_engine(url(tmp_path))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, before)
+        connection.exec_driver_sql(
+            "INSERT INTO run (id, job_id, attempt, state, native_pool, spec, slot, nodes, rate_micro_per_hour"
+            ", placement, not_after_ms, lookup_lag_s, created_ms, message, address, owed_tries)"
+            " VALUES ('bk-1', 'j-1', 1, 'RUNNING', '', '{}', 1, 1, 0, '{}', 0, 0, 0, '', '', 0)"
+        )
+    engine.dispose()
+    store = Store(url(tmp_path))
+    await store.open()
+    (row,) = await store.read(lambda session: session.exec(select(Run)).all())
+    assert (row.id, row.state, row.checkpoint_ms, row.stop_for) == ("bk-1", "RUNNING", None, None)
+    await store.close()
+    assert sorted(os.listdir(tmp_path)) == ["broker.db", f"broker.db.before-{head}"]
