@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
 from broker.adapter import (
     Adapter,
@@ -204,7 +204,7 @@ class Dispatch:
                 raise Refused(f"the center no longer offers image {request.image_id!r}")
             image = natives[submission.center]
         remotes = await self._store.read(datasets.remotes, submission.center, request.datasets)
-        return RunSpec(
+        spec = RunSpec(
             id=submission.run,
             job=submission.job,
             attempt=submission.attempt,
@@ -218,11 +218,11 @@ class Dispatch:
             stop_grace_s=request.stop_grace_s,
             port=request.port,
             datasets=remotes,
-            **self._privileges(adapter.traits, submission),
         )
+        return self._ranked(spec, adapter.traits, submission)
 
-    def _privileges(self, traits: Traits, submission: Submission) -> dict[str, Any]:
-        """What of a job's rank its platform is told: only what it can mean there.
+    def _ranked(self, spec: RunSpec, traits: Traits, submission: Submission) -> RunSpec:
+        """With what the platform is told of the job's rank and past: only what it can act on.
 
         A platform kills by itself only where its operator allows that, and never for a run whose
         victims the round has chosen: they would be stopped beside its own.
@@ -231,13 +231,14 @@ class Dispatch:
         allowed = bool(self._connections.settings(submission.center).connection.get("allow_preempt_kill"))
         kills = traits.vip_kill and allowed and not submission.victims
         vip = request.tier is Tier.VIP and (traits.vip_wait or kills)
-        return {
-            "vip": vip,
-            "preempt_policy": request.preempt_policy if vip and kills else 1,
-            "vip_nodes": request.vip_nodes if request.tier is Tier.VIP and traits.node_hold else (),
-            "priority": int(request.tier) if traits.priority else int(Tier.NORMAL),
-            "resume_from": submission.resume_from if traits.resume else None,
-        }
+        return replace(
+            spec,
+            vip=vip,
+            preempt_policy=request.preempt_policy if vip and kills else 1,
+            vip_nodes=request.vip_nodes if request.tier is Tier.VIP and traits.node_hold else (),
+            priority=int(request.tier if traits.priority else Tier.NORMAL),
+            resume_from=submission.resume_from if traits.resume else None,
+        )
 
     # ------------------------------------------------------------ stops and deletions
 

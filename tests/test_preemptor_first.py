@@ -17,10 +17,11 @@ from hypothesis import given, settings
 
 from adapters.fake import TRAITS, Fake, Fault, Script
 from broker.adapter import Lookup, RunSpec, Traits
+from broker.core.events import WentSilent
 from broker.core.model import CenterId, JobId, PoolId, RemoteId, RunId, Snapshot, Tier
 from broker.core.plan import violations
 from broker.core.scheduler import schedule
-from broker.store import feed, rounds
+from broker.store import feed, rounds, runs
 from broker.tables import Job, Run
 from tests import builders
 from tests.builders import snapshot
@@ -263,6 +264,21 @@ async def test_a_victim_that_ends_by_itself_meanwhile_is_not_stopped(broker: Har
     await broker.expect(old, "RUNNING", attempts=1)
     assert await events(broker, "run.preempted") == []
     assert await marked(broker) == []
+
+
+async def test_a_victim_that_is_lost_meanwhile_is_asked_all_the_same(broker: Harness) -> None:
+    _, young = await crowd(broker)
+    victim = await last_run(broker, young)
+    first = await vip_job(broker)
+    await broker.plan()
+    silent = WentSilent(broker.clock())
+    await broker.store.write(runs.advance, victim, silent, epoch=broker.lease.epoch)
+    await broker.send()
+    assert (await broker.show(young)).stop == "preempt"
+    await broker.pass_time(20)
+    await broker.expect(first, "RUNNING", attempts=1)
+    assert ("stop", victim) in acts(broker.fakes[A])
+    broker.never_twice_at_once()
 
 
 async def test_a_stale_plan_sends_nobody(broker: Harness) -> None:

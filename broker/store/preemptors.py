@@ -58,7 +58,8 @@ def due(tx: Tx, job: Job, run: Run) -> list[Run]:
     for victim in victims:
         victim.stop_for = None
         tx.session.add(victim)
-    return [v for v in victims if v.state == RunState.RUNNING.value and v.stop_reason is None]
+    # One that was lost meanwhile is asked, too: it held what was promised, and may still.
+    return [v for v in victims if RunState(v.state).live and v.stop_reason is None]
 
 
 def _withdraw(tx: Tx, job: Job, run: Run, victims: Sequence[Run]) -> None:

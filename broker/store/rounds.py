@@ -40,9 +40,10 @@ class RoundFacts:
         return max(0, self.objective_micro - self.bound_micro) / max(1, abs(self.objective_micro))
 
 
-INT64 = (1 << 63) - 1
 CHUNK = 500
 """Placements per transaction."""
+INT64 = (1 << 63) - 1
+"""Largest number of a column."""
 
 
 def commit_placements(
@@ -245,7 +246,7 @@ def record_round(tx: Tx, made: RoundFacts, *, epoch: int) -> None:
     """Keep what a round came to.  Raises LostLease."""
     tx.fence(epoch)
     kept = asdict(made)
-    for name in ("objective_micro", "bound_micro"):  # sums over all jobs may pass what a column holds
+    for name in ("objective_micro", "bound_micro"):  # sums over all jobs may pass that
         kept[name] = max(-INT64, min(INT64, kept[name]))
     tx.session.add(Round(**kept))
 

@@ -312,7 +312,7 @@ def request_stop(tx: Tx, run: RunId, reason: StopReason, *, epoch: int) -> None:
 
 
 def preempt(tx: Tx, run: Run, *, for_job: str) -> None:
-    """Ask a running run to end for a VIP job, and count it.  The caller has fenced the transaction."""
+    """Ask a live run to end for a VIP job, and count it.  The caller has fenced the transaction."""
     victim = tx.session.get_one(Job, run.job_id, with_for_update=True)
     victim.preempted += 1
     stop(tx, victim, run, StopReason.PREEMPT, actor="broker")
