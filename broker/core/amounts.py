@@ -37,19 +37,24 @@ def bounded(micro: int) -> int:
 
 def times(amounts: IntArray, factor: int | IntArray) -> IntArray:
     """`amounts * factor`, each at most the largest sum and at least its negative."""
-    most = np.asarray(LARGEST_MICRO // np.maximum(np.abs(factor), 1), dtype=np.int64)
-    product: IntArray = np.clip(amounts, -most, most) * factor
-    return product
+    most: int | IntArray
+    most = LARGEST_MICRO // (max(abs(factor), 1) if isinstance(factor, int) else np.maximum(abs(factor), 1))
+    return _within(amounts, most) * factor
 
 
 def weighed(money: IntArray, permille: int) -> IntArray:
     """`money * permille // 1000`, at most the largest sum."""
     most = LARGEST_MICRO if permille <= 1000 else LARGEST_MICRO * 1000 // permille
-    kept = np.clip(money, -most, most)
+    kept = _within(money, most)
     return kept // 1000 * permille + kept % 1000 * permille // 1000
 
 
 def added(one: IntArray, other: IntArray) -> IntArray:
     """The sum of two sums, at most the largest."""
-    total: IntArray = np.clip(one + other, -LARGEST_MICRO, LARGEST_MICRO)
-    return total
+    return _within(one + other, LARGEST_MICRO)
+
+
+def _within(amounts: IntArray, most: int | IntArray) -> IntArray:
+    # np.clip says the same in three times the time, and this is asked for every class and policy.
+    kept: IntArray = np.minimum(np.maximum(amounts, -most), most)
+    return kept
