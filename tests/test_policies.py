@@ -343,11 +343,11 @@ def test_no_job_whatever_goes_round_int64() -> None:
     """The largest request that the API takes, at the dearest price a center may have."""
     text = "".join(f"[policies.{name}]\n" for name in available_policies())
     policies = load_policies(text, available_policies())
-    job = job_class(wish=8, nodes=100_000, tier=Tier.VIP, estimated_run_time_s=10 * 365 * 86_400)
+    job = job_class(wish=16, nodes=100_000, tier=Tier.VIP, estimated_run_time_s=10 * 365 * 86_400)
     world = snapshot(
         center(),
-        pool("sz-1/a", nodes=1_000_000, price=10**12, expected_wait_s=10**9),
-        pool("sz-1/b", nodes=1_000_000, price=10**12 - 1),
+        pool("sz-1/a", node(16), nodes=1_000_000, price=10**12, expected_wait_s=10**9),
+        pool("sz-1/b", node(16), nodes=1_000_000, price=10**12 - 1),
         job,
     )
     problem = build(world, policies)

@@ -35,6 +35,11 @@ def bounded(micro: int) -> int:
     return max(-LARGEST_MICRO, min(LARGEST_MICRO, micro))
 
 
+def product(amount: int, factor: int) -> int:
+    """`amount * factor` of two numbers that are not negative, ending where `times` does."""
+    return min(amount, LARGEST_MICRO // max(factor, 1)) * factor
+
+
 def times(amounts: IntArray, factor: int | IntArray) -> IntArray:
     """`amounts * factor`, each at most the largest sum and at least its negative."""
     most: int | IntArray

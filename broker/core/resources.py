@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
-from broker.core.amounts import bounded
+from broker.core.amounts import product
 from broker.core.model import Accelerator, NodeShape, Pool, Price, Spec, SpecId
 
 DAY_MIN = 24 * 60
@@ -415,6 +415,8 @@ def rate_micro_per_hour(pool: Pool, shape: NodeShape, nodes: int, minute_of_week
     A part of a card costs that part of the price, rounded down to a micro-CNY.
     """
     price = price_at(pool.prices, minute_of_week) or 0
-    if not pool.shape.accelerators:
-        return bounded(price * shape.cores * nodes)
-    return bounded(price * shape.accelerators * shape.card_permille // 1000 * nodes)
+    if pool.shape.accelerators:
+        one = price * shape.accelerators * shape.card_permille // 1000
+    else:
+        one = price * shape.cores
+    return product(one, nodes)
