@@ -21,6 +21,7 @@ from broker.adapter import (
     Callback,
     Check,
     Denied,
+    Inventory,
     PlatformRequest,
     RawAnswer,
     Refused,
@@ -30,7 +31,7 @@ from broker.adapter import (
     VendorCommand,
 )
 from broker.api.center_calls import MAX_ANSWER_BYTES
-from broker.core.model import CenterId
+from broker.core.model import Accuracy, CenterId
 from broker.store import centers
 from broker.store.centers import CenterEntry
 from broker.tables import Event
@@ -213,6 +214,17 @@ async def test_the_words_of_a_call_are_checked(world: World, vendor: Vendor) -> 
 
 
 # ---------------------------------------------------------------- doctor
+
+
+async def test_doctor_tells_what_of_the_last_report_is_not_used(world: World, vendor: Vendor) -> None:
+    reason = "nodes is -1, expected a whole number from 0 to 1000000"
+    report = Inventory(world.clock(), Accuracy.EXACT, (), quarantined=(("odd", reason),))
+    await world.store.write(
+        centers.record_inventory, CenterId("sz-1"), report, epoch=world.epoch, traits={}, prices=[]
+    )
+    answer = await world.call("POST", "/broker/v1/centers/sz-1/doctor", as_="root")
+    told = json.loads((await answer.text()).splitlines()[0])
+    assert told == {"name": "pool odd", "ok": False, "detail": f"not used: {reason}"}
 
 
 async def test_doctor_tells_each_check(world: World, vendor: Vendor) -> None:

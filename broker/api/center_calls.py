@@ -80,10 +80,16 @@ async def call(request: web.Request) -> web.Response:
 
 
 async def doctor(request: web.Request) -> web.StreamResponse:
-    """POST /broker/v1/centers/{id}/doctor: one JSON object a line, as each check ends."""
-    center = (await _may(request)).id
+    """POST /broker/v1/centers/{id}/doctor: one JSON object a line, as each check ends.
+
+    What of the last report is not used comes first: it needs no answer of the center.
+    """
+    view = await _may(request)
+    center = view.id
     async with _asked(request, center, "center.doctor", {}):
         response = await open_stream(request, {"Content-Type": "application/x-ndjson; charset=utf-8"})
+        for name, reason in view.quarantined:
+            await _tell(response, Check(f"pool {name}", False, f"not used: {reason}"))
         try:
             async with asyncio.timeout(DOCTOR_TIMEOUT_S):
                 adapter = await request.app[CONTEXT].adapter(center)
