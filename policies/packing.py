@@ -174,16 +174,19 @@ def _filled(sizes: IntArray, count: FloatArray) -> FloatArray:
 
 
 def _fillings(size: IntArray, price: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The dearest filling of every free part of a card: its price, and of a whole card its counts."""
+    """The dearest filling of every free part of a card: its price, and of a whole card its counts.
+
+    Sizes are ascending.
+    """
+    smaller = np.searchsorted(size, np.arange(STEPS + 1), side="right").tolist()
     best, last = np.zeros(STEPS + 1), np.full(STEPS + 1, -1)
     for room in range(1, STEPS + 1):
         best[room] = best[room - 1]
-        fits = np.flatnonzero(size <= room)
-        if len(fits):
-            with_it = price[fits] + best[room - size[fits]]
+        if fits := smaller[room]:
+            with_it = price[:fits] + best[room - size[:fits]]
             one = int(with_it.argmax())
             if with_it[one] > best[room]:
-                best[room], last[room] = with_it[one], fits[one]
+                best[room], last[room] = with_it[one], one
     pattern, room = np.zeros(len(size)), STEPS
     while room > 0:
         if (one := int(last[room])) < 0:
