@@ -362,8 +362,15 @@ class World:
         if pod.process is None or pod.process.poll() is not None:
             return
         first = psutil.Process(pod.process.pid)
-        first.suspend()  # or it starts another one meanwhile
-        for process in [*first.children(recursive=True), first]:
+        stopped: dict[int, psutil.Process] = {}
+        found = [first]
+        while new := [process for process in found if process.pid not in stopped]:
+            for process in new:  # or it starts another one meanwhile
+                stopped[process.pid] = process
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            found = first.children(recursive=True)
+        for process in stopped.values():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         pod.process.wait()
