@@ -16,8 +16,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from broker.config import StoreSettings
 from broker.files import DataDirectory
 from broker.leader import Lease
-from broker.store import Store, accounts, retention, runs
-from broker.telemetry import LIVE, LOOP_ERRORS, WRITER_BACKLOG, log
+from broker.store import Store, accounts, forecasts, learned, retention, runs
+from broker.telemetry import FORECAST_COVERAGE, FORECAST_ERROR, LIVE, LOOP_ERRORS, WRITER_BACKLOG, log
 
 DAY_MS = 86_400_000
 TOKEN_GRACE_MS = 30 * DAY_MS
@@ -45,6 +45,7 @@ class Chores:
         """Put the chores on the calendar; needs a running loop."""
         every = self._calendar.add_job
         every(self._tracked(self.gauges), "interval", seconds=15, id="gauges")
+        every(self._tracked(self.measure_forecasts), "interval", seconds=60, id="measure_forecasts")
         every(self._tracked(self.sweep_tokens), "cron", minute=7, id="sweep_tokens")
         every(self._tracked(self.forget), "cron", hour=3, minute=23, id="forget")
         every(self._tracked(self.release_runs), "cron", minute=41, id="release_runs")
@@ -75,13 +76,24 @@ class Chores:
         for state, count in (await self._store.read(runs.live_by_state)).items():
             LIVE.labels(state).set(count)
 
+    async def measure_forecasts(self) -> None:
+        """How far forecasts were off, per center and spec."""
+        FORECAST_ERROR.clear()
+        FORECAST_COVERAGE.clear()
+        for error in await self._store.read(forecasts.errors):
+            if not error.center:
+                continue
+            FORECAST_ERROR.labels(error.center, error.spec).set(error.median_s)
+            if error.p90_coverage is not None:
+                FORECAST_COVERAGE.labels(error.center, error.spec).set(error.p90_coverage)
+
     async def sweep_tokens(self) -> None:
         before = self._store.clock() - TOKEN_GRACE_MS
         swept = await self._store.write(accounts.sweep_tokens, before)
         log.info("tokens_swept", tokens=swept)
 
     async def forget(self) -> None:
-        """Events, rounds and idempotency keys past their retention."""
+        """Events, rounds, forecasts, learned run times and idempotency keys past their retention."""
         now = self._store.clock()
         events = await self._store.write(
             retention.forget_events, now - self.settings.event_retention_days * DAY_MS
@@ -92,7 +104,18 @@ class Chores:
         made = await self._store.write(
             retention.forget_rounds, now - self.settings.event_retention_days * DAY_MS
         )
-        log.info("forgotten", events=events, idempotency_keys=keys, rounds=made)
+        forecast = await self._store.write(
+            forecasts.forget, now - self.settings.event_retention_days * DAY_MS
+        )
+        histories = await self._store.write(learned.forget)
+        log.info(
+            "forgotten",
+            events=events,
+            idempotency_keys=keys,
+            rounds=made,
+            forecasts=forecast,
+            run_histories=histories,
+        )
 
     async def release_runs(self) -> None:
         """Logs and results past their retention, here and at the centers."""

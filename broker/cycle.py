@@ -9,34 +9,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from broker.core.explain import Reason
-from broker.core.model import PoolId, TenantId
+from broker.core.model import PoolId
 from broker.core.plan import Plan, grouped
 from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
 from broker.core.scheduler import schedule
 from broker.core.solver import LP
 from broker.leader import Lease
-from broker.mirror import Mirror
-from broker.store import Store, feed, rounds
+from broker.mirror import Mirror, minute_of_week
+from broker.store import Store, feed, forecasts, rounds
 from broker.store.rounds import RoundFacts
 from broker.telemetry import GAP, PLACED, QUEUED, ROUND, ROUNDS, log
 
-USAGE_PERIOD_S = 60
-"""Usage is a matter of hours."""
-
-
-def minute_of_week(now_ms: int, zone: ZoneInfo) -> int:
-    """Local minute of the week, Monday 00:00 is 0."""
-    local = datetime.fromtimestamp(now_ms / 1000, zone)
-    return local.weekday() * 24 * 60 + local.hour * 60 + local.minute
+FORECAST_STARTS = 500
+"""A job that comes behind more than so many others is not forecast: rounds must not wait for it."""
 
 
 class Cycle:
-    """`once()` makes one round.  `policies` may be replaced between rounds."""
+    """`once()` makes one round.  `policies` and `learn` (whether learned run times count) may be
+    replaced between rounds."""
 
     def __init__(
         self,
@@ -48,8 +42,10 @@ class Cycle:
         catalogue: Catalogue,
         zone: ZoneInfo,
         solve_limit_s: float,
+        learn: bool = True,
     ) -> None:
         self.policies = policies
+        self.learn = learn
         self._store = store
         self._lease = lease
         self._mirror = mirror
@@ -58,11 +54,10 @@ class Cycle:
         self._lp = LP(time_limit_s=solve_limit_s)
         self._deferred: Mapping[str, tuple[Reason, ...]] | None = None
         self._held = False  # the store may have reservations
-        self._usage: tuple[int, Mapping[TenantId, int]] | None = None
 
     async def once(self) -> None:
         """Refresh, plan, commit."""
-        await self._mirror.refresh(self._store)
+        await self._mirror.refresh(self._store, learn=self.learn)
         QUEUED.set(self._mirror.queued)
         if not self._mirror.queued and not self._deferred:
             return
@@ -73,7 +68,7 @@ class Cycle:
             now_ms=now_ms,
             minute_of_week=minute_of_week(now_ms, self._zone),
             accelerators=self._accelerators,
-            usage=await self._used(now_ms),
+            usage=await self._mirror.used(self._store, now_ms, self.policies.usage_half_life_s),
         )
         self._held |= bool(snapshot.reservations)
         queued, started = self._mirror.queued, time.perf_counter()
@@ -82,6 +77,7 @@ class Cycle:
         natives = {pool.id: pool.native for pool in world.pools}
         placed = await self._commit(plan, natives)
         preempted = await self._commit_holds(plan, natives)
+        await self._forecast(plan, now_ms)
         if queued:
             made = RoundFacts(
                 started_ms=now_ms,
@@ -149,14 +145,14 @@ class Cycle:
             log.info("preempted", runs=stopped, jobs=jobs)
         return stopped
 
-    async def _used(self, now_ms: int) -> Mapping[TenantId, int]:
-        """Usage per tenant where a policy asks for it, read once in a while."""
-        half_life_s = self.policies.usage_half_life_s
-        if half_life_s is None:
-            return {}
-        if self._usage is None or now_ms - self._usage[0] >= USAGE_PERIOD_S * 1000:
-            self._usage = (now_ms, await self._store.read(feed.usage, now_ms, half_life_s))
-        return self._usage[1]
+    async def _forecast(self, plan: Plan, now_ms: int) -> None:
+        """Keep when the jobs that this round saw first and left waiting are expected to start."""
+        arrived = self._mirror.arrived
+        if plan.outlook is None or not (arrived - {p.job for p in plan.placements}):
+            return
+        made = await asyncio.to_thread(plan.outlook.of, arrived, starts=FORECAST_STARTS)
+        if made:
+            await self._store.write(forecasts.keep, made, now_ms, epoch=self._lease.epoch)
 
     async def _commit_deferrals(self, deferrals: Mapping[str, tuple[Reason, ...]]) -> None:
         if self._deferred is None:  # what an earlier leader wrote is forgotten unless it still holds

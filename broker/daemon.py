@@ -212,6 +212,7 @@ class Daemon:
                 catalogue=self._catalogue,
                 zone=settings.server.zone,
                 solve_limit_s=settings.scheduler.solve_limit_s,
+                learn=settings.scheduler.learn_run_times,
             ),
             dispatch=Dispatch(
                 store=store,
@@ -278,6 +279,8 @@ class Daemon:
             server_name=server.name,
             public_url=server.public_url.rstrip("/"),
             timezone=server.zone,
+            policies=lambda: parts.cycle.policies,
+            learn=lambda: parts.cycle.learn,
             max_page_size=server.max_page_size,
             max_body_bytes=server.max_body_bytes,
             max_upload_bytes=server.max_upload_bytes,
@@ -429,6 +432,7 @@ class Daemon:
         before = {center.id: center for center in self._settings.centers}
         self._settings = configuration.keeping_restart_keys(self._settings, new)
         parts.cycle.policies = policies
+        parts.cycle.learn = new.scheduler.learn_run_times
         parts.chores.settings = new.store
         try:
             await self._configure(parts)

@@ -6,10 +6,14 @@ ids and times; the rest of a job stays in the store until it is placed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from types import MappingProxyType
+from zoneinfo import ZoneInfo
 
+from broker.core.estimates import FORGOTTEN, HALF_LIFE_S, History, RunTimes
 from broker.core.identity import avoiding_key
 from broker.core.model import (
     Accelerator,
@@ -21,11 +25,24 @@ from broker.core.model import (
     Kills,
     QueuedJob,
     RunId,
+    RunTime,
     Snapshot,
     TenantId,
 )
 from broker.core.queue import JobQueue
-from broker.store import Store, feed
+from broker.store import Store, feed, learned
+
+USAGE_PERIOD_S = 60
+"""Usage is a matter of hours."""
+
+RUN_TIMES_PERIOD_S = 60
+"""Learned run times are read that often: classes whose run time changes are weighed anew."""
+
+
+def minute_of_week(now_ms: int, zone: ZoneInfo) -> int:
+    """Local minute of the week, Monday 00:00 is 0."""
+    local = datetime.fromtimestamp(now_ms / 1000, zone)
+    return local.weekday() * 24 * 60 + local.hour * 60 + local.minute
 
 
 @dataclass(slots=True)
@@ -73,28 +90,89 @@ SPARE_REQUESTS = 1000
 
 
 class Mirror:
-    """`await refresh(store)`, then `snapshot(...)`."""
+    """`await refresh(store)`, then `snapshot(...)`.
+
+    `arrived` are jobs that came to wait with the last refresh; none with the first.
+    """
 
     def __init__(self) -> None:
         self.version: int | None = None
+        self.arrived: set[JobId] = set()
         self._classes: dict[str, _Class] = {}
         self._class_of: dict[JobId, str] = {}
         self._avoiding: dict[JobId, _Avoiding] = {}
         self._requests: dict[str, JobRequest] = {}
         self._claims: dict[JobId, dict[RunId, Claim]] = {}
         self._kills: dict[JobId, Kills] = {}
+        self._usage: tuple[int, Mapping[TenantId, int]] | None = None
+        self._run_times: RunTimes | None = None
+        self._read_ms = 0  # when learned run times were read
+        self._known: dict[str, RunTime | None] = {}  # of classes, since then
 
     @property
     def queued(self) -> int:
         return len(self._class_of) + len(self._avoiding)
 
-    async def refresh(self, store: Store) -> None:
-        """Apply what the store has that this picture has not."""
+    async def refresh(self, store: Store, *, learn: bool = True) -> None:
+        """Apply what the store has that this picture has not; `learn`: learned run times, too."""
         changes = await store.read(feed.changes, self.version, frozenset(self._requests))
         self._apply(changes)
+        now_ms = store.clock()
+        if learn and (self._run_times is None or now_ms - self._read_ms >= RUN_TIMES_PERIOD_S * 1000):
+            since_ms = 0 if self._run_times is None else self._read_ms
+            news = await store.read(learned.histories, since_ms)
+            self._run_times = await asyncio.to_thread(self._learned, news, now_ms)
+            self._read_ms = now_ms
+            self._plan_anew()
+        elif not learn and self._run_times is not None:
+            self._run_times = None
+            self._plan_anew()
+
+    def _learned(self, news: Sequence[tuple[str, History]], now_ms: int) -> RunTimes:
+        known = RunTimes() if self._run_times is None else self._run_times
+        for key, history in news:
+            known.put(key, history)
+        known.forget(now_ms - FORGOTTEN * HALF_LIFE_S * 1000)
+        known.running((c for held in self._claims.values() for c in held.values() if not c.stopping), now_ms)
+        return known
+
+    def _plan_anew(self) -> None:
+        self._known.clear()
+        for held in self._claims.values():
+            for run, claim in held.items():
+                held[run] = self._planned(claim)
+
+    def _planned(self, claim: Claim) -> Claim:
+        if claim.request is None:
+            return claim
+        expected = self.run_time(claim.class_key, claim.request, claim.tenant)
+        return claim if expected == claim.learned else replace(claim, learned=expected)
+
+    def claims_of(self, job: JobId) -> tuple[Claim, ...]:
+        """What the live runs of a job hold."""
+        return tuple(self._claims.get(job, {}).values())
+
+    async def used(self, store: Store, now_ms: int, half_life_s: int | None) -> Mapping[TenantId, int]:
+        """Usage per tenant where a policy asks for it, read once in a while."""
+        if half_life_s is None:
+            return {}
+        if self._usage is None or now_ms - self._usage[0] >= USAGE_PERIOD_S * 1000:
+            self._usage = (now_ms, await store.read(feed.usage, now_ms, half_life_s))
+        return self._usage[1]
+
+    def run_time(self, key: str, request: JobRequest, tenant: TenantId) -> RunTime | None:
+        """What jobs of a class are expected to take, as it was learned; `key` "": of no class."""
+        if self._run_times is None:
+            return None
+        if not key:
+            return self._run_times.of(request, tenant)
+        if key not in self._known:
+            self._known[key] = self._run_times.of(request, tenant)
+        return self._known[key]
 
     def _apply(self, changes: feed.Changes) -> None:
         self._requests |= changes.requests
+        waited = {row.id for row in changes.queued if row.id in self._class_of or row.id in self._avoiding}
         if changes.jobs is None:
             self._classes.clear()
             self._class_of.clear()
@@ -106,8 +184,10 @@ class Mirror:
                 self._forget(job)
         for row in changes.queued:
             self._queue(row)
+        first = changes.jobs is None
+        self.arrived = set() if first else {row.id for row in changes.queued} - waited
         for job, claim in changes.claims:
-            self._claims.setdefault(job, {})[claim.run] = claim
+            self._claims.setdefault(job, {})[claim.run] = self._planned(claim)
         self.version = changes.version
         if len(self._requests) > 2 * len(self._classes) + SPARE_REQUESTS:
             waiting = self._classes.keys() | {avoiding.key for avoiding in self._avoiding.values()}
@@ -177,7 +257,10 @@ class Mirror:
             jobs: Sequence[QueuedJob] = entry.in_order()
             if (back := groups.pop((key, frozenset()), None)) is not None:  # avoid nothing any more
                 jobs = tuple(sorted((*jobs, *_jobs(back)), key=lambda job: (job.queued_ms, job.id)))
-            classes.append(JobClass(key=key, request=entry.request, tenant=entry.tenant, jobs=jobs))
+            expected = self.run_time(key, entry.request, entry.tenant)
+            classes.append(
+                JobClass(key=key, request=entry.request, tenant=entry.tenant, jobs=jobs, learned=expected)
+            )
         for (key, avoid), pairs in groups.items():
             tenant = self._avoiding[pairs[0][1]].tenant
             classes.append(
@@ -187,6 +270,7 @@ class Mirror:
                     tenant=tenant,
                     jobs=_jobs(pairs),
                     avoid=avoid,
+                    learned=self.run_time(key, self._requests[key], tenant),
                 )
             )
         return classes

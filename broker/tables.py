@@ -377,6 +377,38 @@ class Round(SQLModel, table=True):
     total_ms: float
 
 
+class RunHistory(SQLModel, table=True):
+    """core.estimates.History under one key; `written_ms` is when the row changed last."""
+
+    key: str = Field(primary_key=True, sa_type=Text)
+    durations: Any = _json()
+    ratios: Any = _json()
+    written_ms: int = Field(default=0, sa_type=BigInteger, index=True)
+
+
+class Forecast(SQLModel, table=True):
+    """When the first round that left a job waiting expected it to start, and when it did.
+
+    `p50_s` and `p90_s` are seconds from `at_ms`; `center_id` and `spec_id` are where it started.
+    """
+
+    __table_args__: ClassVar[Any] = (
+        Index(
+            "ix_forecast_started",
+            "started_ms",
+            sqlite_where=text("started_ms IS NOT NULL"),
+            postgresql_where=text("started_ms IS NOT NULL"),
+        ),
+    )
+    job_id: str = Field(primary_key=True, foreign_key="job.id")
+    at_ms: int = Field(default=0, sa_type=BigInteger, index=True)
+    p50_s: int = _int64()
+    p90_s: int | None = Field(default=None, sa_type=BigInteger)
+    started_ms: int | None = _ms()
+    center_id: str = ""
+    spec_id: str = ""
+
+
 class Reservation(SQLModel, table=True):
     """core.model.Reservation: the only way to hold capacity."""
 

@@ -50,5 +50,15 @@ PLACED = Counter("broker_placements", "Placements that rounds decided", ["center
 CALLS = Histogram("broker_center_call_seconds", "Time of a call to a center", ["center", "call", "outcome"])
 CENTER_UP = Gauge("broker_center_up", "1 while the center answers its polls", ["center"])
 LOOP_ERRORS = Counter("broker_loop_errors", "Passes of a loop that failed", ["loop"])
+FORECAST_ERROR = Gauge(
+    "broker_forecast_error_seconds",
+    "Median distance of jobs' starts from their forecast, where they started",
+    ["center", "spec"],
+)
+FORECAST_COVERAGE = Gauge(
+    "broker_forecast_p90_coverage",
+    "Share of jobs that had started by their forecast's p90",
+    ["center", "spec"],
+)
 WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
 DEBTS = Gauge("broker_debts", "Stops and deletions owed to centers that are due")

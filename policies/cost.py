@@ -15,7 +15,7 @@ class Cost:
 
     def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
         """Micro-CNY of one job at its estimated run time."""
-        rate, estimate_s = p.job_rate(k, pools), p.classes[k].request.estimate_s
+        rate, estimate_s = p.job_rate(k, pools), p.classes[k].estimate_s
         # rate * estimate_s // 3600, in steps that stay inside int64
         return added(times(rate // 3600, estimate_s), rate % 3600 * estimate_s // 3600)
 

@@ -43,6 +43,7 @@ from broker.store.codec import spec_to_json
 from broker.store.store import Store
 from broker.store.writer import Tx
 from broker.tables import Job, Run
+from tests.builders import policy_set
 
 Client = TestClient[web.Request, web.Application]
 
@@ -258,6 +259,7 @@ async def open_world(folder: Path, **settings: Any) -> World:
         "server_name": PREFIX,
         "public_url": "http://broker.example",
         "timezone": ZONE,
+        "policies": policy_set,
         "max_body_bytes": 200_000,
         "max_upload_bytes": 1_000_000,
         "token_ttl_s": 3600,

@@ -147,7 +147,10 @@ async def test_why_a_job_waits(world: World) -> None:
         "position": 2,
         "reasons": [reason],
         "placement": {},
-        "eta": {"p50": None, "p90": None},
+        "eta": {"p50": 0, "p90": 0, "centerId": "sz-1", "error": None},
+        "expectedEnd": None,
+        "whatIf": [],
+        "whatIfNote": "",
     }
     await world.create("urgent", as_="bob", priority="high")
     assert (await world.ok("GET", f"/broker/v1/jobs/{job}/explain"))["position"] == 3
@@ -172,7 +175,10 @@ async def test_why_a_job_is_where_it_is_and_nothing_once_it_has_ended(world: Wor
             "pricePerHour": "12.50",
             "alternatives": [],
         },
-        "eta": {"p50": None, "p90": None},
+        "eta": {"p50": None, "p90": None, "centerId": "", "error": None},
+        "expectedEnd": None,
+        "whatIf": [],
+        "whatIfNote": "",
     }
     await world.advance(run, SeenSucceeded(START_MS))
     ended = await world.ok("GET", f"/broker/v1/jobs/{job}/explain")

@@ -365,6 +365,42 @@ def test_explain_shows_a_row_per_center(terminal: Terminal, stub: Stub) -> None:
     assert "CENTER CODE MESSAGE NEED HAVE UNIT a capacity m1 4 1 slots b power m2 9 3 GFLOPS" in words
 
 
+def test_explain_shows_what_would_start_a_job_and_how_good_forecasts_are(
+    terminal: Terminal, stub: Stub
+) -> None:
+    error = {"centerId": "a", "specId": "s", "jobs": 41, "medianS": 75.2, "p90Coverage": 0.878}
+    answer: dict[str, Any] = {
+        "id": "j-1",
+        "status": "PENDING",
+        "position": 1,
+        "reasons": [],
+        "placement": {},
+        "eta": {"p50": 90, "p90": None, "centerId": "a", "error": error},
+        "expectedEnd": None,
+        "whatIf": [
+            {
+                "change": {"nodeCount": 2},
+                "starts": True,
+                "centerId": "a",
+                "specId": "s",
+                "pricePerHour": "160.00",
+                "priceCny": "80.00",
+                "message": "with nodeCount 2 it would start at a",
+            }
+        ],
+        "whatIfNote": "no promise",
+    }
+    stub.on("GET", "/broker/v1/jobs/j-1/explain", answer)
+    words = " ".join(terminal.run("explain", "j-1").stdout.split())
+    assert "starts in: 1 min 30 s likely at: a" in words
+    assert "so far: off by 1 min 15 s in the median, 88% started by the p90 (41 jobs, a)" in words
+    assert "What would start it now (no promise) CHANGE CENTER CNY/H CNY MESSAGE" in words
+    assert '{"nodeCount": 2} a 160.00 80.00 with nodeCount 2 it would start at a' in words
+    running = {**answer, "status": "RUNNING", "eta": {"p50": None, "p90": None}, "whatIf": []}
+    stub.on("GET", "/broker/v1/jobs/j-1/explain", {**running, "expectedEnd": {"p50": 60, "p90": 120}})
+    assert "ends in: 1 min 00 s to 2 min 00 s" in " ".join(terminal.run("explain", "j-1").stdout.split())
+
+
 def test_explain_shows_where_a_running_job_is(terminal: Terminal, stub: Stub) -> None:
     placement = {"centerId": "sz-1", "cost": {"estimate": "1.20"}}
     answer: dict[str, Any] = {

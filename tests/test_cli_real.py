@@ -21,6 +21,7 @@ from broker.core.problem import class_key
 from broker.core.resources import load_catalogue
 from broker.files import DataDirectory
 from broker.store import Store, accounts
+from tests.builders import policy_set
 from tests.cli_stub import (
     Stub,
     Terminal,
@@ -108,6 +109,7 @@ async def _served(folder: Path, ready: Callable[[Real], None], stop: asyncio.Eve
             server_name="bk",
             public_url="http://127.0.0.1",
             timezone=ZoneInfo("Asia/Shanghai"),
+            policies=policy_set,
         )
         await store.write(
             accounts.add_account,

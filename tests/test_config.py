@@ -405,6 +405,7 @@ def test_a_reload_can_apply_the_policy_and_the_retention_alone() -> None:
     needing = {(name, key) for name, section in config.SECTIONS.items() for key in restart_keys(section)}
     assert keys - needing == {
         ("scheduler", "policy"),
+        ("scheduler", "learn_run_times"),
         ("store", "log_retention_days"),
         ("store", "event_retention_days"),
         ("store", "idempotency_retention_days"),

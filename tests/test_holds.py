@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from adapters.fake import Script
 from broker.core.explain import Code
 from broker.core.identity import base_key, holder_key
-from broker.core.model import CenterId, Claim, Health, JobId, PoolId, Reservation, Snapshot, Tier, Why
+from broker.core.model import (
+    CenterId,
+    Claim,
+    Health,
+    JobId,
+    PoolId,
+    Reservation,
+    RunTime,
+    Snapshot,
+    Tier,
+    Why,
+)
 from broker.core.plan import Plan, violations
 from broker.core.policy import PolicySet
 from broker.core.problem import build
@@ -146,9 +157,38 @@ def test_a_job_that_may_start_finds_in_flight_room() -> None:
 
 def test_planned_ends() -> None:
     assert planned_end_ms(running("r", left_s=50), NOW_MS) == NOW_MS + 50_000
-    assert planned_end_ms(running("late", left_s=-50), NOW_MS) == NOW_MS
     assert planned_end_ms(replace(running("r", left_s=50), stopping=True), NOW_MS) == NOW_MS
     assert planned_end_ms(replace(claim("new"), estimate_s=60), NOW_MS) == NOW_MS + 60_000
+
+
+@pytest.mark.parametrize(
+    ("ran_s", "ends_s"),
+    [
+        (0, 100),  # half of its like take so long
+        (100, 100),
+        (101, 300),  # nine in ten take so long
+        (300, 300),
+        (301, 600),  # twice, again and again: an overdue run is not one that ends
+        (1201, 2400),
+    ],
+)
+def test_a_run_that_outlives_its_plan_is_planned_longer(ran_s: int, ends_s: int) -> None:
+    run = replace(claim("r", started_ms=NOW_MS - ran_s * 1000), learned=RunTime(100, 300))
+    assert planned_end_ms(run, NOW_MS) == NOW_MS + (ends_s - ran_s) * 1000
+    limited = replace(run, request=request(1, max_run_time_s=500))
+    assert planned_end_ms(limited, NOW_MS) == NOW_MS + max(0, min(ends_s, 500) - ran_s) * 1000
+
+
+def test_without_anything_learned_a_plan_doubles() -> None:
+    late = replace(claim("r", started_ms=NOW_MS - 101_000), estimate_s=100)
+    assert planned_end_ms(late, NOW_MS) == NOW_MS + 99_000
+
+
+def test_who_fills_in_ends_by_what_nine_in_ten_take() -> None:
+    learned = RunTime(100, 300)
+    assert longest_estimate_s(request(1), learned) == 300
+    assert longest_estimate_s(request(1, estimated_run_time_s=100), learned) == 300
+    assert longest_estimate_s(request(1, max_run_time_s=200), learned) == 200
 
 
 def test_a_start_is_expected_when_enough_of_our_runs_have_ended() -> None:

@@ -20,8 +20,9 @@ from broker.api import (
     trainjob,
     uploads,
 )
-from broker.api.context import CONTEXT, STOPPING, Context
+from broker.api.context import CONTEXT, FORESIGHT, STOPPING, Context
 from broker.api.errors import errors
+from broker.api.foresight import Foresight
 
 __all__ = ["Context", "application"]
 
@@ -78,6 +79,13 @@ def application(context: Context) -> web.Application:
     app = web.Application(middlewares=[errors, auth.authenticate])
     app[CONTEXT] = context
     app[STOPPING] = asyncio.Event()
+    app[FORESIGHT] = Foresight(
+        context.store,
+        policies=context.policies,
+        learn=context.learn,
+        accelerators=context.catalogue.products,
+        zone=context.timezone,
+    )
     app[auth.GATE] = auth.Gate(context)
     called = [(*each, center_calls.platform_path(*each)) for each in context.platform_paths]
     app[auth.OPEN_ROUTES] = frozenset((method, path) for method, path, _ in (*OPEN, *called))

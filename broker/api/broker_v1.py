@@ -10,13 +10,14 @@ from broker.api import wire
 from broker.api.admission import admit
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
-from broker.api.context import CALLER, CONTEXT
+from broker.api.context import CALLER, CONTEXT, FORESIGHT
 from broker.api.errors import ApiError
+from broker.api.foresight import Foreseen
 from broker.api.models import CreateJob, Resolve
 from broker.api.reading import Query, no_query, parse, read_body
 from broker.api.trainjob import new_job, path_job, read_admission, read_job
 from broker.core.events import Resolved
-from broker.core.model import CenterState, RemoteId, RunState
+from broker.core.model import CenterState, JobState, PublicStatus, RemoteId, RunState
 from broker.store import centers, jobs, rounds, views
 from broker.store.jobs import NameTaken
 
@@ -70,11 +71,17 @@ async def show(request: web.Request) -> web.Response:
 
 async def explain(request: web.Request) -> web.Response:
     """GET /broker/v1/jobs/{id}/explain"""
-    no_query(request)
-    context = request.app[CONTEXT]
-    now_ms = context.store.clock()
-    why = await context.store.read(views.explanation, request[CALLER], path_job(request), now_ms)
-    return wire.answer(wire.explained(why.job, why.position, why.reasons, context.timezone))
+    with Query(request, "whatIf") as query:
+        changes = query.flag("whatIf", also=("0", "1"))
+    context, foresight = request.app[CONTEXT], request.app[FORESIGHT]
+    store = context.store
+    why = await store.read(views.explanation, request[CALLER], path_job(request), store.clock())
+    job, foreseen = why.job, Foreseen()
+    if job.state is JobState.QUEUED:
+        foreseen = await foresight.of_waiting(job.id, job.request, changes=changes is not False)
+    elif job.status is PublicStatus.RUNNING:
+        foreseen = await foresight.of_running(job.id)
+    return wire.answer(wire.explained(job, why.position, why.reasons, foreseen, context.timezone))
 
 
 async def retry(request: web.Request) -> web.Response:

@@ -16,7 +16,9 @@ from argon2 import PasswordHasher
 
 import broker
 from broker.adapter import Adapter, Unavailable
+from broker.api.foresight import Foresight
 from broker.core.model import CenterId, JobRequest, Spec, TenantId
+from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
 from broker.files import DataDirectory
 from broker.store.accounts import Caller
@@ -32,7 +34,8 @@ class Context:
     """`ready` says whether the daemon has finished starting; `signing_key` signs log links.
 
     `class_key` is core.problem.class_key.  `public_url` is without a trailing slash.  `timezone` is
-    that of all northbound times.  `freeze_after` wrong passwords in a row freeze an account.
+    that of all northbound times.  `policies` and `learn` (whether learned run times count) are what is
+    in force now.  `freeze_after` wrong passwords in a row freeze an account.
     `adapter` gives the adapter of a center, opened if need be (Unavailable when it cannot be), and
     `open_adapters` those that are open.  `platform_paths` are method and path of their callbacks.
     """
@@ -46,6 +49,8 @@ class Context:
     server_name: str
     public_url: str
     timezone: ZoneInfo
+    policies: Callable[[], PolicySet]
+    learn: Callable[[], bool] = lambda: True
     max_page_size: int = 1000
     max_body_bytes: int = 1 << 20
     max_upload_bytes: int = 100 << 30
@@ -63,6 +68,7 @@ class Context:
 
 
 CONTEXT = web.AppKey("context", Context)
+FORESIGHT = web.AppKey("foresight", Foresight)
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the server shuts down: whoever waits or streams ends at once."""
 

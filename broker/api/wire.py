@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
+from broker.api.foresight import Foreseen
 from broker.api.times import written
 from broker.core.charges import cny
 from broker.core.model import (
@@ -30,6 +31,7 @@ from broker.core.model import (
     Tier,
 )
 from broker.core.resources import Catalogue, Totals, millicards, totals
+from broker.core.whatif import Change, Field
 from broker.store.centers import CenterView
 from broker.store.jobs import JobSummary, JobView, RunView
 from broker.store.rounds import RoundFacts
@@ -375,12 +377,21 @@ def _checkpoint(run: RunView, zone: ZoneInfo) -> dict[str, Any]:
     return {} if run.checkpoint_ms is None else {"checkpointTime": written(run.checkpoint_ms, zone)}
 
 
+WHAT_IF_NOTE = "feasible in a round of this moment; nothing is held, and it is no promise"
+
+
 def explained(
-    job: JobView, position: int | None, reasons: Sequence[dict[str, Any]], zone: ZoneInfo
+    job: JobView,
+    position: int | None,
+    reasons: Sequence[dict[str, Any]],
+    foreseen: Foreseen,
+    zone: ZoneInfo,
 ) -> dict[str, Any]:
-    """Why a job waits, or why it is where it is.  Nothing measures waiting yet: no estimate."""
+    """Why a job waits, when it is expected to start and what would start it now, or why it is where
+    it is and when it is expected to end."""
     live = next((run for run in job.runs if run.state.live and run.state is not RunState.NEW), None)
     placement: dict[str, Any] = {}
+    end = foreseen.end
     if live is not None:
         placement = {
             **{key: value for key, value in live.placement.items() if key != "alternatives"},
@@ -397,7 +408,54 @@ def explained(
         "position": position,
         "reasons": list(reasons),
         "placement": placement,
-        "eta": {"p50": None, "p90": None},
+        "eta": _eta(foreseen),
+        "expectedEnd": None if end is None else {"p50": end.p50_s, "p90": end.p90_s},
+        "whatIf": [_what_if(change) for change in foreseen.changes],
+        "whatIfNote": WHAT_IF_NOTE if foreseen.changes else "",
+    }
+
+
+def _eta(foreseen: Foreseen) -> dict[str, Any]:
+    """Seconds from now, where, and how far such forecasts were off."""
+    eta, error = foreseen.eta, foreseen.error
+    return {
+        "p50": None if eta is None else eta.p50_s,
+        "p90": None if eta is None else eta.p90_s,
+        "centerId": "" if eta is None else eta.center,
+        "error": None
+        if error is None
+        else {
+            "centerId": error.center,
+            "specId": error.spec,
+            "jobs": error.jobs,
+            "medianS": error.median_s,
+            "p90Coverage": error.p90_coverage,
+        },
+    }
+
+
+def _what_if(change: Change) -> dict[str, Any]:
+    """One change of the request, and where a round of this moment starts the job with it."""
+    request, at = change.request, change.placement
+    changed: dict[str, Any]
+    match change.field:
+        case Field.CENTERS:
+            changed, with_ = {"centerId": []}, "at any center"
+        case Field.PRICE:
+            micro = request.max_price_micro or 0
+            changed, with_ = {"maxPrice": _number(micro)}, f"with maxPrice {price(micro)}"
+        case Field.NODES:
+            changed, with_ = {"nodeCount": request.nodes}, f"with nodeCount {request.nodes}"
+        case Field.SPEC:
+            changed, with_ = {"specId": at.spec.id}, f"with spec {at.spec.name}"
+    return {
+        "change": changed,
+        "starts": True,
+        "centerId": at.center,
+        "specId": at.spec.id,
+        "pricePerHour": price(at.rate_micro_per_hour),
+        "priceCny": money(at.cost_micro),
+        "message": f"{with_} it would start at {at.center}",
     }
 
 

@@ -31,7 +31,7 @@ from broker.cli.display import clean, duration, fields, table
 from broker.client import Client, RequestFailed, Unreachable
 
 if TYPE_CHECKING:
-    from broker.client.answers import Explanation, JobDetail, RunDetail
+    from broker.client.answers import Expected, Explanation, ForecastError, JobDetail, RunDetail
 
 LIVE = ("PENDING", "RUNNING")
 
@@ -203,14 +203,16 @@ def explain(job: JobArgument, as_json: Json = False) -> None:
 
 def _print_explanation(answer: Explanation) -> None:
     eta = answer.get("eta") or {}
-    likely = " to ".join(f"{duration(eta[key])}" for key in ("p50", "p90") if eta.get(key) is not None)
     print(
         fields(
             [
                 ("job", answer["id"]),
                 ("status", answer["status"]),
                 ("position", answer.get("position")),
-                ("starts in", likely),
+                ("starts in", _likely(eta)),
+                ("likely at", eta.get("centerId")),
+                ("so far", _measured(eta.get("error"))),
+                ("ends in", _likely(answer.get("expectedEnd") or {})),
             ]
         )
     )
@@ -238,6 +240,30 @@ def _print_explanation(answer: Explanation) -> None:
         print("\nWhy it does not start")
         rows = [(r["centerId"], r["code"], r["message"], r["need"], r["have"], r["unit"]) for r in reasons]
         print(table(("CENTER", "CODE", "MESSAGE", "NEED", "HAVE", "UNIT"), rows))
+
+    if ways := answer.get("whatIf"):
+        print(f"\nWhat would start it now ({answer.get('whatIfNote', '')})")
+        told = [
+            (_plain(w["change"]), w["centerId"], w["pricePerHour"], w["priceCny"], w["message"]) for w in ways
+        ]
+        print(table(("CHANGE", "CENTER", "CNY/H", "CNY", "MESSAGE"), told))
+
+
+def _likely(expected: Expected) -> str:
+    """`5 min 00 s to 12 min 00 s`: the median and what nine in ten stay within; "": nothing can be said."""
+    return " to ".join(
+        duration(each) for each in (expected.get("p50"), expected.get("p90")) if each is not None
+    )
+
+
+def _measured(error: ForecastError | None) -> str:
+    """How good such forecasts were."""
+    if error is None:
+        return ""
+    at = error["centerId"] or "all centers"
+    covered, jobs = error["p90Coverage"], error["jobs"]
+    by_p90 = "" if covered is None else f", {covered:.0%} started by the p90"
+    return f"off by {duration(error['medianS'])} in the median{by_p90} ({jobs} jobs, {at})"
 
 
 @app.command("logs", cls=Command, rich_help_panel=JOBS)

@@ -34,6 +34,12 @@ def simulate(
     ] = "policy",
     home: Annotated[bool, typer.Option("--home", help="Every job stays at its own center.")] = False,
     oracle: Annotated[bool, typer.Option("--oracle", help="The scheduler knows true run times.")] = False,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Jobs state no run times; the scheduler learns them.")
+    ] = False,
+    forecast: Annotated[
+        bool, typer.Option("--forecast", help="Forecast when waiting jobs start, and measure how well.")
+    ] = False,
     nodes_column: Annotated[
         str, typer.Option(metavar="NAME", help="The column of the centers file to count nodes by.")
     ] = "node_count",
@@ -50,10 +56,13 @@ def simulate(
     from broker.simulate.report import report, table
     from broker.simulate.trace import TraceError, read_centers, read_jobs
 
-    try:
-        settings = Settings(order=Order(order), stays_home=home, oracle=oracle, seed=seed)
-    except ValueError as error:
-        raise WrongUsage(f"--order must be fifo, sjf or policy, not {order!r}") from error
+    if order not in tuple(Order):
+        raise WrongUsage(f"--order must be fifo, sjf or policy, not {order!r}")
+    if learn and (oracle or order != Order.POLICY):
+        raise WrongUsage("--learn goes with --order policy and without --oracle")
+    settings = Settings(
+        order=Order(order), stays_home=home, oracle=oracle, seed=seed, learn=learn, forecast=forecast
+    )
     policies = _policies(policy or find_config_file("policy.toml"))
     try:
         jobs, rows = read_jobs(trace), read_centers(centers, nodes_column)

@@ -99,7 +99,7 @@ class _Waiting:
             return ""
         if now - self._asked.get(job["id"], -EXPLAIN_EVERY_S) >= EXPLAIN_EVERY_S:
             self._asked[job["id"]] = now
-            self._why[job["id"]] = in_short(self._client.explain(job["id"]))
+            self._why[job["id"]] = in_short(self._client.explain(job["id"], what_if=False))
         return self._why.get(job["id"], "")
 
 

@@ -200,8 +200,10 @@ class Client:
     def job(self, job: str) -> JobDetail:
         return cast("JobDetail", self._json("GET", f"/broker/v1/jobs/{_word(job)}"))
 
-    def explain(self, job: str) -> Explanation:
-        return cast("Explanation", self._json("GET", f"/broker/v1/jobs/{_word(job)}/explain"))
+    def explain(self, job: str, *, what_if: bool = True) -> Explanation:
+        """`what_if`: also what would start it now, which costs the broker some rounds."""
+        query = "" if what_if else "?whatIf=false"
+        return cast("Explanation", self._json("GET", f"/broker/v1/jobs/{_word(job)}/explain{query}"))
 
     def stop_job(self, job: str) -> StopAnswer:
         return cast("StopAnswer", self._json("POST", f"/trainjob/{_word(job)}/stop"))

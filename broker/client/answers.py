@@ -105,11 +105,38 @@ class Reason(TypedDict):
     unit: str
 
 
-class Eta(TypedDict, total=False):
+class ForecastError(TypedDict):
+    """How far forecasts for `jobs` jobs were off, in seconds, and the share that had started by the p90."""
+
+    centerId: str
+    specId: str
+    jobs: int
+    medianS: float
+    p90Coverage: float | None
+
+
+class Expected(TypedDict, total=False):
     """Seconds from now."""
 
-    p50: float
-    p90: float
+    p50: float | None
+    p90: float | None
+
+
+class Eta(Expected, total=False):
+    centerId: str
+    error: ForecastError | None
+
+
+class WhatIf(TypedDict):
+    """A changed field of the request with which a round of this moment starts the job."""
+
+    change: dict[str, Any]
+    starts: bool
+    centerId: str
+    specId: str
+    pricePerHour: str
+    priceCny: str
+    message: str
 
 
 class Explanation(TypedDict, total=False):
@@ -119,6 +146,9 @@ class Explanation(TypedDict, total=False):
     reasons: list[Reason]
     placement: dict[str, Any] | None
     eta: Eta | None
+    expectedEnd: Expected | None
+    whatIf: list[WhatIf]
+    whatIfNote: str
 
 
 class Cpu(TypedDict):

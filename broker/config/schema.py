@@ -95,6 +95,8 @@ class SchedulerSettings:
     solve_limit_s: Annotated[float, v.seconds(0.01, 600)] = 0.5
     # Policies and their weights.  The default name means the packaged file where none is beside this one.
     policy: Annotated[Path, v.path, RELOAD] = Path(POLICY_FILE)
+    # Plans rest on what earlier runs took; false: on stated estimates and one hour alone.
+    learn_run_times: Annotated[bool, v.flag, RELOAD] = True
     # Calls that run at once against one center.
     dispatch_concurrency: Annotated[int, v.whole(1, 1000)] = 8
     # A probe without an answer after this has failed.

@@ -356,7 +356,7 @@ def _placement(p: Problem, waiter: _Waiter, option: int) -> Placement:
         spec=p.specs[int(p.fittings[waiter.k].spec[at])],
         slot=int(p.tau[option]),
         nodes=job_class.request.nodes,
-        cost_micro=rate * job_class.request.estimate_s // 3600,
+        cost_micro=rate * job_class.estimate_s // 3600,
         rate_micro_per_hour=rate,
         platform_kills=True,
     )

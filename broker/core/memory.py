@@ -190,6 +190,7 @@ class Memory:
             return None
         was = block.job_class
         same = was.request is job_class.request or was.request == job_class.request
+        same = same and was.learned == job_class.learned
         return block if same and was.tenant == job_class.tenant and was.avoid == job_class.avoid else None
 
     def forget_old(self, in_use: int) -> None:

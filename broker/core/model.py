@@ -397,14 +397,26 @@ class RunFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class RunTime:
+    """How long a run is expected to hold its capacity, learned from its like (core/estimates.py).
+
+    Half of them end within `p50_s` seconds, nine in ten within `p90_s`.
+    """
+
+    p50_s: int
+    p90_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What a live run holds in a pool: `nodes` times `shape`, on named nodes where known.
 
     `started_ms` is None while the center has not said that the run started.  `stopping`: it was asked
-    to end.  `estimate_s` is its planned run time.  `checkpoint_ms`: the newest checkpoint that was
-    seen of a resumable job, None where nobody looks or none was written.  `preempted`: how often the
-    broker has stopped runs of its job for others.  `request` and `queued_ms` tell what the job is
-    worth once it waits again; without a request a claim is nobody's victim.
+    to end.  `estimate_s` is its planned run time, `learned` what runs like it have taken, None where
+    nothing is known.  `checkpoint_ms`: the newest checkpoint that was seen of a resumable job, None
+    where nobody looks or none was written.  `preempted`: how often the broker has stopped runs of its
+    job for others.  `request` and `queued_ms` tell what the job is worth once it waits again; without a
+    request a claim is nobody's victim.
     """
 
     run: RunId
@@ -425,6 +437,7 @@ class Claim:
     queued_ms: int = 0
     checkpoint_ms: int | None = None
     preempted: int = 0
+    learned: RunTime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,7 +491,8 @@ class QueuedJob:
 class JobClass:
     """Jobs that no rule can tell apart: same request, tenant and avoided centers.
 
-    `jobs` are in queue order, oldest first.
+    `jobs` are in queue order, oldest first.  `learned` is how long runs like theirs have taken, None
+    where nothing is known.
     """
 
     key: str
@@ -486,6 +500,14 @@ class JobClass:
     tenant: TenantId
     jobs: Sequence[QueuedJob]
     avoid: frozenset[CenterId] = frozenset()
+    learned: RunTime | None = None
+
+    @property
+    def estimate_s(self) -> int:
+        """Planned run time: the stated estimate, else what was learned, else the limit or one hour."""
+        if self.request.estimated_run_time_s is None and self.learned is not None:
+            return self.learned.p50_s
+        return self.request.estimate_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from broker.core.explain import Alternative, Reason
 from broker.core.model import (
@@ -56,6 +56,9 @@ from broker.core.snapshot import (
     with_holders,
     without,
 )
+
+if TYPE_CHECKING:
+    from broker.core.forecast import Outlook
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +173,10 @@ def after(snapshot: Snapshot, placements: Iterable[Placement]) -> Snapshot:
 
 def claims_of(snapshot: Snapshot, placements: Iterable[Placement]) -> Iterator[Claim]:
     """What these placements hold once they are runs that have not started."""
-    requests = {c.key: c.request for c in snapshot.classes}
+    classes = {c.key: c for c in snapshot.classes}
     for one in grouped(placements):
-        kind, request = one.kind, requests.get(one.kind.class_key)
-        estimate_s = DEFAULT_ESTIMATE_S if request is None else request.estimate_s
+        kind, job_class = one.kind, classes.get(one.kind.class_key)
+        estimate_s = DEFAULT_ESTIMATE_S if job_class is None else job_class.estimate_s
         for job in one.jobs:
             yield Claim(
                 run=RunId(f"+{job}"),
@@ -182,6 +185,7 @@ def claims_of(snapshot: Snapshot, placements: Iterable[Placement]) -> Iterator[C
                 shape=kind.spec.shape,
                 nodes=kind.nodes,
                 estimate_s=estimate_s,
+                learned=None if job_class is None else job_class.learned,
             )
 
 
@@ -202,7 +206,8 @@ class Plan:
     at most one for a job; those with id 0 are new.  `deferrals` has the reasons of every class, by
     key, of which jobs still wait.
 
-    `considered` has, by key, what every center was for the classes of which jobs start.
+    `considered` has, by key, what every center was for the classes of which jobs start; `outlook`
+    tells when those that wait are expected to, None where nobody waits.
     """
 
     based_on: int
@@ -215,6 +220,7 @@ class Plan:
     bound: int = 0
     solver_status: str = ""
     source: Source = Source.GREEDY
+    outlook: Outlook | None = field(default=None, compare=False, repr=False)
 
     @property
     def stops(self) -> tuple[RunId, ...]:

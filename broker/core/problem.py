@@ -434,6 +434,7 @@ def class_key(request: JobRequest, tenant: TenantId, avoid: Iterable[CenterId] =
         request.preempt_policy,
         tuple(sorted(request.vip_nodes)),
         request.estimate_s.bit_length(),
+        request.estimated_run_time_s is None,  # then its run time is learned another way
         request.max_rate_micro,
         request.max_run_time_s,
         tuple(sorted(request.datasets)),

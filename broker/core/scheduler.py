@@ -24,6 +24,7 @@ from broker.core.explain import (
     held_reasons,
     reason,
 )
+from broker.core.forecast import Outlook
 from broker.core.greedy import greedy
 from broker.core.holds import hold
 from broker.core.improve import improve
@@ -102,9 +103,10 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
         # 9 the independent check
         faults = violations(plan, snapshot, free)
         if not faults:
-            # 10 reasons of what waits
+            # 10 reasons of what waits, and when it is expected to start
             told = Deferrals(problem, plan, y), Considered(problem, y)
-            return replace(plan, deferrals=told[0], considered=told[1])
+            outlook = Outlook(problem, plan, y)
+            return replace(plan, deferrals=told[0], considered=told[1], outlook=outlook)
         story.append(f"{source}: {'; '.join(faults[:5])} ({len(faults)} in all)")
     raise InfeasiblePlan(f"no plan for snapshot {snapshot.version}: {' | '.join(story)}")
 
@@ -199,7 +201,7 @@ def placements(problem: Problem, y: IntArray) -> Placements:
         if k != last_class:
             job_class, first, last_class = problem.classes[k], 0, k
             request, ids, specs = job_class.request, as_queue(job_class.jobs).ids, problem.fittings[k].spec
-            estimate_s = request.estimate_s
+            estimate_s = job_class.estimate_s
         pool = problem.pools[at]
         kind = Placement(
             job=_NOBODY,

@@ -1,8 +1,9 @@
 """A trace through the production scheduler in simulated time: memory only, no store, no waiting.
 
 What belongs here: events, the queue, and when a round is made.  What does not: files
-(broker.simulate.trace), the centers' nodes (broker.simulate.world), the published baselines
-(broker.simulate.baseline), what is told of it (broker.simulate.report).
+(broker.simulate.trace), the centers' nodes (broker.simulate.world), who decides
+(broker.simulate.production and, as published, broker.simulate.baseline), what is told of it
+(broker.simulate.report).
 
 Rules.  Jobs arrive and runs end at whole seconds.  All that happens in one second wakes one round at
 the end of it, as every event wakes the daemon's; while jobs wait, a quarter of an hour without an
@@ -17,34 +18,17 @@ import heapq
 import math
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
-from broker.core.explain import Reason
-from broker.core.model import (
-    MICRO,
-    Claim,
-    JobClass,
-    JobId,
-    JobRequest,
-    Kills,
-    Pool,
-    QueuedJob,
-    Reservation,
-    RunId,
-    Snapshot,
-    TenantId,
-)
-from broker.core.plan import Plan
+from broker.core.forecast import Eta
+from broker.core.model import Claim, JobId, Kills, Reservation, RunId, TenantId
 from broker.core.policy import PolicySet
-from broker.core.problem import class_key
 from broker.core.resources import Catalogue
-from broker.core.scheduler import schedule
-from broker.core.solver import LP, SolverStatus
 from broker.simulate.baseline import HeadOfLine
+from broker.simulate.production import ProductionRounds
 from broker.simulate.trace import CenterRow, TraceJob
 from broker.simulate.world import Nodes, Round, Start, World, build_world
 
@@ -74,8 +58,10 @@ class Settings:
     """How a trace is replayed.
 
     `oracle`: estimates are the truth; otherwise each is the truth times a log-normal error of median
-    one and spread `noise`, drawn from `seed` and the job's id, at least one second.  `checkpoint_s`
-    None: a preempted run has saved nothing.
+    one and spread `noise`, drawn from `seed` and the job's id, at least one second.  `learn`: jobs
+    state no estimate at all, and run times are learned as the daemon learns them.  `forecast`: jobs
+    that their first round leaves waiting are forecast.  `checkpoint_s` None: a preempted run has saved
+    nothing.
     """
 
     order: Order = Order.POLICY
@@ -83,10 +69,18 @@ class Settings:
     oracle: bool = False
     seed: int = 0
     noise: float = NOISE
+    learn: bool = False
+    forecast: bool = False
     checkpoint_s: int | None = None
 
-    def estimate_s(self, job: TraceJob) -> int:
-        """The run time that the scheduler is told."""
+    def __post_init__(self) -> None:
+        if self.learn and (self.oracle or self.order is not Order.POLICY):
+            raise ValueError("learn: only where nothing is known, and by the production scheduler")
+
+    def estimate_s(self, job: TraceJob) -> int | None:
+        """The run time that the scheduler is told, None when it is told none."""
+        if self.learn:
+            return None
         if self.oracle:
             return job.duration_s
         error = random.Random(f"{self.seed}:{job.id}").gauss(0.0, self.noise)
@@ -96,9 +90,10 @@ class Settings:
 class Dispatcher(Protocol):
     """Who decides: the production scheduler or a baseline."""
 
-    def enqueue(self, job: TraceJob, *, estimate_s: int, queued_ms: int) -> None: ...
+    def enqueue(self, job: TraceJob, *, estimate_s: int | None, queued_ms: int) -> None: ...
     def decide(self, sim: Simulation) -> Round: ...
     def started(self, job: JobId) -> None: ...
+    def ended(self, claim: Claim, now_ms: int, *, whole: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +111,11 @@ class Segment:
 
 @dataclass(slots=True)
 class JobRecord:
-    """What became of a job.  `waited_s` is all the time in the queue, after preemptions too."""
+    """What became of a job.  `waited_s` is all the time in the queue, after preemptions too.
+
+    `planned_s` is the run time that its first start was planned with; `forecast` was made at the second
+    `forecast_s`.
+    """
 
     job: TraceJob
     queued_s: int
@@ -126,6 +125,9 @@ class JobRecord:
     end_s: int | None = None
     preemptions: int = 0
     lost_s: int = 0
+    planned_s: int | None = None
+    forecast: Eta | None = None
+    forecast_s: int = 0
 
     @property
     def waited_s(self) -> int:
@@ -276,6 +278,8 @@ class Simulation:
         record, pool = self.records[start.job], self._pools[start.pool]
         record.queue.append((record.queued_s, self.now_s))
         record.center = self.world.home[pool.center]
+        if record.planned_s is None:
+            record.planned_s = start.estimate_s
         run = RunId(f"{start.job}~{record.preemptions + 1}")
         self._runs[run] = _Run(record, start, taken, self.now_s)
         self.claims[run] = Claim(
@@ -289,9 +293,10 @@ class Simulation:
             tenant=TenantId(record.job.tenant),
             job=start.job,
             class_key=start.class_key,
-            estimate_s=start.request.estimate_s if start.request else record.job.duration_s,
+            estimate_s=start.estimate_s or record.job.duration_s,
             rate_micro_per_hour=start.rate_micro,
             request=start.request,
+            learned=start.learned,
             queued_ms=ZERO_MS + record.job.submit_s * 1000,
             preempted=record.preemptions,
         )
@@ -320,7 +325,7 @@ class Simulation:
 
     def _release(self, run: RunId, *, preempted: bool) -> None:
         held = self._runs.pop(run)
-        del self.claims[run]
+        self._dispatcher.ended(self.claims.pop(run), self.now_ms, whole=not preempted)
         self.nodes[held.start.pool].give_back(held.taken, held.start.shape)
         self.segments.append(
             Segment(
@@ -335,119 +340,7 @@ class Simulation:
         )
 
 
-# ---------------------------------------------------------------- the production scheduler
-
-
-@dataclass(slots=True)
-class _Class:
-    """Waiting jobs that no rule can tell apart; `ordered` is made anew after a change."""
-
-    request: JobRequest
-    tenant: TenantId
-    jobs: dict[JobId, QueuedJob] = field(default_factory=dict)
-    ordered: tuple[QueuedJob, ...] | None = None
-
-    def in_order(self) -> tuple[QueuedJob, ...]:
-        if self.ordered is None:
-            self.ordered = tuple(sorted(self.jobs.values(), key=lambda job: (job.queued_ms, job.id)))
-        return self.ordered
-
-
-class ProductionRounds:
-    """The daemon's way of deciding: classes by their key, a snapshot, one `schedule`."""
-
-    def __init__(self, world: World, policies: PolicySet, settings: Settings) -> None:
-        self.last = Plan(based_on=0)
-        self._world = world
-        self._policies = policies
-        self._settings = settings
-        self._lp = LP()
-        self._version = 0
-        self._classes: dict[str, _Class] = {}
-        self._class_of: dict[JobId, str] = {}
-        # As in the daemon, the first job of a class speaks for it for ever.
-        self._requests: dict[str, JobRequest] = {}
-
-    def enqueue(self, job: TraceJob, *, estimate_s: int, queued_ms: int) -> None:
-        asked = self._world.request(job, estimate_s=estimate_s, stays_home=self._settings.stays_home)
-        key, id = class_key(asked, TenantId(job.tenant)), JobId(job.id)
-        entry = self._classes.get(key)
-        if entry is None:
-            request = self._requests.setdefault(key, asked)
-            entry = self._classes[key] = _Class(request, TenantId(job.tenant))
-        entry.jobs[id] = QueuedJob(id, queued_ms)
-        entry.ordered = None
-        self._class_of[id] = key
-
-    def started(self, job: JobId) -> None:
-        key = self._class_of.pop(job)
-        entry = self._classes[key]
-        del entry.jobs[job]
-        entry.ordered = None
-        if not entry.jobs:
-            del self._classes[key]
-
-    def decide(self, sim: Simulation) -> Round:
-        snapshot = self._snapshot(sim)
-        began = time.perf_counter()
-        plan = schedule(snapshot, self._policies, self._lp)
-        sim.rounds.seconds.append(time.perf_counter() - began)
-        if plan.bound is not None and plan.solver_status == SolverStatus.OPTIMAL:
-            sim.rounds.gaps.append((plan.objective - plan.bound) / max(MICRO, plan.objective))
-        self.last = plan
-        for preemption in plan.preemptions:
-            before = sim.kills.get(preemption.job, Kills())
-            sim.kills[preemption.job] = replace(before, sets=before.sets + 1, last_ms=sim.now_ms)
-        # The center takes large slots first, so that small ones do not break up its nodes.
-        starts = sorted(plan.placements, key=lambda p: -p.slot)
-        return Round(
-            starts=tuple(
-                Start(
-                    p.job,
-                    p.pool,
-                    p.spec.shape,
-                    p.nodes,
-                    rate_micro=p.rate_micro_per_hour,
-                    class_key=self._class_of[p.job],  # a job that holds capacity has a class of its own
-                    request=self._classes[self._class_of[p.job]].request,
-                )
-                for p in starts
-            ),
-            stops=plan.stops,
-            reservations=plan.reservations,
-        )
-
-    def _snapshot(self, sim: Simulation) -> Snapshot:
-        self._version += 1
-        pools: Iterable[Pool] = (
-            replace(pool, free=sim.nodes[pool.id].free(), as_of_ms=sim.now_ms) for pool in self._world.pools
-        )
-        return Snapshot(
-            version=self._version,
-            now_ms=sim.now_ms,
-            minute_of_week=sim.now_s // 60 % (7 * 24 * 60),
-            centers=self._world.centers,
-            pools=tuple(pools),
-            claims=tuple(sim.claims[run] for run in sorted(sim.claims)),
-            reservations=sim.reservations,
-            classes=tuple(
-                JobClass(key=key, request=entry.request, tenant=entry.tenant, jobs=entry.in_order())
-                for key, entry in sorted(self._classes.items())
-            ),
-            accelerators=self._world.accelerators,
-            kills=Counter(tenant for at_s, tenant in sim.killed if at_s > sim.now_s - 3600),
-            kill_records=sim.kills,
-        )
-
-    def reasons(self) -> dict[str, int]:
-        """Jobs that still wait, by the "no" that came closest to a yes in the last round."""
-        counts: dict[str, int] = {}
-        for key, entry in self._classes.items():
-            told: Sequence[Reason] = self.last.deferrals.get(key, ())
-            word = max((r.code for r in told), default=None)
-            name = "unknown" if word is None else word.word
-            counts[name] = counts.get(name, 0) + len(entry.jobs)
-        return counts
+# ---------------------------------------------------------------- the whole
 
 
 def simulate(

@@ -14,7 +14,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from broker.core.model import JobId, NodeShape, Pool
+from broker.core.model import Claim, JobId, NodeShape, Pool
 from broker.simulate.trace import TraceJob
 from broker.simulate.world import ARCH, Round, Start, World
 
@@ -33,18 +33,21 @@ class HeadOfLine:
     _arrived: int = 0
     _never: int = 0
 
-    def enqueue(self, job: TraceJob, *, estimate_s: int, queued_ms: int) -> None:
+    def enqueue(self, job: TraceJob, *, estimate_s: int | None, queued_ms: int) -> None:
         pools = self._pools(job)
         if not any(_holds(pool.shape, shape) and job.nodes <= pool.nodes for pool, shape in pools):
             self._never += 1  # it would stop the queue for ever
             return
         self._arrived += 1
-        rank = estimate_s if self.shortest_first else queued_ms
+        rank = queued_ms if estimate_s is None or not self.shortest_first else estimate_s
         queue = self._queues.setdefault(job.center if self.stays_home else "", [])
         heapq.heappush(queue, (rank, self._arrived, job))
 
     def started(self, job: JobId) -> None:
         """The job left its queue when it was chosen."""
+
+    def ended(self, claim: Claim, now_ms: int, *, whole: bool) -> None:
+        """Baselines learn nothing."""
 
     def decide(self, sim: Simulation) -> Round:
         starts: list[tuple[Start, tuple[int, ...]]] = []

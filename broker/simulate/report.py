@@ -8,7 +8,10 @@ the time from submission to its end.  Both are of finished jobs.  The span goes 
 submission to the last end; utilisation is card-seconds held in it over all card-seconds of it.  A
 tenant's service is its jobs' true run time over their completion; Jain's index is of these.  A
 round's gap is how far the plan may be above the optimum, as a share of the plan's objective, which
-counts as at least one CNY: where runs are free, it is all but nothing once nobody waits.
+counts as at least one CNY: where runs are free, it is all but nothing once nobody waits.  The estimate's
+error is the factor between planned and true run time, whichever is larger over the other; the
+forecast's is the time between the expected and the true start of jobs that their first round left
+waiting.
 """
 
 from __future__ import annotations
@@ -71,11 +74,22 @@ class Report:
     round_p99_ms: float | None
     wall_s: float
     jain: float | None
+    measured: bool
+    estimate_factor_p50: float | None
+    forecasts: int
+    forecast_error_p50_s: float | None
+    forecast_p90_coverage: float | None
     centers: tuple[Group, ...]
     tenants: tuple[Group, ...]
 
     def document(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """What `--json` prints; how good estimates and forecasts were only where that was asked for."""
+        measured = {
+            "estimateFactorP50": self.estimate_factor_p50,
+            "forecasts": self.forecasts,
+            "forecastErrorP50S": self.forecast_error_p50_s,
+            "forecastP90Coverage": self.forecast_p90_coverage,
+        }
         return {
             "jobs": self.overall.jobs,
             "finished": self.overall.finished,
@@ -92,6 +106,7 @@ class Report:
             "gapWorst": self.gap_worst,
             "roundP99Ms": self.round_p99_ms,
             "wallS": self.wall_s,
+            **(measured if self.measured else {}),
             "perCenter": {group.name: group.document() for group in self.centers},
             "perTenant": {group.name: group.document() for group in self.tenants},
         }
@@ -110,6 +125,8 @@ def report(outcome: Outcome) -> Report:
     last_s = max((record.end_s or 0 for record in done), default=first_s)
     waits = [record.waited_s for record in done]
     tenants = _tenants(outcome)
+    factor = percentile(estimate_factors(outcome.jobs), 50)
+    off, covered = forecast_errors(outcome.jobs)
     services = [group.service for group in tenants if group.service is not None]
     seconds = outcome.rounds.seconds
     p50, p99 = percentile(waits, 50), percentile(seconds, 99)
@@ -130,9 +147,32 @@ def report(outcome: Outcome) -> Report:
         round_p99_ms=None if p99 is None else round(p99 * 1000, 3),
         wall_s=round(outcome.wall_s, 3),
         jain=sum(services) ** 2 / (len(services) * sum(s * s for s in services)) if services else None,
+        measured=outcome.settings.learn or outcome.settings.forecast,
+        estimate_factor_p50=None if factor is None else round(factor, 3),
+        forecasts=len(off),
+        forecast_error_p50_s=percentile(off, 50),
+        forecast_p90_coverage=round(statistics.fmean(covered), 4) if covered else None,
         centers=_centers(outcome, last_s - first_s),
         tenants=tenants,
     )
+
+
+def estimate_factors(records: Sequence[JobRecord]) -> list[float]:
+    """How far off the run time was that each job was planned with at its first start, in their order."""
+    known = [(r.planned_s, r.job.duration_s) for r in records if r.planned_s and r.job.duration_s]
+    return [max(planned / true, true / planned) for planned, true in known]
+
+
+def forecast_errors(records: Sequence[JobRecord]) -> tuple[list[int], list[bool]]:
+    """Seconds between forecast and start, and whether a job had started by the p90 where there was one."""
+    off, covered = [], []
+    for record in records:
+        if record.forecast is not None and record.queue:
+            waited_s = record.queue[0][1] - record.forecast_s
+            off.append(abs(waited_s - record.forecast.p50_s))
+            if record.forecast.p90_s is not None:
+                covered.append(waited_s <= record.forecast.p90_s)
+    return off, covered
 
 
 def label(outcome: Outcome) -> str:
@@ -142,7 +182,8 @@ def label(outcome: Outcome) -> str:
     if chosen.order is Order.FIFO:
         return f"fifo, {where}"
     known = f"noisy estimates (log-normal, spread {chosen.noise:g}, seed {chosen.seed})"
-    return f"{chosen.order}, {where}, {'oracle: true run times' if chosen.oracle else known}"
+    known = "learned run times" if chosen.learn else "oracle: true run times" if chosen.oracle else known
+    return f"{chosen.order}, {where}, {known}"
 
 
 def _notes(outcome: Outcome) -> tuple[str, ...]:
@@ -248,6 +289,14 @@ def figures(told: Report) -> list[tuple[str, str]]:
             ("rounds", f"{told.rounds:,}"),
             ("gap, median / worst", f"{_per_cent(told.gap_median)} / {_per_cent(told.gap_worst)}"),
             ("round P99", f"{told.round_p99_ms:,.1f} ms"),
+        ]
+    if told.measured and told.estimate_factor_p50 is not None:
+        rows.append(("estimate off by, median", f"factor {told.estimate_factor_p50:,.2f}"))
+    if told.forecasts:
+        rows += [
+            ("jobs forecast", f"{told.forecasts:,}"),
+            ("forecast off by, median", _seconds(told.forecast_error_p50_s)),
+            ("started by the p90", _per_cent(told.forecast_p90_coverage)),
         ]
     return [*rows, ("wall time", f"{told.wall_s:,.1f} s")]
 

@@ -33,6 +33,7 @@ from broker.core.model import (
     Price,
     Reservation,
     RunId,
+    RunTime,
 )
 from broker.core.resources import Catalogue, make_spec
 from broker.core.snapshot import units
@@ -124,7 +125,7 @@ class World:
     accelerators: Mapping[str, Accelerator]
     canonical: Mapping[str, str] = field(default_factory=dict)  # a trace's word for a product → its name
 
-    def request(self, job: TraceJob, *, estimate_s: int, stays_home: bool) -> JobRequest:
+    def request(self, job: TraceJob, *, estimate_s: int | None, stays_home: bool) -> JobRequest:
         """What a job of the trace asks the broker for."""
         near = [c.id for c in self.centers if not stays_home or self.home[c.id] == job.center]
         allowed = [c for c in near if self.may(job, c, stays_home=stays_home)]
@@ -220,7 +221,10 @@ def _pool(row: CenterRow, id: PoolId, center: CenterId, *, product: str, now_ms:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One job that starts now: `nodes` times `shape` in a pool, at so many micro-CNY per hour."""
+    """One job that starts now: `nodes` times `shape` in a pool, at so many micro-CNY per hour.
+
+    `estimate_s` is its planned run time, None of a baseline that plans none.
+    """
 
     job: JobId
     pool: PoolId
@@ -229,6 +233,8 @@ class Start:
     rate_micro: int = 0
     class_key: str = ""
     request: JobRequest | None = None
+    estimate_s: int | None = None
+    learned: RunTime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,10 @@ from broker.core.model import (
     RunState,
     Stop,
     StopReason,
+    TenantId,
     public_status,
 )
-from broker.store import preemptors
+from broker.store import forecasts, learned, preemptors
 from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
@@ -158,8 +159,8 @@ def apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str = "") -
 
 
 def _apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str) -> RunState:
-    before = run_facts(run)
-    step = machine.step(job_facts(job), before, event)
+    before, facts = run_facts(run), job_facts(job)
+    step = machine.step(facts, before, event)
     name = type(event).__name__
     if step.dropped:
         tx.event("run.event_dropped", job=job.id, run=run.id, data={"event": name, "state": run.state})
@@ -172,6 +173,10 @@ def _apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str) -> Ru
     if isinstance(event, events.SeenRunning) and before.started_ms is None:
         _learn_wait(tx, run)
         job.kill_sets = 0  # the victims were not stopped for nothing
+    if before.started_ms is None and step.run.started_ms is not None:
+        forecasts.settle(tx, run)
+    if before.state.live and not step.run.state.live:
+        learned.learn(tx, facts.request, TenantId(job.tenant_id), step.run)
     data = {"event": name, "from": before.state.value, "to": step.run.state.value}
     if step.run.message:
         data["message"] = step.run.message
