@@ -95,6 +95,9 @@ def pool_fault(pool: Any) -> str:
 
 def _faults(pool: PoolReport) -> Iterator[str]:
     yield from filter(None, (_text("native", pool.native), _whole("nodes", pool.nodes, MOST["nodes"])))
+    accuracy: Any = pool.accuracy
+    if accuracy is not None and not isinstance(accuracy, Accuracy):
+        yield f"accuracy is {_shown(accuracy)}, expected one of {', '.join(Accuracy)}"
     yield from _shape_faults("shape", pool.shape)
     shape = pool.shape
     if not (shape.cores or shape.accelerators):

@@ -315,6 +315,40 @@ async def test_runs_that_are_to_end_count_as_kills_of_their_tenant(tmp_path: Pat
         assert len(await marked(broker)) == 1
 
 
+@pytest.mark.parametrize("lost", [False, True])
+async def test_in_two_phases_the_stops_leave_once_the_start_was_taken(tmp_path: Path, lost: bool) -> None:
+    async with harness(tmp_path, center("a", traits=replace(QUEUES, two_phase_create=True))) as broker:
+        broker.fakes[A].script(LONG)
+        use(broker)
+        old, young = await crowd(broker)
+        first = await vip_job(broker)
+        if lost:
+            broker.fakes[A].fail("submit", Fault.LOST_REPLY)
+        broker.fakes[A].fail("start", Fault.NO_CAPACITY)
+        await broker.plan()
+        for _ in range(4):  # created, perhaps looked for, found, and refused when it is to start
+            await broker.send()
+            await broker.look()
+            broker.clock.now_ms += 20_000
+            await broker.lease.renew()
+        assert [e.job_id for e in await events(broker, "run.spared")] == [young]
+        assert await events(broker, "run.preempted") == []
+        for job in (old, young):
+            await broker.expect(job, "RUNNING", attempts=1)
+        await broker.pass_time(1500, step_s=60)
+        await broker.expect(first, "RUNNING", attempts=2)
+        assert len(await events(broker, "run.preempted")) == 1
+        started = [call for call in broker.fakes[A].calls if call.name == "start" and call.fault is None]
+        (stop,) = [c for c in broker.fakes[A].calls if c.name == "stop" and c.run == await victim_of(broker)]
+        assert started[-1].at_ms <= stop.at_ms
+        broker.never_twice_at_once()
+
+
+async def victim_of(broker: Harness) -> RunId:
+    (told,) = await events(broker, "run.preempted")
+    return RunId(str(told.run_id))
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_whatever_fails_no_stop_leaves_before_the_preemptor_was_taken(
     broker: Harness, seed: int

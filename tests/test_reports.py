@@ -80,6 +80,7 @@ BAD: list[tuple[str, Any]] = [
     ("native is ['a']", wrong(native=["a"])),
     ("native is 'a\\x00b'", wrong(native="a\0b")),
     ("native is 'a\\ud800'", wrong(native="a\ud800")),
+    ("accuracy is 'sure', expected one of exact, estimated, unknown", wrong(accuracy="sure")),
     ("node_names[1] is 7", wrong(node_names=("n1", 7))),
     ("a pool is {'native': 'a'}", {"native": "a"}),
 ]
@@ -201,6 +202,7 @@ POOLS: st.SearchStrategy[Any] = st.one_of(
         st.lists(SPECS, max_size=1),
         st.lists(PRICES, max_size=1),
         st.lists(WORDS, max_size=1),
+        st.one_of(st.none(), st.sampled_from(Accuracy), WORDS),
     ),
     NUMBERS,
 )

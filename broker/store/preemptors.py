@@ -19,7 +19,7 @@ from sqlmodel import Session, col, func, select
 
 from broker.core.model import RunState, TenantId, Tier
 from broker.store.writer import Tx
-from broker.tables import Job, Outbox, Run
+from broker.tables import Center, Job, Outbox, Run
 
 
 def plan(tx: Tx, preemptor: Run, victims: Sequence[Run]) -> None:
@@ -53,13 +53,21 @@ def due(tx: Tx, job: Job, run: Run) -> list[Run]:
     if run.stop_reason is not None or not state.live or state is RunState.RUNNING:
         _withdraw(tx, job, run, victims)
         return []
-    if state is not RunState.PENDING or tx.session.get(Outbox, run.id) is not None:
+    if state is not RunState.PENDING or _to_start(tx, run):
         return []
     for victim in victims:
         victim.stop_for = None
         tx.session.add(victim)
     # One that was lost meanwhile is asked, too: it held what was promised, and may still.
     return [v for v in victims if RunState(v.state).live and v.stop_reason is None]
+
+
+def _to_start(tx: Tx, run: Run) -> bool:
+    """Two phases: whether the run exists at its center and its start is still to be taken."""
+    if tx.session.get(Outbox, run.id) is not None:
+        return True
+    center = tx.session.get_one(Center, run.center_id)
+    return bool(center.traits.get("two_phase_create")) and run.start_sent_ms is None
 
 
 def _withdraw(tx: Tx, job: Job, run: Run, victims: Sequence[Run]) -> None:
