@@ -115,8 +115,8 @@ min_run_time_s = 0
 """
 COUNTING = (
     'cd "$BROKER_CHECKPOINT_DIR"; n=$(cat step 2>/dev/null || echo 0);'
-    ' echo "$n" >"$BROKER_OUTPUT_DIR/began"; [ -e enough ] && exit 0;'
-    ' while :; do n=$((n + 1)); echo "$n" >new; mv new step; sleep 0.1; done'
+    ' echo "$n" >"$BROKER_OUTPUT_DIR/began";'
+    ' until [ -e enough ]; do n=$((n + 1)); echo "$n" >new; mv new step; sleep 0.1; done'
 )
 
 
