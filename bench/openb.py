@@ -56,7 +56,8 @@ from broker.core.model import (
     TenantId,
 )
 from broker.core.plan import grouped
-from broker.core.policy import PolicySet, load_policies
+from broker.core.policy import PolicySet
+from broker.core.policy_file import load_policies
 from broker.core.resources import make_spec
 from broker.core.scheduler import schedule
 from broker.core.solver import LP

@@ -19,7 +19,8 @@ from statistics import fmean
 
 from broker.companions import available_policies
 from broker.config import find_config_file
-from broker.core.policy import PolicySet, load_policies
+from broker.core.policy import PolicySet
+from broker.core.policy_file import load_policies
 from broker.core.resources import Catalogue
 from broker.simulate import JobRecord, Order, Outcome, Progress, Settings, simulate
 from broker.simulate.report import percentile, report

@@ -16,7 +16,8 @@ from pathlib import Path
 import policies
 from broker.config import ConfigError, Problem, Settings, file_beside, load
 from broker.config.lines import key_lines
-from broker.core.policy import PolicyError, PolicySet, load_policies
+from broker.core.policy import PolicySet
+from broker.core.policy_file import PolicyError, load_policies
 from broker.core.resources import Catalogue, load_catalogue
 
 CATALOGUE_FILE = "accelerators.toml"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, LARGEST_MICRO, added, bounded, times, weighed
-from broker.core.policy import MOST_WEIGHT
+from broker.core.policy_file import MOST_WEIGHT
 
 INT64 = st.integers(-(2**63) + 1, 2**63 - 1)
 SUMS = st.integers(-LARGEST_MICRO, LARGEST_MICRO)

@@ -46,7 +46,8 @@ from broker.config.schema import (
 )
 from broker.core import explain
 from broker.core.model import CenterId, JobState, RunState
-from broker.core.policy import PolicySet, load_policies
+from broker.core.policy import PolicySet
+from broker.core.policy_file import load_policies
 from broker.core.problem import build
 from broker.daemon import ADAPTERS
 from tests import builders

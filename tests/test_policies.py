@@ -16,7 +16,7 @@ from broker.config import ConfigError
 from broker.core.amounts import LARGEST_MICRO
 from broker.core.explain import Code
 from broker.core.model import MICRO, Accuracy, CenterId, Claim, DataFacts, PoolId, Snapshot, TenantId, Tier
-from broker.core.policy import PolicyError, load_policies
+from broker.core.policy_file import PolicyError, load_policies
 from broker.core.problem import build
 from broker.core.scheduler import schedule
 from broker.store import feed

@@ -365,7 +365,7 @@ def enough(world: Snapshot, plan: Plan, job: JobId, *, spared: RunId | None) -> 
         if r.pool == hold.pool
         and r.job != job
         and (r.why == Why.VIP or order.index(r.job) < order.index(job))
-        and (r.why != Why.VIP or earlier(world, r, hold))
+        and (r.why != Why.VIP or (earlier(world, r, hold) and not together(world, r)))
     ]
     stops = {run for p in plan.preemptions if order.index(p.job) <= order.index(job) for run in p.victims} - {
         spared
@@ -375,6 +375,15 @@ def enough(world: Snapshot, plan: Plan, job: JobId, *, spared: RunId | None) -> 
     part = without(of_pool(after(world, plan.placements), there), ending, slot=hold.slot)
     left = effective_free(part, reservations=before)[there.id]
     return supply(there.shape, left, hold.slot) >= hold.nodes
+
+
+def together(world: Snapshot, hold: Reservation) -> bool:
+    """Whether a hold is of this round and of a job for which runs could have been stopped as well: such
+    jobs are decided together, and those that get no victims hold behind those that do."""
+    wish = next(c.request for c in world.classes if any(job.id == hold.job for job in c.jobs))
+    record = world.kill_records.get(hold.job, Kills())
+    able = not record.suffered and record.sets < RULES.sets_per_placement
+    return hold not in world.reservations and wish.preempt_policy == 2 and able
 
 
 def earlier(world: Snapshot, one: Reservation, other: Reservation) -> bool:

@@ -28,7 +28,8 @@ from broker.core.model import (
     Tier,
 )
 from broker.core.plan import pack
-from broker.core.policy import Limit, PolicyError, PolicySet, Verdict, load_policies
+from broker.core.policy import Limit, PolicySet, Verdict
+from broker.core.policy_file import PolicyError, load_policies
 from broker.core.problem import IntArray, Problem, build, class_key
 from broker.core.resources import slices, slot_size
 from broker.core.scheduler import schedule

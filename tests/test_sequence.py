@@ -18,7 +18,8 @@ from broker.companions import available_policies
 from broker.core.explain import Code
 from broker.core.model import FreeNodes, JobClass, JobId, Pool, QueuedJob, Snapshot
 from broker.core.plan import Plan, Source, violations
-from broker.core.policy import Mix, Nodes, PolicySet, load_policies
+from broker.core.policy import Mix, Nodes, PolicySet
+from broker.core.policy_file import load_policies
 from broker.core.scheduler import schedule
 from broker.core.solver import LP
 from policies.packing import Expected, Packing

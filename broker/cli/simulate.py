@@ -94,7 +94,7 @@ def simulate(
 
 def _policies(file: Path) -> PolicySet:
     from broker.companions import available_policies
-    from broker.core.policy import PolicyError, load_policies
+    from broker.core.policy_file import PolicyError, load_policies
 
     try:
         text = file.read_text(encoding="utf-8")
