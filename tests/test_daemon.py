@@ -249,7 +249,8 @@ def test_a_policy_file_with_errors_is_told_by_line_and_changes_nothing(tmp_path:
     policy.write_text(QUOTA)
     with daemon(tmp_path, center) as broker:
         alice = broker.client("alice")
-        running(alice, create(alice, "first", "sleep 600"))
+        first = create(alice, "first", "sleep 600")
+        running(alice, first)
         second = create(alice, "second", "sleep 600")
 
         def held_back() -> bool:
@@ -276,6 +277,9 @@ def test_a_policy_file_with_errors_is_told_by_line_and_changes_nothing(tmp_path:
         policy.write_text(QUOTA.replace("ceiling = 1", "ceiling = 3"))
         broker.hang_up()
         running(alice, second)
+        for job in (first, second, third):  # or they outlive the test
+            alice.stop_job(job)
+            wait(alice, job)
 
 
 def test_an_adapter_that_is_not_built_is_shown_disconnected(tmp_path: Path) -> None:

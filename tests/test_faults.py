@@ -8,7 +8,8 @@ from aiohttp.test_utils import TestServer
 
 from tests.emulators.faults import FAULT, TRANSPORT, Fault, Faults, Occurred
 
-PATIENCE = ClientTimeout(total=0.5)
+PATIENCE = ClientTimeout(total=30)
+IMPATIENCE = ClientTimeout(total=0.5)  # for what never comes
 SEEN = {
     Fault.LOST_REPLY: (1, None),
     Fault.DROPPED: (0, None),
@@ -32,7 +33,8 @@ async def test_a_fault_of_the_transport(fault: Fault) -> None:
 
     app = web.Application(middlewares=[faults.middleware])
     app.router.add_post("/act", act, name="act")
-    async with TestServer(app) as server, ClientSession(timeout=PATIENCE) as client:
+    timeout = IMPATIENCE if fault is Fault.HANG else PATIENCE
+    async with TestServer(app) as server, ClientSession(timeout=timeout) as client:
         faults.plan("act", fault)
         status = body = None
         try:
