@@ -138,6 +138,7 @@ def rounds(size: str, count: int, seed: int, worth: str, clock: Callable[[], flo
     print(f"{size}: cold round {cold_ms:.0f} ms", file=sys.stderr)
     times: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "cpu", "after")}
     lp.settle()
+    watch.take()
     gaps, worse, captured, frozen_captured, frozen_gaps, slots, lost = [], [], [], [], [], 0, 0
     started: list[int] = []
     for n in range(count):
