@@ -170,16 +170,16 @@ def _held_back(
 def _kind(problem: Problem, option: int) -> Placement:
     """A placement by an option, without its job."""
     k, at = int(problem.option_class[option]), int(problem.option_pool[option])
-    pool, request, rate = problem.pools[at], problem.classes[k].request, int(problem.rate[option])
+    pool, job_class, rate = problem.pools[at], problem.classes[k], int(problem.rate[option])
     return Placement(
         job=_NOBODY,
-        class_key=problem.classes[k].key,
+        class_key=job_class.key,
         center=pool.center,
         pool=pool.id,
         spec=problem.specs[int(problem.fittings[k].spec[at])],
         slot=int(problem.tau[option]),
-        nodes=request.nodes,
-        cost_micro=rate * request.estimate_s // 3600,
+        nodes=job_class.request.nodes,
+        cost_micro=rate * job_class.estimate_s // 3600,
         rate_micro_per_hour=rate,
     )
 
