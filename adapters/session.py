@@ -104,12 +104,12 @@ class Session:
             raise
 
     def works(self, used: LoggedIn) -> None:
-        """A call with this session was not rejected."""
+        """A call made with this login was not rejected."""
         if used is self._current:
             self._proven, self._rejections = True, 0
 
     def reject(self, used: LoggedIn) -> None:
-        """The platform did not accept this session; the next call logs in, unless somebody has."""
+        """The platform did not accept this login; the next call makes another, unless somebody has."""
         if used is not self._current:
             return
         self._current = None

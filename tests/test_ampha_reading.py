@@ -74,7 +74,7 @@ def test_success_in_every_envelope(document: dict[str, Any], found: Any) -> None
             PlatformRefused,
         ),
         (200, {"success": False, "returnCode": 500, "message": "x", "data": "error"}, PlatformRefused),
-        (200, {"success": False, "errorCode": 400, "message": "xxxxx"}, PlatformRefused),
+        (200, {"success": False, "errorCode": 400, "message": "参数错误"}, PlatformRefused),
         (500, {"success": True, "code": 200, "data": 1}, PlatformRefused),
         (
             200,
