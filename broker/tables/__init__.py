@@ -1,0 +1,38 @@
+"""Rows of the store and the indexes that keep its promises.
+
+What belongs here: columns, keys, indexes, one module per noun.  What does not: any query
+(broker.store).  Rows never leave the store.  Times are int64 milliseconds since the epoch UTC (`ms`),
+money is int64 micro-CNY, states are the words of broker.core.model, documents are JSON.
+"""
+
+from broker.tables.centers import Center, Image, Pool
+from broker.tables.data import Copy, Dataset
+from broker.tables.installation import Counter, Lease, Setting
+from broker.tables.jobs import Event, Idempotency, Job, JobLabel, Outbox, Run
+from broker.tables.people import Account, Tenant, Token
+from broker.tables.rounds import Deferral, Forecast, Reservation, Round, RunHistory
+
+__all__ = [
+    "Account",
+    "Center",
+    "Copy",
+    "Counter",
+    "Dataset",
+    "Deferral",
+    "Event",
+    "Forecast",
+    "Idempotency",
+    "Image",
+    "Job",
+    "JobLabel",
+    "Lease",
+    "Outbox",
+    "Pool",
+    "Reservation",
+    "Round",
+    "Run",
+    "RunHistory",
+    "Setting",
+    "Tenant",
+    "Token",
+]
