@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import resource
 import statistics
@@ -35,9 +34,9 @@ from broker.core.problem import IntArray, Problem, build
 from broker.core.scheduler import schedule
 from broker.core.snapshot import effective_free
 from broker.core.solver import LP
+from broker.interpreter import collect_and_keep, no_collection, take_turns
 
 STAGES = ("delta", "build", "LP", "read", "fill", "improve", "bound", "greedy", "name", "check", "total")
-SWITCH_INTERVAL_S = 0.0005
 SOLVE_LIMIT_S = 0.5  # the default of scheduler.solve_limit_s
 
 
@@ -132,9 +131,7 @@ def rounds(size: str, count: int, seed: int, worth: str, clock: Callable[[], flo
     plan = schedule(snapshot, world.policies, lp)
     cold_ms = (time.perf_counter() - began) * 1000
     watch.take()
-    # What lives on is not looked through again by the collector of cycles, as in a daemon that is up.
-    gc.collect()
-    gc.freeze()
+    collect_and_keep()  # as a daemon does that is up
     print(f"{size}: cold round {cold_ms:.0f} ms", file=sys.stderr)
     times: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "cpu", "after")}
     lp.settle()
@@ -144,9 +141,10 @@ def rounds(size: str, count: int, seed: int, worth: str, clock: Callable[[], flo
     for n in range(count):
         events = world.draw()
         cpu, began = time.thread_time(), clock()
-        snapshot = world.apply(events)
-        applied = clock()
-        plan = schedule(snapshot, world.policies, lp)
+        with no_collection():
+            snapshot = world.apply(events)
+            applied = clock()
+            plan = schedule(snapshot, world.policies, lp)
         total = (clock() - began) * 1000
         times["cpu"].append((time.thread_time() - cpu) * 1000)
         for stage, ms in (watch.take() | {"delta": (applied - began) * 1000, "total": total}).items():
@@ -203,11 +201,15 @@ async def _lateness(world: World, lp: LP, count: int) -> dict[str, float]:
             await asyncio.sleep(0.001)
             late.append((time.perf_counter() - began) * 1000 - 1)
 
+    def one_round() -> None:
+        with no_collection():
+            schedule(world.apply(events[0]), world.policies, lp)
+
     usual = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    take_turns()
     for _ in range(count):
         ticker = asyncio.create_task(tick())
-        await asyncio.to_thread(lambda: schedule(world.apply(events[0]), world.policies, lp))
+        await asyncio.to_thread(one_round)
         await asyncio.to_thread(lp.settle)
         ticker.cancel()
         events[0] = world.draw()

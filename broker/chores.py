@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from broker.config import StoreSettings
 from broker.files import DataDirectory
+from broker.interpreter import collect_and_keep
 from broker.leader import Lease
 from broker.store import Store, accounts, forecasts, learned, retention, runs
 from broker.telemetry import FORECAST_COVERAGE, FORECAST_ERROR, LIVE, LOOP_ERRORS, WRITER_BACKLOG, log
@@ -49,6 +51,8 @@ class Chores:
         every(self._tracked(self.sweep_tokens), "cron", minute=7, id="sweep_tokens")
         every(self._tracked(self.forget), "cron", hour=3, minute=23, id="forget")
         every(self._tracked(self.release_runs), "cron", minute=41, id="release_runs")
+        soon = datetime.now(UTC) + timedelta(seconds=60)  # the first rounds have been made
+        every(self._tracked(self.collect_garbage), "interval", hours=1, next_run_time=soon, id="garbage")
         self._calendar.start()
 
     async def stop(self) -> None:
@@ -86,6 +90,10 @@ class Chores:
             FORECAST_ERROR.labels(error.center, error.spec).set(error.median_s)
             if error.p90_coverage is not None:
                 FORECAST_COVERAGE.labels(error.center, error.spec).set(error.p90_coverage)
+
+    async def collect_garbage(self) -> None:
+        """Cycles of garbage among what lives long; see broker/interpreter.py."""
+        log.info("garbage_collected", objects=await asyncio.to_thread(collect_and_keep))
 
     async def sweep_tokens(self) -> None:
         before = self._store.clock() - TOKEN_GRACE_MS

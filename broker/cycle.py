@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from zoneinfo import ZoneInfo
 
 from broker.core.explain import Reason
-from broker.core.model import PoolId
+from broker.core.model import PoolId, Snapshot
 from broker.core.plan import Plan, grouped
 from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
 from broker.core.scheduler import schedule
 from broker.core.solver import LP
+from broker.interpreter import no_collection
 from broker.leader import Lease
 from broker.mirror import Mirror, minute_of_week
 from broker.store import Store, feed, forecasts, rounds
@@ -72,7 +73,7 @@ class Cycle:
         )
         self._held |= bool(snapshot.reservations)
         queued, started = self._mirror.queued, time.perf_counter()
-        plan = await asyncio.to_thread(schedule, snapshot, self.policies, self._lp)
+        plan = await asyncio.to_thread(self._plan, snapshot)
         solved = time.perf_counter()
         natives = {pool.id: pool.native for pool in world.pools}
         placed = await self._commit(plan, natives)
@@ -105,6 +106,10 @@ class Cycle:
                 objective=plan.objective,
                 solve_ms=round((solved - started) * 1000, 1),
             )
+
+    def _plan(self, snapshot: Snapshot) -> Plan:
+        with no_collection():
+            return schedule(snapshot, self.policies, self._lp)
 
     async def _commit(self, plan: Plan, natives: Mapping[PoolId, str]) -> int:
         # Reasons are worked out when asked: not on the event loop.

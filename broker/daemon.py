@@ -38,6 +38,7 @@ from broker.core.resources import Catalogue, spec_id
 from broker.cycle import Cycle
 from broker.dispatch import Dispatch
 from broker.files import DataDirectory
+from broker.interpreter import take_turns
 from broker.inventory import Poll
 from broker.leader import Lease
 from broker.mirror import Mirror
@@ -306,6 +307,7 @@ class Daemon:
     # ------------------------------------------------------------ running
 
     async def _work(self, parts: Parts, runner: web.AppRunner) -> int:
+        take_turns()
         events = asyncio.get_running_loop()
         reload = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

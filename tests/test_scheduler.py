@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from broker.core.greedy import fill, greedy
 from broker.core.model import MICRO, CenterState, Health, JobId, Snapshot, Tier
-from broker.core.plan import Plan, Source, violations
+from broker.core.plan import Checked, Plan, Source, violations
 from broker.core.policy import PolicySet, Verdict, Weighted
 from broker.core.problem import IntArray, Problem, build
 from broker.core.scheduler import InfeasiblePlan, placements, schedule
@@ -327,6 +327,9 @@ def test_a_changed_placement_is_found(change: dict[str, object], fault: str) -> 
     first, second = plan.placements
     changed = replace(plan, placements=(replace(first, **change), second))  # type: ignore[arg-type]
     assert any(fault in told for told in violations(changed, world))
+    # nor does it matter what was found right before
+    assert violations(plan, world, checked=(checked := Checked())) == []
+    assert violations(changed, world, checked=checked) == violations(changed, world)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +353,9 @@ def test_a_changed_world_is_found(world: object, fault: str) -> None:
     plan, before = good()
     assert callable(world)
     assert any(fault in told for told in violations(plan, world(before)))
+    assert violations(plan, before, checked=(checked := Checked())) == []
+    for _ in range(2):  # a fault is found again
+        assert violations(plan, world(before), checked=checked) == violations(plan, world(before))
 
 
 def test_many_jobs_are_named_oldest_first() -> None:

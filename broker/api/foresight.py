@@ -24,6 +24,7 @@ from broker.core.queue import as_queue
 from broker.core.scheduler import schedule
 from broker.core.solver import LP
 from broker.core.whatif import Change, Trials, placed, what_if
+from broker.interpreter import no_collection
 from broker.mirror import Mirror, minute_of_week
 from broker.store import Store, feed, forecasts
 from broker.store.forecasts import ForecastError
@@ -123,9 +124,13 @@ class Foresight:
                 accelerators=self._accelerators,
                 usage=await self._mirror.used(self._store, now_ms, policies.usage_half_life_s),
             )
-            plan = await asyncio.to_thread(schedule, snapshot, policies, self._lp)
+            plan = await asyncio.to_thread(self._plan, snapshot, policies)
             known = self._picture = _Picture(now_ms, snapshot, plan)
         return known if _waits(known.snapshot, job) else None
+
+    def _plan(self, snapshot: Snapshot, policies: PolicySet) -> Plan:
+        with no_collection():
+            return schedule(snapshot, policies, self._lp)
 
     def _changes(self, snapshot: Snapshot, job: JobId, request: JobRequest) -> tuple[Change, ...]:
         trials = Trials(

@@ -35,6 +35,7 @@ from broker.core.resources import price_at
 from broker.core.snapshot import Free, effective_free, supply
 
 if TYPE_CHECKING:
+    from broker.core.plan import Placement
     from broker.core.problem import Problem
 
 ROW_KEY = 1 << 24  # more than any node has units
@@ -87,6 +88,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
+        self.kinds: dict[tuple[str, int], Placement] = {}  # by key of the class and number of the pool
         self._world: World | None = None
         self._standing: tuple[CenterFacts, ...] = ()
         self._columns: PoolColumns | None = None

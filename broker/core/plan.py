@@ -27,6 +27,7 @@ from broker.core.model import (
     JobClass,
     JobId,
     Kind,
+    NodeShape,
     Pool,
     PoolId,
     Reservation,
@@ -228,13 +229,76 @@ class Plan:
         return tuple(run for preemption in self.preemptions for run in preemption.victims)
 
 
-def violations(plan: Plan, snapshot: Snapshot, free: Free | None = None) -> list[str]:
+_Slots = dict[tuple[int, str], tuple[Spec, int]]
+"""Slots of each size and spec: the spec, and how many."""
+
+
+class Checked:
+    """What was found without fault in earlier rounds; of use to one thread at a time.
+
+    Nothing kept here can change a verdict: a verdict is taken over only where all it rests on is
+    the same.  Faults are not kept.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[int, tuple[object, ...]] = {}
+        self._packed: dict[PoolId, tuple[NodeShape, tuple[FreeNodes, ...], _Slots]] = {}
+
+    def begin(self, kinds: int) -> None:
+        """Forgets all when most of it is of kinds that come no more."""
+        if len(self._kinds) > 4 * kinds + 1000:
+            self._kinds.clear()
+
+    def fits(self, kind: Placement, job_class: JobClass, pool: Pool, snapshot: Snapshot) -> bool:
+        """Whether this very kind was found to fit this class and pool; if not, `fitted` may follow."""
+        known = self._kinds.get(id(kind))
+        return (
+            known is not None
+            and known[0] is kind  # an id alone may be that of an object which is gone
+            and known[1] is job_class.request
+            and known[2] is pool.shape
+            and known[3] is pool.specs
+            and known[4] is pool.prices
+            and known[5] is snapshot.accelerators
+            and known[6] == (pool.nodes, pool.accuracy, snapshot.minute_of_week)
+        )
+
+    def fitted(self, kind: Placement, job_class: JobClass, pool: Pool, snapshot: Snapshot) -> None:
+        self._kinds[id(kind)] = (
+            kind,
+            job_class.request,
+            pool.shape,
+            pool.specs,
+            pool.prices,
+            snapshot.accelerators,
+            (pool.nodes, pool.accuracy, snapshot.minute_of_week),
+        )
+
+    def packs(self, pool: Pool, free: tuple[FreeNodes, ...], slots: _Slots) -> bool:
+        """Whether just these slots were packed on just these nodes; if not, `packed` may follow."""
+        known = self._packed.get(pool.id)
+        return (
+            known is not None
+            and (known[0] is pool.shape or known[0] == pool.shape)
+            and (known[1] is free or known[1] == free)
+            and known[2] == slots
+        )
+
+    def packed(self, pool: Pool, free: tuple[FreeNodes, ...], slots: _Slots) -> None:
+        self._packed[pool.id] = (pool.shape, free, slots)
+
+
+def violations(
+    plan: Plan, snapshot: Snapshot, free: Free | None = None, checked: Checked | None = None
+) -> list[str]:
     """Everything in `plan` that the snapshot does not allow, in words; empty: it can be carried out.
 
     Placements are packed node by node on the effective free nodes of each pool, largest slots first,
     and those of jobs that leave reservations alone on what these leave.  `free` is
-    effective_free(snapshot, reservations=()), where at hand.
+    effective_free(snapshot, reservations=()), where at hand; `checked` saves what did not change
+    since the last round.
     """
+    checked = Checked() if checked is None else checked
     snapshot = with_holders(snapshot)
     found: list[str] = []
     if plan.based_on != snapshot.version:
@@ -245,17 +309,23 @@ def violations(plan: Plan, snapshot: Snapshot, free: Free | None = None) -> list
     placed = grouped(plan.placements)
     alike = (*placed, *grouped(p.placement for p in plan.preemptions if p.placement is not None))
     found += _job_faults(alike, snapshot, keyed)
-    sent: Counter[CenterId] = Counter()
+    sent: dict[CenterId, int] = {}
+    checked.begin(len(alike))
     for one in alike:
         kind = one.kind
-        sent[kind.center] += len(one.jobs)
+        sent[kind.center] = sent.get(kind.center, 0) + len(one.jobs)
         job_class, center, pool = keyed.get(kind.class_key), centers.get(kind.center), pools.get(kind.pool)
         if job_class is None or center is None or pool is None or pool.center != kind.center:
             found.append(
                 f"job {one.jobs[0]}: no class {kind.class_key}, or no pool {kind.pool} at {kind.center}"
             )
             continue
-        wrong = [*_center_faults(job_class, center), *_pool_faults(kind, job_class, pool, snapshot)]
+        wrong = list(_center_faults(job_class, center))
+        if not checked.fits(kind, job_class, pool, snapshot):
+            unfit = list(_pool_faults(kind, job_class, pool, snapshot))
+            if not unfit:
+                checked.fitted(kind, job_class, pool, snapshot)
+            wrong += unfit
         found += [f"job {one.jobs[0]} in {kind.pool}: {fault}" for fault in wrong]
     for center_id, count in sorted(sent.items()):
         room = in_flight_room(centers[center_id]) if center_id in centers else 0
@@ -263,7 +333,8 @@ def violations(plan: Plan, snapshot: Snapshot, free: Free | None = None) -> list
             found.append(f"center {center_id}: {count} runs sent, in-flight room for {room}")
     packed = [(one.kind, len(one.jobs)) for one in placed if not one.kind.platform_kills]
     free = effective_free(snapshot, reservations=()) if free is None else free
-    return found + _packing_faults(packed, snapshot, pools, free) + _preemption_faults(plan, snapshot, pools)
+    found += _packing_faults(packed, snapshot, pools, free, checked)
+    return found + _preemption_faults(plan, snapshot, pools)
 
 
 def _job_faults(alike: Sequence[Alike], snapshot: Snapshot, keyed: Mapping[str, JobClass]) -> list[str]:
@@ -423,22 +494,27 @@ def _packing_faults(
     snapshot: Snapshot,
     pools: Mapping[PoolId, Pool],
     free: Free,
+    checked: Checked,
 ) -> list[str]:
     held = holdings(snapshot)
     keyed = {c.key: c for c in snapshot.classes}
     # Per pool and number of reservations left alone: slots of each size and spec.
-    placed: dict[PoolId, dict[int, dict[tuple[int, str], tuple[Spec, int]]]] = {}
+    placed: dict[PoolId, dict[int, _Slots]] = {}
     exact: dict[PoolId, list[tuple[Spec, int, int]]] = {}
     for kind, count in kinds:
-        if kind.pool in pools and pools[kind.pool].accuracy is not Accuracy.UNKNOWN:
-            if kind.exact:
-                exact.setdefault(kind.pool, []).append((kind.spec, kind.nodes, count))
-                continue
-            job_class, holding = keyed.get(kind.class_key), held.get(kind.pool)
-            leaves = 0 if holding is None or job_class is None else holding.depth(job_class, snapshot.now_ms)
-            slots = placed.setdefault(kind.pool, {}).setdefault(leaves, {})
-            which = (kind.slot, kind.spec.id)
-            slots[which] = (kind.spec, slots.get(which, (kind.spec, 0))[1] + kind.nodes * count)
+        pool = pools.get(kind.pool)
+        if pool is None or pool.accuracy is Accuracy.UNKNOWN:
+            continue
+        if kind.exact:
+            exact.setdefault(pool.id, []).append((kind.spec, kind.nodes, count))
+            continue
+        leaves = 0
+        if pool.id in held and kind.class_key in keyed:
+            leaves = held[pool.id].depth(keyed[kind.class_key], snapshot.now_ms)
+        slots = placed.setdefault(pool.id, {}).setdefault(leaves, {})
+        which = (kind.slot, kind.spec.id)
+        before = slots[which][1] if which in slots else 0
+        slots[which] = (kind.spec, before + kind.nodes * count)
     found = [
         f"pool {pool_id}: {spec.id} has no room in the order of the plan"
         for pool_id in sorted(exact)
@@ -450,6 +526,10 @@ def _packing_faults(
         if pool_id in held or pool_id in placed
     ]
     for pool_id in sorted(placed):
+        alone = placed[pool_id][0] if pool_id not in held else None
+        if alone is not None and checked.packs(pools[pool_id], free[pool_id], alone):
+            continue
+        faults = len(found)
         levels = [free[pool_id], *(held[pool_id].free[1:] if pool_id in held else ())]
         for level, there in enumerate(levels):
             wanted: Counter[tuple[int, Spec]] = Counter()
@@ -462,6 +542,8 @@ def _packing_faults(
                 f"pool {pool_id}: {n} slots of {t} for {s.id} do not pack{beside}"
                 for (t, s), n in pack(pools[pool_id], there, wanted).items()
             ]
+        if alone is not None and len(found) == faults:
+            checked.packed(pools[pool_id], free[pool_id], alone)
     return found
 
 

@@ -28,6 +28,7 @@ from broker.core.forecast import Outlook
 from broker.core.greedy import greedy
 from broker.core.holds import hold
 from broker.core.improve import improve
+from broker.core.memory import Memory
 from broker.core.model import JobId, Snapshot
 from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
 from broker.core.policy import PolicySet, Window
@@ -92,7 +93,7 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
         # 7 jobs by name
         plan = Plan(
             based_on=snapshot.version,
-            placements=placements(problem, y),
+            placements=placements(problem, y, lp.memory),
             objective=objective,
             bound=min(bound, candidates[0][0]),
             solver_status=relaxation.status,
@@ -101,7 +102,7 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
         # 8 what is held for whom, and which runs are stopped for it
         plan = hold(problem, plan, y, lp.memory)
         # 9 the independent check
-        faults = violations(plan, snapshot, free)
+        faults = violations(plan, snapshot, free, lp.checked)
         if not faults:
             # 10 reasons of what waits, and when it is expected to start
             told = Deferrals(problem, plan, y), Considered(problem, y)
@@ -184,13 +185,20 @@ def _kind(problem: Problem, option: int) -> Placement:
     )
 
 
-def placements(problem: Problem, y: IntArray) -> Placements:
-    """Jobs per option as jobs by name: of a class the oldest first, to its cheapest options first."""
+def placements(problem: Problem, y: IntArray, memory: Memory | None = None) -> Placements:
+    """Jobs per option as jobs by name: of a class the oldest first, to its cheapest options first.
+
+    With a `memory`, kinds of placements that are as they were in an earlier round are the same objects.
+    """
+    kinds: dict[tuple[str, int], Placement] = {} if memory is None else memory.kinds
     made: list[Alike] = []
     taken = np.flatnonzero(y)
     taken = taken[np.lexsort((problem.cost[taken], problem.option_class[taken]))]
+    if len(kinds) > 4 * len(taken) + 1000:
+        kinds.clear()
     first, last_class = 0, -1
-    for k, at, slot, rate, count in zip(
+    for option, k, at, slot, rate, count in zip(
+        taken.tolist(),
         problem.option_class[taken].tolist(),
         problem.option_pool[taken].tolist(),
         problem.tau[taken].tolist(),
@@ -200,20 +208,19 @@ def placements(problem: Problem, y: IntArray) -> Placements:
     ):
         if k != last_class:
             job_class, first, last_class = problem.classes[k], 0, k
-            request, ids, specs = job_class.request, as_queue(job_class.jobs).ids, problem.fittings[k].spec
-            estimate_s = job_class.estimate_s
-        pool = problem.pools[at]
-        kind = Placement(
-            job=_NOBODY,
-            class_key=job_class.key,
-            center=pool.center,
-            pool=pool.id,
-            spec=problem.specs[specs[at]],
-            slot=slot,
-            nodes=request.nodes,
-            cost_micro=rate * estimate_s // 3600,
-            rate_micro_per_hour=rate,
-        )
+            key, nodes, ids = job_class.key, job_class.request.nodes, as_queue(job_class.jobs).ids
+            estimate_s, specs = job_class.estimate_s, problem.fittings[k].spec
+        kind = kinds.get((key, at))
+        if (
+            kind is None
+            or kind.slot != slot
+            or kind.rate_micro_per_hour != rate
+            or kind.cost_micro != rate * estimate_s // 3600
+            or kind.nodes != nodes
+            or kind.pool != problem.pools[at].id
+            or kind.spec is not problem.specs[specs[at]]
+        ):
+            kind = kinds[key, at] = _kind(problem, option)
         made.append(Alike(kind, Span(ids, first, first + count), first))
         first += count
     return Placements(made)

@@ -30,6 +30,7 @@ from broker.core.bound import lower_bound, marginal_values, reduced_costs
 from broker.core.greedy import fill
 from broker.core.memory import Memory
 from broker.core.model import MICRO
+from broker.core.plan import Checked
 from broker.core.problem import IntArray, Problem
 from broker.core.sample import adjusted, sampled
 from broker.core.sequence import Sequencer
@@ -86,12 +87,13 @@ class LP:
     """The solver as one caller keeps it from round to round; the limits are per round.
 
     It may be used by one thread at a time.  The solve itself releases the GIL.  `memory` is what
-    building the next problem goes on from.
+    building the next problem goes on from, `checked` what checking the next plan does.
     """
 
     iterations: int | None = None
     time_limit_s: float | None = None
     memory: Memory = field(default_factory=Memory)
+    checked: Checked = field(default_factory=Checked)
     sequencer: Sequencer = field(default_factory=Sequencer)
     prices: dict[str, float] = field(default_factory=dict)  # of rows by name, in the last solved round
     _model: _Model | None = None
