@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,8 @@ class Memory:
     def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
         self.kinds: dict[tuple[str, int], Placement] = {}  # by key of the class and number of the pool
+        self._given: tuple[tuple[CenterFacts, ...], tuple[Pool, ...]] = ((), ())
+        self._places: tuple[tuple[CenterFacts, ...], tuple[Pool, ...]] = ((), ())
         self._world: World | None = None
         self._standing: tuple[CenterFacts, ...] = ()
         self._columns: PoolColumns | None = None
@@ -106,6 +109,18 @@ class Memory:
         self._bound_in: object = None  # what was free where bounds were last counted
 
     # ------------------------------------------------------------ what changed
+
+    def sorted_places(self, snapshot: Snapshot) -> tuple[tuple[CenterFacts, ...], tuple[Pool, ...]]:
+        """Centers and their pools by id; the same tuples while they are of the same objects."""
+        given = snapshot.centers, snapshot.pools
+        if not all(len(a) == len(b) and all(map(is_, a, b)) for a, b in zip(given, self._given, strict=True)):
+            ids = {center.id for center in snapshot.centers}
+            self._places = (
+                tuple(sorted(snapshot.centers, key=attrgetter("id"))),
+                tuple(sorted((p for p in snapshot.pools if p.center in ids), key=attrgetter("id"))),
+            )
+        self._given = given
+        return self._places
 
     def look(self, world: World, center_at: dict[CenterId, int]) -> tuple[Chooser, PoolColumns, IntArray]:
         """The pools' columns, and the pools whose facts are not those of last time."""
@@ -133,6 +148,8 @@ class Memory:
     def _stand(self, centers: tuple[CenterFacts, ...]) -> tuple[CenterFacts, ...]:
         """The centers without what is in flight there; the same tuple while it is equal."""
         known = self._world.centers if self._world is not None else ()
+        if known is centers:
+            return self._standing
         if len(known) != len(centers):
             known = self._standing = ()
         made = tuple(
@@ -149,11 +166,14 @@ class Memory:
             and before.asked == world.asked
             and (before.products is world.products or before.products == world.products)
             and [c.id for c in before.centers] == [c.id for c in world.centers]
-            and all(
-                a is b
-                or (a.id, a.center, a.shape, a.specs, a.accuracy)
-                == (b.id, b.center, b.shape, b.specs, b.accuracy)
-                for a, b in zip(before.pools, world.pools, strict=True)
+            and (
+                before.pools is world.pools
+                or all(
+                    a is b
+                    or (a.id, a.center, a.shape, a.specs, a.accuracy)
+                    == (b.id, b.center, b.shape, b.specs, b.accuracy)
+                    for a, b in zip(before.pools, world.pools, strict=True)
+                )
             )
         )
 
@@ -167,7 +187,8 @@ class Memory:
         other_minute = before.minute != world.minute
         if world.policies.reads_free:
             changed |= np.array([before.free[p.id] != world.free[p.id] for p in world.pools], dtype=np.bool_)
-        for i, (a, b) in enumerate(zip(before.pools, world.pools, strict=True)):
+        same = before.pools is world.pools and not other_minute
+        for i, (a, b) in enumerate(() if same else zip(before.pools, world.pools, strict=True)):
             if a is not b or other_minute:
                 price = price_at(b.prices, world.minute) or 0
                 facts = (a.nodes, a.expected_wait_s, a.native)

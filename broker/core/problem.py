@@ -211,7 +211,6 @@ def build(
     memory = Memory() if memory is None else memory
     free = memory.free(snapshot) if free is None else free
     problem, changed = _frame(snapshot, policies, free, memory)
-    problem = replace(problem, holdings=holdings(snapshot))
     problem = _with_options(problem, memory, changed)
     problem = _with_worth(problem, memory)
     if not rows:
@@ -221,9 +220,8 @@ def build(
 
 def _frame(snapshot: Snapshot, policies: PolicySet, free: Free, memory: Memory) -> tuple[Problem, IntArray]:
     """Sorted sets, columns, and one node of every class in every pool; and the pools that changed."""
-    centers = tuple(sorted(snapshot.centers, key=lambda c: c.id))
+    centers, pools = memory.sorted_places(snapshot)
     center_at = {center.id: i for i, center in enumerate(centers)}
-    pools = tuple(sorted((p for p in snapshot.pools if p.center in center_at), key=lambda p: p.id))
     classes = tuple(sorted(snapshot.classes, key=lambda c: c.key))
     for one, next_one in itertools.pairwise(classes):
         if one.key == next_one.key:
@@ -238,6 +236,7 @@ def _frame(snapshot: Snapshot, policies: PolicySet, free: Free, memory: Memory) 
         free=free,
     )
     chooser, columns, changed = memory.look(world, center_at)
+    fittings = memory.fittings(classes, chooser)
     problem = Problem(
         snapshot=snapshot,
         policies=policies,
@@ -251,13 +250,14 @@ def _frame(snapshot: Snapshot, policies: PolicySet, free: Free, memory: Memory) 
             max_run_time_s=ints(-1 if c.max_run_time_s is None else c.max_run_time_s for c in centers),
         ),
         pool=columns,
-        specs=(),
-        fittings=memory.fittings(classes, chooser),
+        specs=chooser.specs(),  # those of the fittings, too
+        fittings=fittings,
         age_s=np.array(AGE_S, dtype=np.int64),
         waiting=_waiting(classes, snapshot.now_ms),
         free=free,
+        holdings=holdings(snapshot),
     )
-    return replace(problem, specs=chooser.specs()), changed
+    return problem, changed
 
 
 def _waiting(classes: tuple[JobClass, ...], now_ms: int) -> IntArray:

@@ -76,14 +76,18 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
         by_lp = whole_plan(problem, relaxation)
         by_lp = improve(problem, by_lp, -relaxation.duals, relaxation.reduced)
         candidates.append((problem.objective(by_lp), Source.LP, by_lp))
+    elif relaxation.status is SolverStatus.UNUSED:
+        by_greedy = whole_plan(problem, relaxation)
+        candidates.append((problem.objective(by_greedy), Source.GREEDY, by_greedy))
     # 5 the certificate, by the prices at hand
     bound = lower_bound(problem, -relaxation.duals, relaxation.reduced)
-    if relaxation.status not in (SolverStatus.OPTIMAL, SolverStatus.PRICED):
+    if relaxation.status in (SolverStatus.LIMIT, SolverStatus.FAILED):
         bound = max(bound, lower_bound(problem, lp.last_prices(problem)))
     # 6 the baseline
     close = candidates and candidates[0][0] - bound <= CLOSE * abs(candidates[0][0])
-    followed = relaxation.status is SolverStatus.PRICED  # a greedy plan already, at better prices
-    if not followed and (len(problem.option_class) <= WHOLE or not close):
+    # A greedy plan already: the optimum, or one at better prices.
+    greedily = relaxation.status in (SolverStatus.UNUSED, SolverStatus.PRICED)
+    if not greedily and (len(problem.option_class) <= WHOLE or not close):
         by_greedy = greedy(problem)
         candidates.append((problem.objective(by_greedy), Source.GREEDY, by_greedy))
     # the better one first; the baseline where they are equal
@@ -251,9 +255,13 @@ class Considered(Mapping[str, tuple[Alternative, ...]]):
 
     def __init__(self, problem: Problem, y: IntArray) -> None:
         self._problem, self._y = problem, y
-        self._left = np.maximum(problem.left(y), 0)  # what room is tested exactly may exceed slots
         started = np.flatnonzero(problem.started(y)).tolist()
         self._classes = {problem.classes[k].key: k for k in started}
+
+    @cached_property
+    def _left(self) -> IntArray:
+        left: IntArray = np.maximum(self._problem.left(self._y), 0)  # exact room may exceed slots
+        return left
 
     def __getitem__(self, key: str) -> tuple[Alternative, ...]:
         return alternatives(self._problem, self._y, self._classes[key], self._left)
@@ -269,13 +277,26 @@ class Deferrals(Mapping[str, tuple[Reason, ...]]):
     """Why every class that waits does, by key; worked out when asked."""
 
     def __init__(self, problem: Problem, plan: Plan, y: IntArray) -> None:
-        self._problem, self._y = problem, y
-        self._left = np.maximum(problem.left(y), 0)
-        waits = problem.waiting.sum(axis=1) > problem.started(y)
-        self._classes = {problem.classes[k].key: k for k in np.flatnonzero(waits).tolist()}
-        self._held = held_reasons(problem, plan, y, self._left)
+        self._problem, self._plan, self._y = problem, plan, y
         self._told: dict[str, tuple[Reason, ...]] = {}
-        self._keys = dict.fromkeys((*self._classes, *self._held))
+
+    @cached_property
+    def _left(self) -> IntArray:
+        left: IntArray = np.maximum(self._problem.left(self._y), 0)
+        return left
+
+    @cached_property
+    def _held(self) -> Mapping[str, Callable[[], tuple[Reason, ...]]]:
+        return held_reasons(self._problem, self._plan, self._y, self._left)
+
+    @cached_property
+    def _classes(self) -> Mapping[str, int]:
+        waits = self._problem.waiting.sum(axis=1) > self._problem.started(self._y)
+        return {self._problem.classes[k].key: k for k in np.flatnonzero(waits).tolist()}
+
+    @cached_property
+    def _keys(self) -> Mapping[str, None]:
+        return dict.fromkeys((*self._classes, *self._held))
 
     def __getitem__(self, key: str) -> tuple[Reason, ...]:
         if key not in self._told:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from ortools.linear_solver import pywraplp
 
 from broker.core.bound import lower_bound, marginal_values, reduced_costs
-from broker.core.greedy import fill
+from broker.core.greedy import fill, greedy
 from broker.core.memory import Memory
 from broker.core.model import MICRO
 from broker.core.plan import Checked
@@ -443,7 +443,7 @@ def solve(problem: Problem, *, lp: LP | None = None) -> Relaxation:
     """The relaxation of `problem`; see LP for the limits."""
     if not (problem.ub > 0).any() or problem.waiting.sum() == 1:
         # Nothing can start, or one job can: then its cheapest pool is the optimum.
-        y = fill(problem, np.zeros(len(problem.option_class), dtype=np.int64))
+        y = greedy(problem)
         return Relaxation(
             y=y.astype(np.float64),
             objective=float(problem.objective(y)),
@@ -457,8 +457,11 @@ def whole_plan(problem: Problem, relaxation: Relaxation) -> IntArray:
     """Whole jobs per option: the relaxation rounded down, checked in integers, and filled.
 
     Without values, jobs follow the prices: each takes the option that costs least at them, as long as
-    it is worth that; then the rest fill what is left.
+    it is worth that; then the rest fill what is left.  Where there was nothing to solve the values are
+    whole.
     """
+    if relaxation.status is SolverStatus.UNUSED:
+        return relaxation.y.astype(np.int64)
     if relaxation.status is SolverStatus.PRICED:
         nothing = np.zeros(len(problem.option_class), dtype=np.int64)
         return fill(problem, fill(problem, nothing, by=relaxation.reduced))
