@@ -35,33 +35,35 @@ class JobQueue(Sequence[QueuedJob]):
 
     def changed(self, gone: Iterable[QueuedJob], come: Iterable[QueuedJob]) -> JobQueue:
         """Without the jobs `gone`, which must be here, and with those of `come`, in any order."""
-        gone, come = tuple(gone), tuple(come)
-        ids, times = self._without(gone)
+        ids, times = list(self.ids), self.queued_ms
+        at = self._places(tuple(gone))
+        for i in reversed(at):
+            del ids[i]
         new = sorted((job.queued_ms, job.id) for job in come)
+        # Stretches of what stays, then what is new: one copy for both.
+        kept = [times[i:j] for i, j in zip([0, *(i + 1 for i in at)], [*at, len(times)], strict=True)]
+        latest = kept[-1][-1] if len(kept[-1]) else times[-1] if len(times) else -1
+        if new and new[0][0] > latest:
+            ids += [job for _, job in new]
+            kept.append(np.array([at for at, _ in new], dtype=np.int64))
+            new = []
+        times = np.concatenate(kept)
         if new:
-            if len(times) == 0 or new[0][0] > times[-1]:
-                ids += [job for _, job in new]
-                times = np.concatenate([times, np.array([at for at, _ in new], dtype=np.int64)])
-            else:
-                new = sorted([*zip(times.tolist(), ids, strict=True), *new])
-                ids, times = [job for _, job in new], np.array([at for at, _ in new], dtype=np.int64)
+            new = sorted([*zip(times.tolist(), ids, strict=True), *new])
+            ids, times = [job for _, job in new], np.array([at for at, _ in new], dtype=np.int64)
         made = JobQueue.__new__(JobQueue)
         made.ids, made.queued_ms = ids, times
         return made
 
-    def _without(self, gone: Sequence[QueuedJob]) -> tuple[list[JobId], IntArray]:
-        ids = list(self.ids)
+    def _places(self, gone: Sequence[QueuedJob]) -> list[int]:
+        """Where these jobs stand, ascending."""
         if not gone:
-            return ids, self.queued_ms
-        at = self.queued_ms.searchsorted(
-            np.fromiter((job.queued_ms for job in gone), dtype=np.int64)
-        ).tolist()
+            return []
+        at: list[int] = self.queued_ms.searchsorted([job.queued_ms for job in gone]).tolist()
         for n, job in enumerate(gone):
-            while ids[at[n]] != job.id:  # several jobs of one millisecond
+            while self.ids[at[n]] != job.id:  # several jobs of one millisecond
                 at[n] += 1
-        for i in sorted(at, reverse=True):
-            del ids[i]
-        return ids, np.delete(self.queued_ms, at)
+        return sorted(at)
 
     @overload
     def __getitem__(self, index: int) -> QueuedJob: ...
