@@ -126,7 +126,7 @@ def test_a_job_that_a_vip_job_displaced_goes_on_from_its_checkpoint(tmp_path: Pa
         alice, root = broker.client("alice"), broker.client("root")
         lower = create(alice, "lower", COUNTING, cores=4, resumable=True, stopGrace=1)
         eventually("a checkpoint was seen", lambda: "checkpointTime" in last(alice, lower))
-        assert alice.explain(lower)["placement"]["checkpointTime"]  # type: ignore[index]
+        assert alice.explain(lower)["placement"]["checkpointTime"]
         steps = tmp_path / "work-one" / "checkpoints" / lower / "step"
         eventually("a step is whole", steps.exists)  # what was seen may have been one in the making
         before = int(steps.read_text())

@@ -25,7 +25,7 @@ from typer.main import get_command
 from adapters import breaker, http, session
 from broker import cli, telemetry
 from broker.adapter import Connection, Denied, Traits, Unavailable
-from broker.api.app import CLOSED, OPEN
+from broker.api.app import ROUTES
 from broker.api.errors import ANNEX_B
 from broker.api.models import Config
 from broker.cli.app import app
@@ -474,7 +474,7 @@ def test_every_error_of_annex_b_is_listed(page: Path) -> None:
 @pytest.mark.parametrize("page", both("api.md"), ids=name_of)
 def test_every_endpoint_is_listed_and_no_other(page: Path) -> None:
     listed = re.findall(r"^\| `(GET|POST|DELETE|PUT) ([^`?]+)", prose(page), re.MULTILINE)
-    assert sorted(listed) == sorted((method, path) for method, path, _ in (*OPEN, *CLOSED))
+    assert sorted(listed) == sorted((route.method, route.path) for route in ROUTES)
 
 
 @pytest.mark.parametrize("page", both("api.md"), ids=name_of)
@@ -529,7 +529,7 @@ def test_the_readme_tells_which_adapters_there_are(page: Path) -> None:
 def test_what_the_readme_says_is_missing_is_missing() -> None:
     missing = (ROOT / "README.md").read_text(encoding="utf-8").partition("Not there yet:")[2]
     missing = missing.partition("## ")[0]
-    paths = {path for _, path, _ in (*OPEN, *CLOSED)}
+    paths = {route.path for route in ROUTES}
     there = {
         "`simulate`": "simulate" in commands(),
         "nothing is preempted": "preemption" in installed_policies(),

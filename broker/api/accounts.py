@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from broker.api import wire
+from broker.api import models, wire
 from broker.api.auth import GATE, need_operator
 from broker.api.context import CALLER, CONTEXT
 from broker.api.models import CreateAccount, Right, SetPassword
 from broker.api.reading import no_query, read_body
+from broker.api.routes import Route, Scope
+from broker.client import answers
 from broker.core.model import Role
 from broker.store import accounts, views
 
@@ -94,3 +96,86 @@ async def set_password(request: web.Request) -> web.Response:
     store, actor = request.app[CONTEXT].store, request[CALLER].name
     await store.write(accounts.set_password, _named(request), hashed, actor=actor)
     return await _answer(request, _named(request))
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "GET",
+        "/broker/v1/accounts",
+        list_all,
+        "The accounts",
+        "账号列表",
+        answer=answers.AccountPage,
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+    Route(
+        "POST",
+        "/broker/v1/accounts",
+        create,
+        "Create an account",
+        "创建账号",
+        body=models.CreateAccount,
+        answer=answers.Account,
+        operators=True,
+        scope=Scope.ADMIN,
+        example={"name": "bob", "password": "...", "role": "user", "tenant": "lab"},
+    ),
+    Route(
+        "POST",
+        "/broker/v1/accounts/{name}/grant",
+        grant,
+        "Give an account a right",
+        "授予账号权限",
+        body=models.Right,
+        answer=answers.Account,
+        operators=True,
+        scope=Scope.ADMIN,
+        example={"right": "vip"},
+    ),
+    Route(
+        "POST",
+        "/broker/v1/accounts/{name}/revoke",
+        revoke,
+        "Take a right from an account",
+        "收回账号权限",
+        body=models.Right,
+        answer=answers.Account,
+        operators=True,
+        scope=Scope.ADMIN,
+        example={"right": "vip"},
+    ),
+    Route(
+        "POST",
+        "/broker/v1/accounts/{name}/freeze",
+        freeze,
+        "Freeze an account: its tokens are refused, its jobs go on",
+        "冻结账号:其 Token 被拒绝,作业继续运行",
+        answer=answers.Account,
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+    Route(
+        "POST",
+        "/broker/v1/accounts/{name}/unfreeze",
+        unfreeze,
+        "Unfreeze an account",
+        "解冻账号",
+        answer=answers.Account,
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+    Route(
+        "POST",
+        "/broker/v1/accounts/{name}/password",
+        set_password,
+        "Set an account's password; ends its tokens",
+        "重设账号密码,其 Token 失效",
+        body=models.SetPassword,
+        answer=answers.Account,
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+)

@@ -19,6 +19,8 @@ from broker.api import models, times, wire
 from broker.api.context import CALLER, CONTEXT, Context
 from broker.api.errors import ApiError
 from broker.api.reading import no_query, read_body
+from broker.api.routes import Route
+from broker.client import answers
 from broker.core.model import Role
 from broker.store import accounts, views
 from broker.store.accounts import Caller, Login, LoginSession
@@ -198,3 +200,30 @@ async def change_password(request: web.Request) -> web.Response:
     await context.store.write(accounts.set_password, caller.name, hashed, actor=caller.name)
     gate.forget()
     return web.Response(status=204)
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "POST",
+        "/auth/tokens",
+        log_in,
+        "Log in: a token",
+        "登录,获取 Token",
+        body=models.Login,
+        answer=answers.Token,
+        errors=((401, "0101"), (401, "0103")),
+        open=True,
+        example={"authMethod": "password", "user": {"name": "alice", "password": "..."}},
+    ),
+    Route("DELETE", "/auth/tokens", log_out, "Log out: this token ends", "退出登录,本 Token 失效"),
+    Route(
+        "POST",
+        "/auth/password",
+        change_password,
+        "Change one's password; ends all one's tokens",
+        "修改密码,本账号的全部 Token 失效",
+        body=models.ChangePassword,
+    ),
+)

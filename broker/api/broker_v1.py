@@ -6,16 +6,19 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from broker.api import wire
+from broker.api import models, wire
 from broker.api.admission import admit
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
 from broker.api.context import CALLER, CONTEXT, FORESIGHT
 from broker.api.errors import ApiError
+from broker.api.fields import Flag, Whole
 from broker.api.foresight import Foreseen
 from broker.api.models import CreateJob, Resolve
 from broker.api.reading import Query, no_query, parse, read_body
+from broker.api.routes import Route, Scope
 from broker.api.trainjob import new_job, path_job, read_admission, read_job
+from broker.client import answers
 from broker.core.events import Resolved
 from broker.core.model import CenterState, JobState, PublicStatus, RemoteId, RunState
 from broker.store import centers, jobs, rounds, views
@@ -69,10 +72,20 @@ async def show(request: web.Request) -> web.Response:
     return wire.answer(wire.job_detail(job, request.app[CONTEXT].timezone))
 
 
+EXPLAIN_QUERY = (
+    Flag(
+        "whatIf",
+        "Whether to look for changes that would start it now; the default is true.",
+        "是否查找使其立即启动的改动;默认 true。",
+        also=("0", "1"),
+    ),
+)
+
+
 async def explain(request: web.Request) -> web.Response:
     """GET /broker/v1/jobs/{id}/explain"""
-    with Query(request, "whatIf") as query:
-        changes = query.flag("whatIf", also=("0", "1"))
+    with Query(request) as query:
+        changes = query.flag("whatIf")
     context, foresight = request.app[CONTEXT], request.app[FORESIGHT]
     store = context.store
     why = await store.read(views.explanation, request[CALLER], path_job(request), store.clock())
@@ -128,15 +141,15 @@ async def resolve(request: web.Request) -> web.Response:
 
 # ---------------------------------------------------------------- rounds
 
-MOST_ROUNDS = 1000
+ROUNDS_QUERY = (Whole("limit", "At most so many.", "最多条数。", least=1, most=1000, default=50),)
 
 
 async def list_rounds(request: web.Request) -> web.Response:
     """GET /broker/v1/rounds: the newest first."""
     need_operator(request[CALLER])
     context = request.app[CONTEXT]
-    with Query(request, "limit") as query:
-        limit = query.whole("limit", 50, least=1, most=MOST_ROUNDS)
+    with Query(request) as query:
+        limit = query.whole("limit")
     made = await context.store.read(rounds.last_rounds, limit)
     return wire.answer({"items": [wire.round_made(each, context.timezone) for each in made]})
 
@@ -172,3 +185,108 @@ async def _command(request: web.Request, state: CenterState | None) -> web.Respo
     await store.write(centers.set_operator_state, center, state, actor=caller.name)
     (view,) = await chosen(request, center)
     return wire.answer({"centerId": view.id, "state": view.state.value})
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "GET",
+        "/broker/v1/info",
+        info,
+        "Version, name, time zone and limits of this broker",
+        "版本、名称、时区与限额",
+        answer=answers.Info,
+    ),
+    Route(
+        "GET",
+        "/broker/v1/me",
+        me,
+        "Whom the token belongs to",
+        "当前 Token 所属账号",
+        answer=answers.Me,
+    ),
+    Route(
+        "GET",
+        "/broker/v1/jobs/{id}",
+        show,
+        "Everything about a job",
+        "作业的全部信息",
+        answer=answers.JobDetail,
+        refusals=("0240",),
+    ),
+    Route(
+        "GET",
+        "/broker/v1/jobs/{id}/explain",
+        explain,
+        "Why a job waits, or why it is where it is",
+        "作业为何等待,或为何在此运行",
+        query=EXPLAIN_QUERY,
+        answer=answers.Explanation,
+        refusals=("0240",),
+    ),
+    Route(
+        "POST",
+        "/broker/v1/jobs/{id}/retry",
+        retry,
+        "An ended job once more, as a new job",
+        "以新作业重新运行已结束的作业",
+        answer=answers.JobItem,
+        refusals=("0207", "0210", "0211", "0220", "0221", "0240"),
+    ),
+    Route(
+        "POST",
+        "/broker/v1/jobs/{id}/resolve",
+        resolve,
+        "Settle a run in doubt or lost",
+        "裁定存疑或失联的运行",
+        body=models.Resolve,
+        answer=answers.JobItem,
+        refusals=("0240",),
+        operators=True,
+        scope=Scope.ADMIN,
+        example={"neverRan": True},
+    ),
+    Route(
+        "GET",
+        "/broker/v1/rounds",
+        list_rounds,
+        "The newest placement rounds",
+        "最近的调度轮次",
+        query=ROUNDS_QUERY,
+        answer=answers.Rounds,
+        operators=True,
+    ),
+    Route(
+        "GET",
+        "/broker/v1/centers",
+        list_centers,
+        "The centers' last reports, and what of them is not used",
+        "各智算中心最近一次上报及未采用的部分",
+        answer=answers.CenterReports,
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+    Route(
+        "POST",
+        "/broker/v1/centers/{id}/drain",
+        drain,
+        "Send no more runs to a center",
+        "停止向该智算中心派发",
+        answer=answers.CenterCommand,
+        refusals=("0210",),
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+    Route(
+        "POST",
+        "/broker/v1/centers/{id}/resume",
+        resume,
+        "What the configuration says of a center holds again",
+        "恢复配置文件中该智算中心的状态",
+        answer=answers.CenterCommand,
+        refusals=("0210",),
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+)

@@ -29,14 +29,16 @@ from broker.adapter import (
     callbacks_of,
     commands_of,
 )
-from broker.api import wire
+from broker.api import models, wire
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError, first, shown, unknown
 from broker.api.models import CenterCall, RunCommand
 from broker.api.reading import no_query, read_body, read_bytes
+from broker.api.routes import Media, Route, Scope
 from broker.api.streaming import open_stream
+from broker.client import answers
 from broker.core.model import CenterId
 from broker.store import centers
 from broker.store.centers import CenterView
@@ -315,3 +317,60 @@ def platform_path(method: str, path: str) -> Handler:
         raise ApiError("0101", "no center of this broker has made this request", status=401)
 
     return handler
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "POST",
+        "/broker/v1/centers/{id}/call",
+        call,
+        "One call to a center's platform",
+        "直接调用该智算中心的平台接口",
+        body=models.CenterCall,
+        answer=answers.CenterAnswer,
+        refusals=("0210",),
+        calls_center=True,
+        operators=True,
+        scope=Scope.ADMIN,
+        example={"method": "GET", "path": "/api/v1/quota"},
+    ),
+    Route(
+        "POST",
+        "/broker/v1/centers/{id}/doctor",
+        doctor,
+        "Check a center",
+        "检查该智算中心",
+        answer=Media(("application/x-ndjson",), "One check a line, as each ends.", "每行一项检查,逐项输出。"),
+        refusals=("0210",),
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+    Route(
+        "GET",
+        "/broker/v1/centers/{id}/commands",
+        list_commands,
+        "What only this center's platform can do",
+        "该智算中心平台特有的命令",
+        answer=answers.Commands,
+        refusals=("0210",),
+        calls_center=True,
+        operators=True,
+        scope=Scope.ADMIN,
+    ),
+    Route(
+        "POST",
+        "/broker/v1/centers/{id}/commands/{name}",
+        run_command,
+        "Run a command of this center's platform",
+        "执行该智算中心平台的命令",
+        body=models.RunCommand,
+        answer=answers.CommandResult,
+        refusals=("0210",),
+        calls_center=True,
+        operators=True,
+        scope=Scope.ADMIN,
+        example={"arguments": {}},
+    ),
+)

@@ -11,8 +11,11 @@ from aiohttp import web
 from broker.api import wire
 from broker.api.context import CONTEXT
 from broker.api.errors import ApiError, shown
-from broker.api.paging import PAGING, page_of, paging
+from broker.api.fields import Flag, Text, paged
+from broker.api.paging import page_of, paging
 from broker.api.reading import Query
+from broker.api.routes import Route
+from broker.client import answers
 from broker.core.model import CenterId
 from broker.store import centers
 from broker.store.centers import CenterView, NoSuchCenter
@@ -26,12 +29,19 @@ _SORTS: Mapping[str, Callable[[CenterView], Any]] = {
     "createTime": lambda c: (c.created_ms, c.id),
 }
 
+LIST_QUERY = (
+    *paged(tuple(_SORTS), default="centerId"),
+    Text("processorType", "Has cards of this type, such as GPU.", "处理器类型,如 GPU。"),
+    Flag("connected", "Can be reached now, or cannot.", "当前是否可连接。"),
+)
+CENTER_FILTER = Text("centerId", "Of this center only.", "仅该智算中心。")
+
 
 async def list_all(request: web.Request) -> web.Response:
     """GET /centers"""
     context = request.app[CONTEXT]
-    with Query(request, *PAGING, "processorType", "connected") as query:
-        wanted = paging(query, tuple(_SORTS), default="centerId", max_page_size=context.max_page_size)
+    with Query(request) as query:
+        wanted = paging(query, max_page_size=context.max_page_size)
         kind = query.text("processorType").lower()
         connected = query.flag("connected")
     found = [
@@ -62,3 +72,18 @@ def path_center(request: web.Request) -> CenterId:
     if not _CENTER_ID.fullmatch(center):
         raise NoSuchCenter(f"there is no center {center[:64]!r}")
     return CenterId(center)
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "GET",
+        "/centers",
+        list_all,
+        "The computing centers",
+        "智算中心列表",
+        query=LIST_QUERY,
+        answer=answers.CenterPage,
+    ),
+)

@@ -8,6 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from broker.api import wire
 from broker.api.context import CONTEXT
 from broker.api.reading import no_query
+from broker.api.routes import Media, Route
+from broker.client import answers
 from broker.store import centers
 from broker.store.writer import StoreUnavailable
 from broker.telemetry import WRITER_BACKLOG
@@ -46,3 +48,29 @@ async def metrics(request: web.Request) -> web.Response:
     no_query(request)
     WRITER_BACKLOG.set(request.app[CONTEXT].store.backlog)
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route("GET", "/healthz", healthz, "Alive", "存活检查", answer=answers.Health, open=True),
+    Route(
+        "GET",
+        "/readyz",
+        readyz,
+        "The store answers and every active center was polled once",
+        "就绪检查:存储可用,且各启用中心均已轮询过一次",
+        answer=answers.Readiness,
+        open=True,
+        others=(503,),
+    ),
+    Route(
+        "GET",
+        "/metrics",
+        metrics,
+        "Numbers for Prometheus",
+        "Prometheus 指标",
+        answer=Media(("text/plain",), "Prometheus text.", "Prometheus 文本。"),
+        open=True,
+    ),
+)

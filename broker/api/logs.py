@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
@@ -19,9 +18,12 @@ from aiohttp import web
 from broker.api import times, wire
 from broker.api.context import CONTEXT, Context, shutting_down
 from broker.api.errors import ApiError, shown
+from broker.api.fields import Choice, Flag, Text, Whole
 from broker.api.reading import Query
+from broker.api.routes import Media, Route
 from broker.api.streaming import CHUNK, attachment, file_bytes, open_stream, send
 from broker.api.trainjob import read_job
+from broker.client import answers
 from broker.core.model import RunId, RunState, public_run_status
 from broker.store import runs, views
 from broker.store.jobs import JobView, RunView
@@ -34,7 +36,29 @@ POLL_S = 0.1
 FOLLOW_POLL_S = 0.3
 MAX_OFFSET = 2**62
 
-_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+LINK_QUERY = (
+    Choice(
+        "contentType",
+        "What the link gives: a page to read or a file. Required, here or as a header.",
+        "链接的形式:预览或下载。必填,可在此处或请求头中给出。",
+        options=(PLAIN, BINARY),
+    ),
+)
+CONTENT_TYPE_HEADER = (
+    "The same as the query field, which goes before it.",
+    "与同名查询参数含义相同,查询参数优先。",
+)
+OPEN_LINK_QUERY = (
+    Text("contentType", "As in the link.", "与链接中相同。"),
+    Whole("exp", "When the link ends, seconds.", "链接失效时间,秒。", least=0, most=MAX_OFFSET, default=0),
+    Text("sig", "Signature of the link.", "链接的签名。"),
+)
+READ_QUERY = (
+    Text("task", "Task; the newest by default.", "任务;默认为最新的一个。"),
+    Whole("node", "Node, from 0.", "节点,从 0 开始。", least=0, most=2**31 - 1, default=0),
+    Whole("offset", "First byte.", "起始字节。", least=0, most=MAX_OFFSET, default=0),
+    Flag("follow", "Go on as it grows.", "持续输出。", also=("0", "1")),
+)
 
 
 # ---------------------------------------------------------------- the standard's link
@@ -43,7 +67,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 async def link(request: web.Request) -> web.Response:
     """GET /trainjob/{id}/tasks/{taskId}/logs/url"""
     context = request.app[CONTEXT]
-    with Query(request, "contentType") as query:
+    with Query(request) as query:
         content_type = query.text("contentType") or _content_type_header(request)
         if not content_type:
             query.fail("0203", "contentType", f"is required: {PLAIN} or {BINARY}")
@@ -82,9 +106,9 @@ def _signature(context: Context, task: str, content_type: str, expires_s: int) -
 async def open_link(request: web.Request) -> web.StreamResponse:
     """GET /logs/{taskId}: no token; the signature is the right to read."""
     context, task = request.app[CONTEXT], request.match_info["taskId"]
-    with Query(request, "contentType", "exp", "sig") as query:
+    with Query(request) as query:
         content_type, given = query.text("contentType"), query.text("sig")
-        expires_s = query.whole("exp", 0, least=0, most=MAX_OFFSET)
+        expires_s = query.whole("exp")
     right = _signature(context, task, content_type, expires_s)
     if not hmac.compare_digest(right.encode(), given.encode("utf-8", "replace")):
         raise ApiError("0101", "sig: the link was not made by this broker, or was changed", 401)
@@ -152,11 +176,11 @@ def _stale(log: RunLog, asked_ms: int) -> bool:
 async def read(request: web.Request) -> web.StreamResponse:
     """GET /broker/v1/jobs/{id}/logs: one node's output from a byte offset, or as it grows."""
     context = request.app[CONTEXT]
-    with Query(request, "task", "node", "offset", "follow") as query:
+    with Query(request) as query:
         task = query.text("task")
-        node = query.whole("node", 0, least=0, most=2**31 - 1)
-        offset = query.whole("offset", 0, least=0, most=MAX_OFFSET)
-        follow = query.flag("follow", also=("0", "1"))
+        node = query.whole("node")
+        offset = query.whole("offset")
+        follow = query.flag("follow")
     job = await read_job(request, None)
     run = _task(job, task) if task else _latest(job)
     if node >= job.request.nodes:
@@ -218,3 +242,42 @@ async def _follow(
         log = seen
     await response.write_eof()
     return response
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "GET",
+        "/trainjob/{id}/tasks/{taskId}/logs/url",
+        link,
+        "A signed link to the log of a task",
+        "获取训练任务日志的临时链接",
+        query=LINK_QUERY,
+        answer=answers.LogLink,
+        refusals=("0203", "0240", "0241"),
+        headers={"contentType": CONTENT_TYPE_HEADER},
+    ),
+    Route(
+        "GET",
+        "/logs/{taskId}",
+        open_link,
+        "What a signed link to a log opens",
+        "打开日志临时链接",
+        query=OPEN_LINK_QUERY,
+        answer=Media(("text/plain", "application/octet-stream"), "The log of all nodes.", "全部节点的日志。"),
+        refusals=("0241",),
+        errors=((401, "0101"),),
+        open=True,
+    ),
+    Route(
+        "GET",
+        "/broker/v1/jobs/{id}/logs",
+        read,
+        "Output of one node, from a byte on or as it grows",
+        "读取某一节点的输出,可从指定字节开始或持续读取",
+        query=READ_QUERY,
+        answer=Media(("text/plain",), "The output.", "节点输出。"),
+        refusals=("0240", "0241"),
+    ),
+)

@@ -1,24 +1,27 @@
 """Reading requests: JSON bodies into models, query strings into values.
 
 What belongs here: size, encoding, JSON, and turning many failures into the one that is told.  What
-does not: which fields there are (models.py and the handlers).
+does not: which fields there are (models.py, fields.py and the handlers).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 from aiohttp import web
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from broker.api import times
 from broker.api.context import CONTEXT
 from broker.api.errors import ApiError, first, shown, unknown
+from broker.api.fields import Choice, Flag, Moment, QueryField, Text, Texts, Whole
 from broker.api.models import ANNEX, Body
 
 B = TypeVar("B", bound=Body)
@@ -149,24 +152,33 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
+QUERY_FIELDS = web.AppKey("query_fields", Mapping[tuple[str, str], Mapping[str, QueryField]])
+"""By method and path template: the query fields that each route declares, by name."""
+
+
+def declared_fields(request: web.Request) -> Mapping[str, QueryField]:
+    resource = request.match_info.route.resource
+    assert resource is not None
+    return request.app[QUERY_FIELDS][request.method, resource.canonical]
+
 
 class Query:
     """The query string of one request, used as a context manager.
 
-    A getter of a field that is wrong notes the failure and gives the default; the end of the block
-    raises the failure to tell.  Every field must be named in advance; only those in `repeated` may
-    come more than once.
+    Its fields are those that the route declares (fields.py).  A getter of a field that is wrong notes
+    the failure and gives the default; the end of the block raises the failure to tell.
     """
 
-    def __init__(self, request: web.Request, *known: str, repeated: Collection[str] = ()) -> None:
+    def __init__(self, request: web.Request) -> None:
         self._query = request.query
+        self._fields = declared_fields(request)
         self.failures: list[ApiError] = []
-        names = {*known, *repeated}
         for name in dict.fromkeys(self._query):
             values = self._query.getall(name)
-            if name not in names:
-                self.fail("0202", name, unknown(name, names) if names else "no query is understood here")
-            elif len(values) > 1 and name not in repeated:
+            if name not in self._fields:
+                known = self._fields
+                self.fail("0202", name, unknown(name, known) if known else "no query is understood here")
+            elif len(values) > 1 and not self._fields[name].repeated:
                 self.fail("0202", name, "must be given once")
             elif any("\0" in value for value in values):
                 self.fail("0202", name, "must not have a NUL character")
@@ -189,43 +201,72 @@ class Query:
 
     def text(self, name: str) -> str:
         """The text; "" when it is absent."""
-        return self._query.get(name, "")
+        field = self._fields[name]
+        text = self._query.get(name, "")
+        if field.required and not text:
+            self.fail("0203", name, "is required")
+        elif isinstance(field, Text) and field.longest is not None and len(text) > field.longest:
+            self.fail("0204", name, f"must have at most {field.longest} characters, has {len(text)}")
+        return text
 
     def texts(self, name: str) -> list[str]:
+        assert isinstance(self._fields[name], Texts)
         return self._query.getall(name, [])
 
-    def whole(self, name: str, default: int, *, least: int, most: int) -> int:
+    def whole(self, name: str, *, most: int | None = None) -> int:
+        """`most` where the limit is a setting; the default is never above it."""
+        field = self._fields[name]
+        assert isinstance(field, Whole)
+        most = field.most if most is None else most
+        assert most is not None
+        default = min(field.default, most)
         text = self._query.get(name)
         if text is None:
             return default
         if not _WHOLE.fullmatch(text):
             self.fail("0201", name, f"must be an integer, not {shown(text)}")
             return default
-        if not least <= int(text) <= most:
-            self.fail("0204", name, f"must be {least} to {most}, not {text}")
+        if not field.least <= int(text) <= most:
+            self.fail("0204", name, f"must be {field.least} to {most}, not {text}")
             return default
         return int(text)
 
-    def flag(self, name: str, *, also: Collection[str] = ()) -> bool | None:
-        """true or false; with `also`, e.g. "1", further spellings in the order false, true."""
+    def flag(self, name: str) -> bool | None:
+        """None when it is absent."""
+        field = self._fields[name]
+        assert isinstance(field, Flag)
         text = self._query.get(name)
         if text is None:
             return None
         words = {"false": False, "true": True}
-        words.update({word: bool(at) for at, word in enumerate(also)})
+        words.update({word: bool(at) for at, word in enumerate(field.also)})
         if text.lower() not in words:
             self.fail("0201", name, f"must be true or false, not {shown(text)}")
         return words.get(text.lower())
 
-    def choice(self, name: str, options: Collection[str], default: str) -> str:
-        text = self._query.get(name, default)
-        if text not in options and name in self._query:
-            self.fail("0202", name, f"must be one of {', '.join(options)}, not {shown(text)}")
-            return default
+    def choice(self, name: str) -> str:
+        field = self._fields[name]
+        assert isinstance(field, Choice)
+        text = self._query.get(name, field.default)
+        if text not in field.options and name in self._query:
+            self.fail("0202", name, f"must be one of {', '.join(field.options)}, not {shown(text)}")
+            return field.default
         return text
+
+    def moment(self, name: str, zone: ZoneInfo, *, last: bool) -> int | None:
+        """Milliseconds; of a text that names a day or a second its first or its last one."""
+        assert isinstance(self._fields[name], Moment)
+        if not self.has(name):
+            return None
+        text = self.text(name)
+        try:
+            return times.bounds(text, zone)[last]
+        except ValueError:
+            self.fail("0202", name, f"must be a time such as 2025-03-01 18:00:00, not {shown(text)}")
+            return None
 
 
 def no_query(request: web.Request) -> None:
-    """Raises ApiError 0202 when there is a query."""
+    """Raises ApiError 0202 when there is a query, which the route does not declare."""
     with Query(request):
         pass

@@ -9,10 +9,13 @@ from aiohttp import web
 
 from broker.api import wire
 from broker.api.admission import offered_specs
-from broker.api.centers import chosen
+from broker.api.centers import CENTER_FILTER, chosen
 from broker.api.context import CONTEXT
-from broker.api.paging import PAGING, page_of, paging
+from broker.api.fields import paged
+from broker.api.paging import page_of, paging
 from broker.api.reading import Query
+from broker.api.routes import Route
+from broker.client import answers
 from broker.core.model import Spec
 
 _SORTS: Mapping[str, Callable[[Spec], Any]] = {
@@ -20,12 +23,15 @@ _SORTS: Mapping[str, Callable[[Spec], Any]] = {
     "resourceSpecName": lambda s: (s.name, s.id),
 }
 
+SPECS_QUERY = (*paged(tuple(_SORTS), default="resourceSpecId"), CENTER_FILTER)
+IDLE_QUERY = (CENTER_FILTER,)
+
 
 async def specs(request: web.Request) -> web.Response:
     """GET /resource/specs: each spec once, whichever centers offer it."""
     context = request.app[CONTEXT]
-    with Query(request, *PAGING, "centerId") as query:
-        wanted = paging(query, tuple(_SORTS), default="resourceSpecId", max_page_size=context.max_page_size)
+    with Query(request) as query:
+        wanted = paging(query, max_page_size=context.max_page_size)
         center_id = query.text("centerId")
     offered = offered_specs(await chosen(request, center_id), context.extra_specs)
     page = page_of(list(offered.values()), wanted, _SORTS)
@@ -34,8 +40,34 @@ async def specs(request: web.Request) -> web.Response:
 
 async def idle(request: web.Request) -> web.Response:
     """GET /resource/idle"""
-    with Query(request, "centerId") as query:
+    with Query(request) as query:
         center_id = query.text("centerId")
     centers = await chosen(request, center_id)
     zone = request.app[CONTEXT].timezone
     return wire.answer({"centerResources": [wire.idle(center, zone) for center in centers]})
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "GET",
+        "/resource/specs",
+        specs,
+        "What one node of a job can get",
+        "资源规格列表",
+        query=SPECS_QUERY,
+        answer=answers.SpecPage,
+        refusals=("0210",),
+    ),
+    Route(
+        "GET",
+        "/resource/idle",
+        idle,
+        "Total and idle resources of each center, as last reported",
+        "各智算中心的资源总量与空闲资源",
+        query=IDLE_QUERY,
+        answer=answers.Idle,
+        refusals=("0210",),
+    ),
+)

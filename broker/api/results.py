@@ -9,6 +9,7 @@ from aiohttp import web
 from broker.api.context import CONTEXT, shutting_down
 from broker.api.errors import ApiError
 from broker.api.reading import no_query
+from broker.api.routes import OCTETS, Route
 from broker.api.streaming import attachment, file_bytes, regular_files, send, tar_gz
 from broker.api.trainjob import read_job
 from broker.core.model import PublicStatus
@@ -57,3 +58,19 @@ async def _collected(request: web.Request) -> JobView:
         if loop.time() >= deadline or await shutting_down(request, POLL_S):
             center = newest.center_name or newest.center
             raise ApiError("0101", f"center {center} has not given the results of task {newest.id} yet", 500)
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "GET",
+        "/trainjob/{id}/download",
+        download,
+        "Results: one file as it is, several as a tar.gz",
+        "下载结果:单个文件原样返回,多个文件打包为 tar.gz",
+        answer=OCTETS,
+        refusals=("0240",),
+        calls_center=True,
+    ),
+)

@@ -15,13 +15,16 @@ from typing import Any
 
 from aiohttp import web
 
-from broker.api import models, times, wire
+from broker.api import models, wire
 from broker.api.admission import admit
 from broker.api.context import CALLER, CONTEXT, Context, shutting_down
 from broker.api.errors import ApiError, shown
+from broker.api.fields import OWNER, PERIOD, Choice, Text, Texts, paged
 from broker.api.models import CreateJob
-from broker.api.paging import PAGING, paging
+from broker.api.paging import paging, period
 from broker.api.reading import Query, no_query, parse, read_object
+from broker.api.routes import Route
+from broker.client import answers
 from broker.core.identity import job_id
 from broker.core.model import JobId, JobRequest, Kind, PublicStatus, TenantId
 from broker.store import codec, jobs, views
@@ -33,6 +36,10 @@ STOP_WAIT_S = 2.0
 STOP_POLL_S = 0.07
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+KEY_HEADER = (
+    "The same key and body give back the same job: 1 to 255 visible ASCII characters.",
+    "相同的键与请求体返回同一作业;1 至 255 个可见 ASCII 字符。",
+)
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 
 
@@ -121,20 +128,27 @@ def _body_hash(kind: Kind, data: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- list, show
 
 _SORTS = ("id", "name", "status", "createTime")
-_FILTERS = ("centerId", "processor", "status", "createBefore", "createAfter", "query", "owner")
+LIST_QUERY = (
+    *paged(_SORTS, default="id"),
+    Choice("status", "In this status.", "作业状态。", options=tuple(each.value for each in PublicStatus)),
+    Text("centerId", "At this center.", "所在智算中心。"),
+    Text("processor", "Wants cards of this type, such as GPU.", "处理器类型,如 GPU。"),
+    *PERIOD,
+    Text("query", "Text in name or description.", "名称或描述中的文字。"),
+    Texts(
+        "label", "A label as key=value; all given must be there.", "标签 key=value,可多次给出,须全部具备。"
+    ),
+    OWNER,
+)
 
 
 async def list_all(request: web.Request) -> web.Response:
     """GET /trainjob"""
     context = request.app[CONTEXT]
-    with Query(request, *PAGING, *_FILTERS, repeated=("label",)) as query:
-        wanted = paging(query, _SORTS, default="id", max_page_size=context.max_page_size)
-        status = query.choice("status", tuple(PublicStatus), "")
-        owner = query.choice("owner", ("me",), "")
-        after = _bound(query, "createAfter", context, last=False)
-        before = _bound(query, "createBefore", context, last=True)
-        if after is not None and before is not None and after > before:
-            query.fail("0230", "createAfter", "must not be later than createBefore")
+    with Query(request) as query:
+        wanted = paging(query, max_page_size=context.max_page_size)
+        status = query.choice("status")
+        after, before = period(query, context.timezone)
         chosen = JobFilter(
             kind=Kind.TRAIN,
             status=PublicStatus(status) if status else None,
@@ -144,22 +158,10 @@ async def list_all(request: web.Request) -> web.Response:
             created_before_ms=before,
             query=query.text("query"),
             labels=tuple(_labels(query)),
-            mine=owner == "me",
+            mine=query.choice("owner") == "me",
         )
     items, total = await context.store.read(views.job_page, request[CALLER], chosen, wanted)
     return wire.answer({"items": [wire.listed(job, context.timezone) for job in items], "totalSize": total})
-
-
-def _bound(query: Query, name: str, context: Context, *, last: bool) -> int | None:
-    """An inclusive bound: as a last moment, a text means the end of the day or second it names."""
-    if not query.has(name):
-        return None
-    text = query.text(name)
-    try:
-        return times.bounds(text, context.timezone)[last]
-    except ValueError:
-        query.fail("0202", name, f"must be a time such as 2025-03-01 18:00:00, not {shown(text)}")
-        return None
 
 
 def _labels(query: Query) -> Iterator[tuple[str, str]]:
@@ -210,3 +212,65 @@ async def delete(request: web.Request) -> web.Response:
     for run in removed:
         await asyncio.to_thread(context.files.remove_run, run)
     return web.Response(status=204)
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "POST",
+        "/trainjob",
+        create,
+        "Create a training job",
+        "创建训练作业",
+        body=models.CreateTrainJob,
+        answer=answers.JobItem,
+        refusals=("0205", "0206", "0207", "0208", "0210", "0211", "0220", "0221"),
+        headers={"Idempotency-Key": KEY_HEADER},
+        example={
+            "jobName": "bert_1",
+            "config": {
+                "specId": "nvidia-gpu-a800-80g-x8-128c-1024g-x86",
+                "nodeCount": 2,
+                "imageUrl": "registry.example/pytorch:2.3",
+                "command": "bash run.sh",
+            },
+        },
+    ),
+    Route(
+        "GET",
+        "/trainjob",
+        list_all,
+        "The training jobs",
+        "训练作业列表",
+        query=LIST_QUERY,
+        answer=answers.JobPage,
+        refusals=("0230",),
+    ),
+    Route(
+        "GET",
+        "/trainjob/{id}",
+        show,
+        "A training job with its tasks",
+        "训练作业详情",
+        answer=answers.Job,
+        refusals=("0240",),
+    ),
+    Route(
+        "DELETE",
+        "/trainjob/{id}",
+        delete,
+        "Delete a job that has ended or is UNKNOWN, with its logs and results",
+        "删除已结束或状态为 UNKNOWN 的训练作业及其日志与结果",
+        refusals=("0240",),
+    ),
+    Route(
+        "POST",
+        "/trainjob/{id}/stop",
+        stop,
+        "Stop a job that is PENDING or RUNNING",
+        "停止等待或运行中的训练作业",
+        answer=answers.StopAnswer,
+        refusals=("0240",),
+    ),
+)

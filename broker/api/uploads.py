@@ -16,14 +16,18 @@ from aiohttp import web
 from broker.api import wire
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError
+from broker.api.fields import Text
 from broker.api.reading import Query
+from broker.api.routes import Media, Route, Scope
 from broker.api.streaming import CHUNK
 from broker.api.unpack import BadArchive, TooLarge, Unpacked, unpack
+from broker.client import answers
 from broker.core.identity import base32
 from broker.store import datasets
 from broker.store.datasets import NewDataset
 
 MAX_TITLE = 255
+UPLOAD_QUERY = (Text("title", "Name of the data set.", "数据集名称。", required=True, longest=MAX_TITLE),)
 UNPACK_AT_ONCE = 2
 
 UNPACKING = web.AppKey("unpacking", asyncio.Semaphore)
@@ -33,12 +37,8 @@ UNPACKING = web.AppKey("unpacking", asyncio.Semaphore)
 async def upload(request: web.Request) -> web.Response:
     """POST /broker/v1/uploads?title=NAME with a tar.gz as body"""
     context, caller = request.app[CONTEXT], request[CALLER]
-    with Query(request, "title") as query:
+    with Query(request) as query:
         title = query.text("title")
-        if not title:
-            query.fail("0203", "title", "is required: the name of the data set")
-        elif len(title) > MAX_TITLE:
-            query.fail("0204", "title", f"must have at most {MAX_TITLE} characters, has {len(title)}")
     dataset = f"d-{base32(context.clock(), 9)}{base32(secrets.randbits(30), 6)}"
     archive = context.files.incoming(f"{dataset}.tar.gz")
     folder = context.files.incoming(dataset)
@@ -93,3 +93,20 @@ async def _unpacked(request: web.Request, archive: Path, folder: Path) -> Unpack
         finally:
             abandoned.set()
             await asyncio.wait([work])
+
+
+# ---------------------------------------------------------------- routes
+
+ROUTES = (
+    Route(
+        "POST",
+        "/broker/v1/uploads",
+        upload,
+        "Upload a tar.gz of a folder as a private data set",
+        "上传文件夹的 tar.gz,作为私有数据集",
+        query=UPLOAD_QUERY,
+        sent=Media(("application/gzip",), "A tar.gz of a folder.", "文件夹的 tar.gz。"),
+        answer=answers.Upload,
+        scope=Scope.DATA,
+    ),
+)

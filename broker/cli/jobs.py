@@ -202,7 +202,7 @@ def explain(job: JobArgument, as_json: Json = False) -> None:
 
 
 def _print_explanation(answer: Explanation) -> None:
-    eta = answer.get("eta") or {}
+    eta = answer.get("eta")
     print(
         fields(
             [
@@ -210,9 +210,9 @@ def _print_explanation(answer: Explanation) -> None:
                 ("status", answer["status"]),
                 ("position", answer.get("position")),
                 ("starts in", _likely(eta)),
-                ("likely at", eta.get("centerId")),
-                ("so far", _measured(eta.get("error"))),
-                ("ends in", _likely(answer.get("expectedEnd") or {})),
+                ("likely at", eta and eta.get("centerId")),
+                ("so far", _measured(eta and eta.get("error"))),
+                ("ends in", _likely(answer.get("expectedEnd"))),
             ]
         )
     )
@@ -249,8 +249,10 @@ def _print_explanation(answer: Explanation) -> None:
         print(table(("CHANGE", "CENTER", "CNY/H", "CNY", "MESSAGE"), told))
 
 
-def _likely(expected: Expected) -> str:
+def _likely(expected: Expected | None) -> str:
     """`5 min 00 s to 12 min 00 s`: the median and what nine in ten stay within; "": nothing can be said."""
+    if expected is None:
+        return ""
     return " to ".join(
         duration(each) for each in (expected.get("p50"), expected.get("p90")) if each is not None
     )

@@ -6,7 +6,9 @@ What does not: asking for them (broker.client).  Fields that a broker may leave 
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # typing's own is not introspected before Python 3.12
 
 
 class Token(TypedDict):
@@ -23,14 +25,14 @@ class Metadata(TypedDict):
     userId: str
 
 
-class JobItem(TypedDict, total=False):
+class JobItem(TypedDict):
     """The last three only in a listing."""
 
     metadata: Metadata
     status: str
-    centerId: str
-    priority: str
-    finishTime: str
+    centerId: NotRequired[str]
+    priority: NotRequired[str]
+    finishTime: NotRequired[str]
 
 
 class JobPage(TypedDict):
@@ -46,7 +48,7 @@ class StopAnswer(TypedDict):
     stoppedTime: str
 
 
-class RunDetail(TypedDict, total=False):
+class RunDetail(TypedDict):
     """One attempt.  Money is decimal text in CNY, times are text in the broker's zone."""
 
     taskId: str
@@ -65,7 +67,7 @@ class RunDetail(TypedDict, total=False):
     finishTime: str
     startTimeMs: int | None
     finishTimeMs: int | None
-    checkpointTime: str
+    checkpointTime: NotRequired[str]
     exitCode: int | None
     failure: str
     message: str
@@ -75,7 +77,37 @@ class RunDetail(TypedDict, total=False):
     placement: dict[str, Any]
 
 
-class JobDetail(TypedDict, total=False):
+class Task(TypedDict):
+    """One attempt, as the standard shows it, with `status` and what follows it beyond the standard."""
+
+    centerId: str
+    centerName: str
+    imageId: NotRequired[str]
+    imageUrl: NotRequired[str]
+    taskId: str
+    command: str
+    specId: str
+    specName: str
+    specInfo: Resources
+    status: str
+    startTime: str
+    finishTime: str
+    message: str
+    nodeCount: int
+
+
+class Job(TypedDict):
+    metadata: Metadata
+    status: str
+    tasks: list[Task]
+
+
+class LogLink(TypedDict):
+    logUrl: str
+    expiresAt: str
+
+
+class JobDetail(TypedDict):
     id: str
     kind: str
     name: str
@@ -89,7 +121,7 @@ class JobDetail(TypedDict, total=False):
     createTimeMs: int
     finishTime: str
     retriesUsed: int
-    stopReason: str | None
+    stopReason: str
     config: dict[str, Any]
     runs: list[RunDetail]
     cost: str
@@ -100,8 +132,8 @@ class Reason(TypedDict):
     centerId: str
     code: str
     message: str
-    need: int | float
-    have: int | float
+    need: int | float | None
+    have: int | float | None
     unit: str
 
 
@@ -115,14 +147,14 @@ class ForecastError(TypedDict):
     p90Coverage: float | None
 
 
-class Expected(TypedDict, total=False):
+class Expected(TypedDict):
     """Seconds from now."""
 
     p50: float | None
     p90: float | None
 
 
-class Eta(Expected, total=False):
+class Eta(Expected):
     centerId: str
     error: ForecastError | None
 
@@ -139,13 +171,13 @@ class WhatIf(TypedDict):
     message: str
 
 
-class Explanation(TypedDict, total=False):
+class Explanation(TypedDict):
     id: str
     status: str
     position: int | None
     reasons: list[Reason]
-    placement: dict[str, Any] | None
-    eta: Eta | None
+    placement: dict[str, Any]
+    eta: Eta
     expectedEnd: Expected | None
     whatIf: list[WhatIf]
     whatIfNote: str
@@ -157,12 +189,13 @@ class Cpu(TypedDict):
 
 
 class Processor(TypedDict):
-    """`memory` is GiB per card."""
+    """`memory` is GiB per card; `cardPermille` says what part of a card each is, where it is one."""
 
     type: str
     count: int
     name: str
     memory: int
+    cardPermille: NotRequired[int]
 
 
 class Memory(TypedDict):
@@ -186,7 +219,7 @@ class SpecPage(TypedDict):
     totalSize: int
 
 
-class CenterItem(TypedDict, total=False):
+class CenterItem(TypedDict):
     centerId: str
     centerName: str
     province: str
@@ -213,11 +246,14 @@ class CenterPage(TypedDict):
 
 
 class NodeResource(TypedDict):
+    """`freeParts`: of cards that are partly used, what is free of each, in thousandths."""
+
     resourceSpec: Resources
     nodeCount: str
+    freeParts: NotRequired[list[int]]
 
 
-class CenterResource(TypedDict, total=False):
+class CenterResource(TypedDict):
     centerId: str
     totalResource: Resources
     idleResource: Resources
@@ -231,11 +267,11 @@ class Idle(TypedDict):
     centerResources: list[CenterResource]
 
 
-class SubmitDefaults(TypedDict, total=False):
+class SubmitDefaults(TypedDict):
     image: str
 
 
-class Info(TypedDict, total=False):
+class Info(TypedDict):
     version: str
     name: str
     timezone: str
@@ -260,3 +296,142 @@ class Upload(TypedDict):
 class CenterCommand(TypedDict):
     centerId: str
     state: str
+
+
+class CenterPool(TypedDict):
+    pool: str
+    native: str
+    nodeCount: int
+    node: Resources
+    accuracy: str
+    observedAt: str
+
+
+class Quarantined(TypedDict):
+    """A pool of a report that is not used, and why."""
+
+    name: str
+    reason: str
+
+
+class CenterReport(TypedDict):
+    centerId: str
+    state: str
+    health: str
+    error: str
+    lastReportAt: str
+    inFlight: int
+    maxInFlight: int
+    running: int
+    pools: list[CenterPool]
+    quarantined: list[Quarantined]
+
+
+class CenterReports(TypedDict):
+    items: list[CenterReport]
+
+
+class Round(TypedDict):
+    """`objective` and `bound` are micro-CNY, `gap` is a share of the objective."""
+
+    startedAt: str
+    queued: int
+    placed: int
+    preempted: int
+    objective: int
+    bound: int | None
+    gap: float | None
+    solveMs: float
+    totalMs: float
+
+
+class Rounds(TypedDict):
+    items: list[Round]
+
+
+class Account(TypedDict):
+    name: str
+    tenant: str
+    role: str
+    vip: bool
+    frozen: bool
+
+
+class AccountPage(TypedDict):
+    items: list[Account]
+    totalSize: int
+
+
+class CenterAnswer(TypedDict):
+    """What a center's platform answered; `status` is that of HTTP."""
+
+    centerId: str
+    status: int
+    contentType: str
+    body: str
+    truncated: bool
+
+
+class Check(TypedDict):
+    """One line of the doctor."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class CommandArgument(TypedDict):
+    name: str
+    help: str
+    kind: str
+    required: bool
+    many: bool
+    secret: bool
+    choices: list[str]
+
+
+class Command(TypedDict):
+    name: str
+    help: str
+    timeoutS: int
+    arguments: list[CommandArgument]
+
+
+class Commands(TypedDict):
+    centerId: str
+    adapter: str
+    commands: list[Command]
+
+
+class CommandResult(TypedDict):
+    centerId: str
+    result: Any
+    truncated: bool
+
+
+class Health(TypedDict):
+    status: str
+
+
+class CenterReadiness(TypedDict):
+    """`quarantined` is how many of its pools are not used."""
+
+    centerId: str
+    health: str
+    error: str
+    quarantined: NotRequired[int]
+
+
+class Readiness(TypedDict):
+    ready: bool
+    store: str
+    centers: list[CenterReadiness]
+
+
+class Refusal(TypedDict):
+    """The body of every error."""
+
+    errorCode: str
+    errorMsg: str
+    detail: str
+    requestId: str
