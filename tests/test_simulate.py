@@ -533,10 +533,13 @@ def test_the_command(tmp_path: Path) -> None:
     told = run(*files, "--order", "sjf", "--home", "--oracle", folder=tmp_path)
     assert told.stdout.startswith("sjf, jobs stay home, oracle: true run times\n")
     assert re.search(r"^mean wait +35 s$", told.stdout, re.MULTILINE)
+    (tmp_path / "bad.toml").write_text("[policies.wait]\nweight = 1e30\nwieght = 1\n", encoding="utf-8")
     for words, reason in (
         (("--order", "lifo"), "--order must be fifo, sjf or policy, not 'lifo'"),
         (("--nodes-column", "node_count_busy"), "c.csv:1: column 'node_count_busy' is missing"),
         (("--policy", "p.toml"), "p.toml"),
+        (("--policy", "bad.toml"), "bad.toml:2: policies.wait.weight: must be from 0.001"),
+        (("--policy", "bad.toml"), "bad.toml:3: policies.wait.wieght: unknown key"),
     ):
         wrong = run(*files, *words, folder=tmp_path)
         assert wrong.returncode == 2

@@ -93,18 +93,13 @@ def simulate(
 
 
 def _policies(file: Path) -> PolicySet:
-    from broker.companions import available_policies
-    from broker.core.policy_file import PolicyError, load_policies
+    from broker.companions import read_policies
+    from broker.config import ConfigError, render_errors
 
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongUsage(f"{file} cannot be read: {error}") from error
-    try:
-        return load_policies(text, available_policies())
-    except PolicyError as error:
-        told = (f"{file}: {key}: {message}" if key else f"{file}: {message}" for key, message in error.errors)
-        raise WrongUsage("\n".join(told)) from error
+        return read_policies(file)
+    except ConfigError as error:
+        raise WrongUsage(render_errors(error, file)) from error
 
 
 def _progress() -> Progress:
