@@ -229,6 +229,9 @@ class Plan:
         return tuple(run for preemption in self.preemptions for run in preemption.victims)
 
 
+# Looking up a member of an enumeration costs more than all else in a loop over placements.
+_ACTIVE, _FRESH, _UNKNOWN, _ONLINE = CenterState.ACTIVE, Health.FRESH, Accuracy.UNKNOWN, Kind.ONLINE
+
 _Slots = dict[tuple[int, str], tuple[Spec, int]]
 """Slots of each size and spec: the spec, and how many."""
 
@@ -437,15 +440,15 @@ def _victim_fault(claim: Claim, preemption: Preemption) -> str:
 
 def _center_faults(job_class: JobClass, center: CenterFacts) -> Iterator[str]:
     request, limit = job_class.request, center.max_run_time_s
-    if center.state is not CenterState.ACTIVE:
+    if center.state is not _ACTIVE:
         yield f"center is {center.state}"
-    if center.health is not Health.FRESH:
+    if center.health is not _FRESH:
         yield f"center is {center.health}"
     if request.centers and center.id not in request.centers:
         yield "the job names other centers"
     if center.id in job_class.avoid:
         yield "the job avoids the center"
-    if request.kind is Kind.ONLINE and not center.services:
+    if request.kind is _ONLINE and not center.services:
         yield "no services there"
     if request.image_id:
         if request.image_id not in center.images:
@@ -503,7 +506,7 @@ def _packing_faults(
     exact: dict[PoolId, list[tuple[Spec, int, int]]] = {}
     for kind, count in kinds:
         pool = pools.get(kind.pool)
-        if pool is None or pool.accuracy is Accuracy.UNKNOWN:
+        if pool is None or pool.accuracy is _UNKNOWN:
             continue
         if kind.exact:
             exact.setdefault(pool.id, []).append((kind.spec, kind.nodes, count))
