@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench.instances import ACCELERATORS, PRODUCTS
+from broker.core.claims import Claims
 from broker.core.model import (
     MICRO,
     Accuracy,
@@ -97,7 +98,7 @@ def crowded(vips: int, seed: int, *, waiting: int = 2000) -> Snapshot:
         minute_of_week=600,
         centers=centers,
         pools=tuple(pools),
-        claims=tuple(sorted(claims, key=lambda c: c.run)),
+        claims=Claims.of(claims),  # as the daemon's picture of the world keeps them
         reservations=(),
         classes=(*_queue(draw, requests, waiting), *_vips(draw, shapes, vips)),
         accelerators=ACCELERATORS,

@@ -13,6 +13,7 @@ from datetime import datetime
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
+from broker.core.claims import Claims
 from broker.core.estimates import FORGOTTEN, HALF_LIFE_S, History, RunTimes
 from broker.core.identity import avoiding_key
 from broker.core.model import (
@@ -103,6 +104,9 @@ class Mirror:
         self._avoiding: dict[JobId, _Avoiding] = {}
         self._requests: dict[str, JobRequest] = {}
         self._claims: dict[JobId, dict[RunId, Claim]] = {}
+        self._ordered = Claims.of(())  # lacks what has gone and come since
+        self._gone: set[RunId] = set()
+        self._come: dict[RunId, Claim] = {}
         self._kills: dict[JobId, Kills] = {}
         self._usage: tuple[int, Mapping[TenantId, int]] | None = None
         self._run_times: RunTimes | None = None
@@ -140,7 +144,9 @@ class Mirror:
         self._known.clear()
         for held in self._claims.values():
             for run, claim in held.items():
-                held[run] = self._planned(claim)
+                planned = self._planned(claim)
+                if planned is not claim:
+                    held[run] = self._come[run] = planned
 
     def _planned(self, claim: Claim) -> Claim:
         if claim.request is None:
@@ -178,6 +184,7 @@ class Mirror:
             self._class_of.clear()
             self._avoiding.clear()
             self._claims.clear()
+            self._ordered, self._gone, self._come = Claims.of(()), set(), {}
             self._kills.clear()
         else:
             for job in changes.jobs:
@@ -187,14 +194,17 @@ class Mirror:
         first = changes.jobs is None
         self.arrived = set() if first else {row.id for row in changes.queued} - waited
         for job, claim in changes.claims:
-            self._claims.setdefault(job, {})[claim.run] = self._planned(claim)
+            planned = self._come[claim.run] = self._planned(claim)
+            self._claims.setdefault(job, {})[claim.run] = planned
         self.version = changes.version
         if len(self._requests) > 2 * len(self._classes) + SPARE_REQUESTS:
             waiting = self._classes.keys() | {avoiding.key for avoiding in self._avoiding.values()}
             self._requests = {key: self._requests[key] for key in waiting}
 
     def _forget(self, job: JobId) -> None:
-        self._claims.pop(job, None)
+        for run in self._claims.pop(job, ()):
+            self._gone.add(run)
+            self._come.pop(run, None)
         self._avoiding.pop(job, None)
         self._kills.pop(job, None)
         key = self._class_of.pop(job, None)
@@ -229,14 +239,16 @@ class Mirror:
         is held for them meanwhile."""
         classes = self._job_classes(now_ms)
         ready = [c for c in classes if world.moving.isdisjoint(c.request.datasets)]
-        claims = [claim for held in self._claims.values() for claim in held.values()]
+        if self._gone or self._come:
+            self._ordered = self._ordered.changed(self._gone, self._come.values())
+            self._gone, self._come = set(), {}
         return Snapshot(
             version=self.version or 0,
             now_ms=now_ms,
             minute_of_week=minute_of_week,
             centers=world.centers,
             pools=world.pools,
-            claims=tuple(sorted(claims, key=lambda c: c.run)),
+            claims=self._ordered,
             reservations=world.reservations,
             classes=tuple(sorted(ready, key=lambda c: (c.key, sorted(c.avoid)))),
             accelerators=accelerators,

@@ -35,7 +35,7 @@ class Age:
         options = p.options(k)
         if options.start == options.stop:
             return np.zeros(len(p.age_s), dtype=np.int64)
-        cards = int(p.job_millicards(k, p.option_pool[options]).min())
+        cards = int(p.least_millicards[k])
         ages_s = np.minimum(p.age_s, self.longest_h * 3600).tolist()
         worth = [bounded(age_s * (self.growth * cards // 1000) // 3600) for age_s in ages_s]
         return np.array(worth, dtype=np.int64)

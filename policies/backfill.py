@@ -36,10 +36,7 @@ class Backfill:
 
     def hold(self, p: Problem, k: int) -> Hold | None:
         """For classes of several nodes or many cards."""
-        options = p.options(k)
-        if options.start == options.stop:
-            return None
-        cards = int(p.job_millicards(k, p.option_pool[options]).min())
-        if p.classes[k].request.nodes == 1 and cards < self.large_cards * 1000:
+        least = int(p.least_millicards[k])  # 0 without options
+        if not least or (p.classes[k].request.nodes == 1 and least < self.large_cards * 1000):
             return None
         return Hold(Why.GANG, after_s=self.wait_limit_s, expires_s=self.expiry_s, depth=self.depth)

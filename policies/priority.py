@@ -59,7 +59,7 @@ class Priority:
         options = p.options(k)
         if options.start == options.stop:
             return np.zeros(len(p.age_s), dtype=np.int64)
-        cards = int(p.job_millicards(k, p.option_pool[options]).min())
+        cards = int(p.least_millicards[k])
         gain = self.reference_price * cards // 1000 * self.shortness(p.classes[k].estimate_s) // _WHOLE
         factor = {Tier.LOW: self.low, Tier.NORMAL: self.normal, Tier.HIGH: self.high, Tier.VIP: self.vip}
         dearest = int(p.cost[options].max())

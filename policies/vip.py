@@ -36,7 +36,7 @@ class Vip:
         options = p.options(k)
         if p.classes[k].request.tier is not Tier.VIP or options.start == options.stop:
             return np.zeros(len(p.age_s), dtype=np.int64)
-        cards = int(p.job_millicards(k, p.option_pool[options]).min())
+        cards = int(p.least_millicards[k])
         return np.full(len(p.age_s), bounded(max(1, self.bonus * cards // 1000)), dtype=np.int64)
 
     def largest(self) -> int:

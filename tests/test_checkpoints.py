@@ -12,6 +12,7 @@ import pytest
 
 from adapters.checkpoints import Checkpoints, newest_change_ms
 from broker.client import Client
+from broker.core.claims import Claims
 from broker.core.model import Claim
 from broker.core.policy import victims
 from broker.track import newer_checkpoint_ms
@@ -99,7 +100,7 @@ def running(**changes: Any) -> Claim:
     ],
 )
 def test_evidence_then_the_stated_interval_then_the_start(what: Claim, lost_s: int) -> None:
-    columns = victims([what], np.zeros(1, dtype=np.int64), NOW_MS)
+    columns = victims([what], Claims.of([what]).columns, np.zeros(1, dtype=np.int64), NOW_MS)
     assert columns.lost_s.tolist() == [lost_s]
 
 

@@ -37,20 +37,51 @@ def assigned(
     Job i needs `needs[i]` slots in one of `pools[i]`, its choices; `cost[g, n]` is the price of n slots
     in pool g.  `takes(i, choice)` is what it takes of the rows of which so much is `left`.
     """
-    jobs = range(len(needs))
+    jobs, may = range(len(needs)), _May(needs, pools, len(cost))
     if start is not None:
-        made = _Assignment(cost, needs, pools, takes, left)
+        made = _Assignment(cost, needs, pools, takes, left, may)
         made.resume(start)
         return made.choice
     best: _Assignment | None = None
     for order in (jobs, sorted(jobs, key=lambda i: -needs[i])):
-        made = _Assignment(cost, needs, pools, takes, left)
+        made = _Assignment(cost, needs, pools, takes, left, may)
         made.improve(order)
         # Another order counts only where it serves nobody less.
         if best is None or (made.unserved <= best.unserved and made.standing < best.standing):
             best = made
     assert best is not None
     return best.choice
+
+
+class _May:
+    """Which jobs may be in which pools: `table[i, g]`; `job`, `pool` and `need` have one row each that is so.
+
+    `pairs` are jobs of which the first needs more and which share a pool.
+    """
+
+    def __init__(self, needs: Sequence[int], pools: Sequence[IntArray], among: int) -> None:
+        spans = np.array([len(at) for at in pools], dtype=np.int64)
+        need = np.array(needs, dtype=np.int64)
+        self.job = np.repeat(np.arange(len(needs)), spans)
+        self.pool = np.concatenate([*pools, np.zeros(0, dtype=np.int64)])
+        self.need = need[self.job]
+        self.table = np.zeros((len(needs), among), dtype=np.bool_)
+        self.table[self.job, self.pool] = True
+        # Most jobs ask for the same pools as others do.
+        alike: dict[bytes, int] = {}
+        kind = np.array([alike.setdefault(at.tobytes(), len(alike)) for at in pools], dtype=np.int64)
+        of = self.table[[int(np.argmax(kind == k)) for k in range(len(alike))]]
+        share = np.array([(of & one).any(axis=1) for one in of])
+        self.pairs = np.nonzero((need[:, None] > need[None, :]) & share[kind[:, None], kind[None, :]])
+        self._some = np.flatnonzero(spans)  # jobs that have a pool
+        self._first = (np.cumsum(spans) - spans)[self._some]
+
+    def least(self, values: IntArray) -> IntArray:
+        """By job the least of the values of its rows; NEVER without any."""
+        least = np.full(len(self.table), NEVER, dtype=np.int64)
+        if len(self._some):
+            least[self._some] = np.minimum.reduceat(values, self._first)
+        return least
 
 
 class _Assignment:
@@ -63,6 +94,7 @@ class _Assignment:
         pools: Sequence[IntArray],
         takes: Callable[[int, int], Takes],
         left: Sequence[int],
+        may: _May,
     ) -> None:
         self.choice = [-1] * len(needs)
         self._cost, self._width = cost.ravel(), cost.shape[1]
@@ -72,9 +104,7 @@ class _Assignment:
         self._base = [at * self._width for at in pools]
         self._need = np.array(needs, dtype=np.int64)
         self._at = np.full(len(needs), -1, dtype=np.int64)
-        self._may = np.zeros((len(needs), len(cost)), dtype=np.bool_)
-        for i, at in enumerate(pools):
-            self._may[i, at] = True
+        self._may = may
 
     @property
     def unserved(self) -> set[int]:
@@ -115,30 +145,32 @@ class _Assignment:
 
     def _worth_moving(self) -> list[int]:
         """Jobs that cost less elsewhere as things stand, those that save most first."""
-        there = np.arange(len(self._used))
-        more = self._price(there, self._used + self._need[:, None]) - self._price(there, self._used)
-        more[~self._may] = NEVER
-        placed = np.flatnonzero(self._at >= 0)
-        here, used = self._at[placed], self._used[self._at[placed]]
-        saved = self._price(here, used) - self._price(here, used - self._need[placed])
-        more[placed, here] = NEVER
-        gain = saved - more[placed].min(axis=1)
-        order = np.lexsort((placed, -gain))
-        return [int(placed[i]) for i in order.tolist() if gain[i] > 0]
+        may = self._may
+        pool, used = may.pool, self._used[may.pool]
+        placed = self._at >= 0
+        more = self._price(pool, used + may.need) - self._price(pool, used)
+        more[pool == self._at[may.job]] = NEVER
+        here, taken = self._at[placed], self._used[self._at[placed]]
+        gain = self._price(here, taken) - self._price(here, taken - self._need[placed])
+        gain -= may.least(more)[placed]
+        jobs = np.flatnonzero(placed)
+        order = np.lexsort((jobs, -gain))
+        return [i for i, gained in zip(jobs[order].tolist(), gain[order].tolist(), strict=True) if gained > 0]
 
     def _worth_exchanging(self) -> list[tuple[int, int]]:
         """Pairs of jobs that cost less in each other's pools, those that save most first."""
-        jobs = np.flatnonzero(self._at >= 0)
-        at, need = self._at[jobs], self._need[jobs]
-        used, may = self._used[at], self._may[jobs][:, at]  # [i, j]: i may go where j is
-        now = self._price(at, used)
-        # [i, j]: what the pool of i costs with j in its place
-        then = self._price(at[:, None], used[:, None] - need[:, None] + need[None, :])
-        saved = (now[:, None] - then) + (now[:, None] - then).T
-        able = may & may.T & (at[:, None] != at[None, :]) & (need[:, None] > need[None, :]) & (saved > 0)
-        i, j = np.nonzero(able)
-        order = np.lexsort((j, i, -saved[i, j]))
-        return list(zip(jobs[i[order]].tolist(), jobs[j[order]].tolist(), strict=True))
+        i, j = self._may.pairs
+        here, there = self._at[i], self._at[j]
+        able = (here >= 0) & (there >= 0) & (here != there)
+        able &= self._may.table[i, there] & self._may.table[j, here]
+        i, j, here, there = i[able], j[able], here[able], there[able]
+        less = self._need[i] - self._need[j]
+        used, other = self._used[here], self._used[there]
+        saved = self._price(here, used) - self._price(here, used - less)
+        saved += self._price(there, other) - self._price(there, other + less)
+        i, j, saved = i[saved > 0], j[saved > 0], saved[saved > 0]
+        order = np.lexsort((j, i, -saved))
+        return list(zip(i[order].tolist(), j[order].tolist(), strict=True))
 
     def _move(self, i: int) -> bool:
         """To where the job costs least; whether that is elsewhere."""
@@ -166,10 +198,11 @@ class _Assignment:
         for row, n in back:
             self._left[row] += n
         wanted = self._takes(i, to)
-        if any(self._left[row] < n for row, n in wanted):
-            for row, n in back:
-                self._left[row] -= n
-            return False
+        for row, n in wanted:
+            if self._left[row] < n:
+                for known, much in back:
+                    self._left[known] -= much
+                return False
         for row, n in wanted:
             self._left[row] -= n
         if now >= 0:
@@ -181,7 +214,7 @@ class _Assignment:
     def _exchange(self, i: int, j: int) -> bool:
         """Exchanges the pools of two jobs where that saves and the rows have room for it."""
         here, there = int(self._at[i]), int(self._at[j])
-        if here == there or not (self._may[i, there] and self._may[j, here]):
+        if here == there or not (self._may.table[i, there] and self._may.table[j, here]):
             return False
         pools = np.array([here, there])
         used, change = self._used[pools], self._needs[j] - self._needs[i]

@@ -116,13 +116,25 @@ class Curves:
 
     def victims(self, g: int, nodes: int) -> list[int]:
         """The runs that give pool `g` so many slots."""
-        if (g, nodes) in self._offers:
-            return list(self._offers[g, nodes])
-        left, found = nodes - int(self._spare[g]), []
+        used = [0] * len(self._spare)
+        used[g] = nodes
+        return self.chosen(used)[g]
+
+    def chosen(self, used: Sequence[int]) -> list[list[int]]:
+        """The runs that give each pool so many slots."""
+        found: list[list[int]] = [[] for _ in used]
+        left = np.array(used, dtype=np.int64) - self._spare
+        for (g, nodes), who in self._offers.items():
+            if used[g] == nodes:
+                found[g], left[g] = list(who), 0
+        pools = np.flatnonzero(left > 0)
         for step in reversed(self._steps):
-            if left > 0 and step.taken[g, left]:
-                found.append(int(step.who[g]))
-                left = max(0, left - step.gain)
+            some = pools[step.taken[pools, left[pools]]]
+            if len(some):
+                left[some] -= step.gain
+                for g, one in zip(some.tolist(), step.who[some].tolist(), strict=True):
+                    found[g].append(one)
+                pools = pools[left[pools] > 0]
         return found
 
 
@@ -138,12 +150,14 @@ def regret(
     """
     chosen = np.isin(runs.who, [i for mine in victims for i in mine])
     own = tenant_of[runs.who] == tenant
+    mine, others = np.flatnonzero(chosen & own), np.flatnonzero(~chosen & ~own)
+    if not len(mine):
+        return 1
     key = _alike(runs)
-    regrets = []
-    for i in np.flatnonzero(chosen & own).tolist():
-        others = runs.price[~chosen & ~own & (key == key[i])]
-        regrets.append(int(others.min() - runs.price[i]) if len(others) else int(runs.price[i]))
-    return max(1, sorted(regrets)[min(beyond, len(regrets)) - 1] + 1) if regrets else 1
+    cheapest = _least(key[others], runs.price[others], key[mine])
+    price = runs.price[mine]
+    regrets = np.sort(np.where(cheapest < NEVER, cheapest - price, price))
+    return max(1, int(regrets[min(beyond, len(regrets)) - 1]) + 1)
 
 
 def exchanged(
@@ -156,10 +170,15 @@ def exchanged(
     for i in chosen:
         left[int(tenant_of[i])] -= 1
     key, taken = _alike(runs), np.isin(runs.who, list(chosen))
+    dearest = -_least(key[taken], -runs.price[taken], key)
+    cheaper: dict[int, list[int]] = {}
+    for j in np.flatnonzero(~taken & (runs.price < dearest)).tolist():
+        cheaper.setdefault(int(key[j]), []).append(j)
     swaps = [
         (int(runs.price[j] - runs.price[i]), int(runs.who[i]), int(runs.who[j]))
         for i in np.flatnonzero(taken).tolist()
-        for j in np.flatnonzero(~taken & (key == key[i]) & (runs.price < runs.price[i])).tolist()
+        for j in cheaper.get(int(key[i]), ())
+        if runs.price[j] < runs.price[i]
     ]
     instead: dict[int, int] = {}
     for _, i, j in sorted(swaps):
@@ -175,3 +194,13 @@ def exchanged(
 def _alike(runs: Runs) -> IntArray:
     """Equal for runs of one pool that give equally many slots."""
     return runs.pool * (1 << 32) + runs.gain
+
+
+def _least(key: IntArray, price: IntArray, asked: IntArray) -> IntArray:
+    """For each key that is asked for the least price with it, NEVER without any."""
+    if not len(key):
+        return np.full(len(asked), NEVER, dtype=np.int64)
+    order = np.lexsort((price, key))
+    keys, first = np.unique(key[order], return_index=True)
+    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where(keys[at] == asked, price[order[first]][at], NEVER)

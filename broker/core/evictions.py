@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,15 +83,25 @@ class _Pool:
 
     there: WhatIf
     ending: list[Claim]
+    claims: Sequence[Claim]  # the candidates
     served: list[tuple[JobId, int, int]] = field(default_factory=list)  # job, slot, nodes
     known: dict[object, int] = field(default_factory=dict)
+    kinds: dict[int, tuple[Hashable, int]] = field(default_factory=dict)  # of candidates, and nodes
 
-    def slots(self, gone: Sequence[Claim], slot: int, before: Sequence[Reservation]) -> int:
-        """Slots without these runs and those that end; equal questions are answered once."""
-        held = tuple((r.job, r.slot, r.nodes) for r in before)
-        key = (slot, len(self.ending), held, self.there.alike(gone))
+    def slots(self, rows: Iterable[int], slot: int, before: Sequence[Reservation]) -> int:
+        """Slots without these candidates and the runs that end; equal questions are answered once."""
+        rows, nodes = list(rows), dict[Hashable, int]()
+        for row in rows:
+            if row not in self.kinds:
+                claim = self.claims[row]
+                self.kinds[row] = self.there.kind(claim), claim.nodes
+            kind, n = self.kinds[row]
+            nodes[kind] = nodes.get(kind, 0) + n
+        held = tuple((r.job, r.slot, r.nodes) for r in before) if before else ()
+        key = (slot, len(self.ending), held, frozenset(nodes.items()))
         if key not in self.known:
-            self.known[key] = self.there.slots([*self.ending, *gone], slot, before)
+            gone = [*self.ending, *(self.claims[row] for row in rows)]
+            self.known[key] = self.there.slots(gone, slot, before)
         return self.known[key]
 
     def uneven(self, slot: int) -> bool:
@@ -108,10 +118,9 @@ class _Slots:
     pool: _Pool
     slot: int
     before: Sequence[Reservation]
-    claims: Sequence[Claim]
 
     def without(self, rows: Iterable[int]) -> int:
-        return self.pool.slots([self.claims[i] for i in rows], self.slot, self.before)
+        return self.pool.slots(rows, self.slot, self.before)
 
 
 @dataclass(slots=True)
@@ -128,7 +137,8 @@ class _Together:
 
     def __init__(self, wishes: Sequence[Wish], there: dict[int, _Slots]) -> None:
         self.wishes, self.pools, self.there = wishes, list(there), list(there.values())
-        self.rows = [np.searchsorted(self.pools, w.pools) for w in wishes]
+        pools = np.array(self.pools, dtype=np.int64)
+        self.rows = [np.searchsorted(pools, w.pools) for w in wishes]
         self.nodes = [w.nodes for w in wishes]
         self.spare = [slots.without(()) for slots in there.values()]
 
@@ -180,12 +190,12 @@ class Evictions:
     def _pool(self, at: int) -> _Pool:
         if at not in self._pools:
             there, ending = self._table.what_if(at)
-            self._pools[at] = _Pool(there, list(ending))
+            self._pools[at] = _Pool(there, list(ending), self._c.claims)
         return self._pools[at]
 
     def _slots(self, at: int, slot: int, jobs: Collection[JobId]) -> _Slots:
         """Slots in a pool beside what is held for others than these jobs."""
-        return _Slots(self._pool(at), slot, self._table.beside(at, jobs), self._c.claims)
+        return _Slots(self._pool(at), slot, self._table.beside(at, jobs))
 
     # ------------------------------------------------------------ jobs whose slots are of one size in a pool
 
@@ -227,8 +237,7 @@ class Evictions:
             short = [i for i, choice in enumerate(plan) if choice < 0]
             if short and self._offer_small(jobs, curves, jobs.needs(short), out, only_where_short=True):
                 plan = self._assigned(jobs, curves, None)
-            used = jobs.used(plan)
-            victims = [curves.victims(g, n) for g, n in enumerate(used)]
+            victims = curves.chosen(jobs.used(plan))
             over = self._over(victims)
             if not over:
                 break
@@ -339,8 +348,7 @@ class Evictions:
             return True
         here = Reservation(0, pool.there.pool.id, slots.slot, w.nodes, w.job, 0, 0, "")
         return self._slots(at, slots.slot, (w.job,)).without(gone) >= w.nodes and all(
-            pool.slots([self._c.claims[i] for i in gone], slot, [*self._table.beside(at, (job, w.job)), here])
-            >= nodes
+            pool.slots(gone, slot, [*self._table.beside(at, (job, w.job)), here]) >= nodes
             for job, slot, nodes in pool.served
             if slot != slots.slot or not plain
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from broker.core.model import Claim, FreeNodes, NodeShape, Pool, Reservation
 from broker.core.resources import PART_UNITS, card_units, part_permille, unit_count
@@ -109,11 +109,23 @@ def _sorted_parts(parts: tuple[int, ...], further: int) -> tuple[int, ...]:
     return tuple(sorted((*parts, further))) if further else parts
 
 
-_NODES: dict[NodeShape, dict[tuple[int, int, int, tuple[int, ...]], NodeState]] = {}
-_BACK: dict[NodeShape, dict[_Kind, dict[NodeState, NodeState | None]]] = {}
-_SLOTS: dict[NodeShape, dict[int, NodeShape]] = {}
-"""By node shape: nodes by what is free, nodes without a claim of a kind, and the shapes of slots.  The
-same few are asked for again and again."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """Of one node shape: nodes by what is free, nodes without a claim of a kind, and the shapes of slots."""
+
+    nodes: dict[tuple[int, int, int, tuple[int, ...]], NodeState] = field(default_factory=dict)
+    back: dict[_Kind, dict[NodeState, NodeState | None]] = field(default_factory=dict)
+    slots: dict[int, NodeShape] = field(default_factory=dict)
+
+
+_KNOWN: dict[NodeShape, _Known] = {}
+"""The same few are asked for again and again."""
+
+
+def in_order(claims: Iterable[Claim]) -> list[Claim]:
+    """In the order in which they are charged: large ones first, which have the fewest nodes to be on.
+    Ties end with the id."""
+    return sorted(claims, key=lambda c: (_size(c.shape), c.run), reverse=True)
 
 
 class Histogram:
@@ -121,9 +133,10 @@ class Histogram:
 
     def __init__(self, pool: Pool) -> None:
         self.shape = pool.shape
-        self._nodes = _NODES.setdefault(pool.shape, {})
-        self._back = _BACK.setdefault(pool.shape, {})
-        self._slots = _SLOTS.setdefault(pool.shape, {})
+        known = _KNOWN.get(pool.shape)
+        if known is None:
+            known = _KNOWN[pool.shape] = _Known()
+        self._nodes, self._back, self._slots = known.nodes, known.back, known.slots
         self.count: dict[NodeState, int] = {}
         for group in pool.free:
             self._add(self._node(group.accelerators, group.cores, group.memory_gib, group.parts), group.nodes)
@@ -167,9 +180,12 @@ class Histogram:
 
     def charge_all(self, claims: Iterable[Claim], reservations: Iterable[Reservation]) -> None:
         """Charges claims, then what is held."""
-        # Large claims first: they have the fewest nodes to be on.  Ties end with the id.
-        for claim in sorted(claims, key=lambda c: (_size(c.shape), c.run), reverse=True):
+        for claim in in_order(claims):
             self.charge(claim.shape, claim.nodes)
+        self.hold_all(reservations)
+
+    def hold_all(self, reservations: Iterable[Reservation]) -> None:
+        """Charges what is held."""
         for hold in sorted(reservations, key=lambda r: (-r.slot, r.job)):
             shape = self._slots.get(hold.slot)
             if shape is None:
@@ -213,8 +229,15 @@ class Histogram:
     def place(self, shape: NodeShape, nodes: int) -> int:
         """Charges as many nodes of a claim as there is room for; returns how many are left over."""
         part, left = part_permille(self.shape, shape), nodes
-        fitting = [(n, c) for n, c in self.count.items() if self._fits(n, shape, part)]
-        for node, count in sorted(fitting, key=lambda f: (_breaks(f[0], part), f)):
+        if part:
+            fitting = [n for n in self.count if self._fits(n, shape, part)]
+            fitting.sort(key=lambda n: (_breaks(n, part), n))
+        else:
+            cards, cores, memory = shape.accelerators, shape.cores, shape.memory_gib
+            fitting = [n for n in self.count if n[1] >= cards and n[2] >= cores and n[3] >= memory]
+            fitting.sort()
+        counts = [self.count[node] for node in fitting]
+        for node, count in zip(fitting, counts, strict=True):
             taken = min(left, count)
             self._take(node, shape, taken)
             left -= taken

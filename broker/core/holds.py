@@ -20,11 +20,11 @@ from broker.core.assignment import Takes
 from broker.core.evictions import Evictions, Wish
 from broker.core.explain import Code
 from broker.core.memory import Memory
-from broker.core.model import CenterState, Claim, JobId, PoolId, QueuedJob, Reservation, Tier, Why
+from broker.core.model import CenterState, Claim, JobId, JobRequest, PoolId, QueuedJob, Reservation, Tier, Why
 from broker.core.plan import Placement, Placements, Plan, Preemption, claims_of, grouped
 from broker.core.policy import Hold
 from broker.core.problem import IntArray, Problem
-from broker.core.snapshot import WhatIf, in_force, silent
+from broker.core.snapshot import ToldApart, WhatIf, in_force, silent, told_apart
 from broker.core.victims import Candidates
 
 
@@ -66,9 +66,7 @@ class _Waiter:
 def _waiters(p: Problem, y: IntArray) -> list[_Waiter]:
     """Those that wait for longer than their policy says, in the order in which they are served."""
     found: list[_Waiter] = []
-    started = p.started(y)
-    for k, job_class in enumerate(p.classes):
-        first = int(started[k])
+    for k, (job_class, first) in enumerate(zip(p.classes, p.started(y).tolist(), strict=True)):
         if first >= len(job_class.jobs) or (wanted := p.policies.hold(p, k)) is None:
             continue
         for job in job_class.jobs[first : first + wanted.depth]:
@@ -108,14 +106,16 @@ class _Table:
         self._binds = ~np.isin(p.row_code, (Code.CAPACITY, Code.RESERVED))
         self._takes: dict[int, Takes] = {}
         self._at = {pool.id: i for i, pool in enumerate(p.pools)}
-        self._claims: dict[PoolId, list[Claim]] | None = None
-        self._what_ifs: dict[int, WhatIf] = {}
+        self._starting: dict[PoolId, list[Claim]] | None = None  # by this round's placements
+        self._told: ToldApart | None = None
+        self._what_ifs: dict[int, tuple[WhatIf, list[Claim]]] = {}
         self._evictions: Evictions | None = None
         # When jobs are expected to start in a pool: many ask the same.
         self._starts: dict[tuple[object, ...], int | None] = {}
         self._waiters: dict[JobId, _Waiter] = {}
         self.held: dict[JobId, Reservation] = {}
-        self._keep(kept, y)
+        if kept:
+            self._keep(kept, y)
 
     # ------------------------------------------------------------ what holds already
 
@@ -178,18 +178,29 @@ class _Table:
 
     def what_if(self, pool: int) -> tuple[WhatIf, list[Claim]]:
         """With the placements of this round as runs that have not started."""
-        p, there = self._p, self._p.pools[pool]
-        if self._claims is None:
-            self._claims = {}
-            for claim in p.snapshot.claims:
-                self._claims.setdefault(claim.pool, []).append(claim)
-            for claim in claims_of(p.snapshot, self._plan.placements):
-                self._claims.setdefault(claim.pool, []).append(claim)
-        claims = self._claims.get(there.id, [])
         if pool not in self._what_ifs:
+            p, there = self._p, self._p.pools[pool]
+            if self._starting is None:
+                self._starting = {}
+                for claim in claims_of(p.snapshot, self._plan.placements):
+                    self._starting.setdefault(claim.pool, []).append(claim)
+                self._told = told_apart(p.snapshot)
+            claims, starting = (
+                self._memory.by_pool(p.snapshot).get(there.id, ()),
+                self._starting.get(there.id),
+            )
+            owed = None if self._told is None else self._told.owed.get(there.id, ())
+            if starting is not None:
+                claims = [*claims, *starting]
+                owed = None if owed is None else [*owed, *starting]
             lag_s = p.centers[int(p.pool.center[pool])].report_lag_s
-            self._what_ifs[pool] = WhatIf(there, claims, lag_s)
-        return self._what_ifs[pool], [c for c in claims if c.stopping]
+            ending = (
+                [c for c in claims if c.stopping]
+                if self._told is None
+                else self._told.ending.get(there.id, [])
+            )
+            self._what_ifs[pool] = WhatIf(there, claims, lag_s, owed), ending
+        return self._what_ifs[pool]
 
     def take(self, job: JobId, option: int, victims: Sequence[int]) -> None:
         waiter = self._waiters[job]
@@ -225,11 +236,7 @@ class _Table:
         now, request = self.held.get(waiter.job.id), self._p.classes[waiter.k].request
         if now is not None and now.why == Why.PREEMPTING and not self._to_renew(now, waiter.hold):
             return False
-        return (
-            request.tier is Tier.VIP
-            and request.preempt_policy == 2
-            and self._p.policies.may_preempt(self._p, waiter.job.id)
-        )
+        return _preempts(request) and self._p.policies.may_preempt(self._p, waiter.job.id)
 
     def serve(self, together: Sequence[_Waiter]) -> None:
         """Victims, a platform's own kill, or a reservation; a job that holds already keeps it."""
@@ -238,8 +245,9 @@ class _Table:
         if preempting:
             self._waiters |= {w.job.id: w for w in preempting}
             if self._evictions is None:
-                self._evictions = Evictions(self._p, Candidates(self._p, self._memory), self)
-            served = self._evictions.search([self._wish(w) for w in preempting])
+                candidates = Candidates(self._p, self._memory, self._preempted_in())
+                self._evictions = Evictions(self._p, candidates, self)
+            served = self._evictions.search(self._wishes(preempting))
         for waiter in together:
             if waiter.job.id in served or (waiter in preempting and self._left_to_the_platform(waiter)):
                 continue
@@ -248,15 +256,28 @@ class _Table:
                 if (option := self._first_start(waiter)) is not None:
                     self._reserve(waiter, option)
 
-    def _wish(self, waiter: _Waiter) -> Wish:
-        p, options = self._p, self._open(waiter)
-        return Wish(
-            job=waiter.job.id,
-            nodes=p.classes[waiter.k].request.nodes,
-            options=options.tolist(),
-            pools=p.option_pool[options],
-            slots=p.tau[options].tolist(),
-        )
+    def _preempted_in(self) -> list[int]:
+        """Pools that jobs which may have runs stopped can use."""
+        p = self._p
+        pools = np.zeros(len(p.pools), dtype=np.bool_)
+        for k, job_class in enumerate(p.classes):
+            if _preempts(job_class.request):
+                pools[p.option_pool[p.options(k)]] = True
+        found: list[int] = np.flatnonzero(pools).tolist()
+        return found
+
+    def _wishes(self, waiters: Sequence[_Waiter]) -> list[Wish]:
+        p = self._p
+        return [
+            Wish(
+                job=waiter.job.id,
+                nodes=p.classes[waiter.k].request.nodes,
+                options=options.tolist(),
+                pools=p.option_pool[options],
+                slots=p.tau[options].tolist(),
+            )
+            for waiter, options in zip(waiters, self._open(waiters), strict=True)
+        ]
 
     def _reserve(self, waiter: _Waiter, option: int) -> None:
         """Holds for the job without a kill, unless as many hold for the same reason as may."""
@@ -281,24 +302,25 @@ class _Table:
             node_names=request.vip_nodes,
         )
 
-    def _open(self, waiter: _Waiter) -> IntArray:
-        """Options that nothing but capacity keeps the job from.
+    def _open(self, waiters: Sequence[_Waiter]) -> list[IntArray]:
+        """For each, the options that nothing but capacity keeps the job from.
 
         What a quota or the in-flight room keeps back, no held capacity and no kill can start.
         """
-        p, k = self._p, waiter.k
-        options = np.arange(p.options(k).start, p.options(k).stop)
+        p, k = self._p, np.array([w.k for w in waiters], dtype=np.int64)
+        spans = [p.options(w.k) for w in waiters]
+        options = np.concatenate([np.arange(span.start, span.stop) for span in spans])
         if not len(options):
-            return options
-        firsts = p.entry_first[options[0] : options[-1] + 2]
-        entries = slice(int(firsts[0]), int(firsts[-1]))
+            return [options] * len(waiters)
+        entries, counts = p.entries(options)
         rows = p.entry_row[entries]
         lacking = self._binds[rows] & (self._left[rows] < p.entry_coef[entries])
-        able = np.add.reduceat(lacking.astype(np.int64), firsts[:-1] - firsts[0]) == 0
+        able = ~np.logical_or.reduceat(lacking, np.cumsum(counts) - counts)
         able &= ~p.pool.unknown[p.option_pool[options]]
-        able &= p.cost[options] < int(p.worth[k].max(initial=0))
-        found: IntArray = options[able]
-        return found
+        sizes = [span.stop - span.start for span in spans]
+        able &= p.cost[options] < np.repeat(p.worth[k].max(axis=1, initial=0), sizes)
+        ends = np.cumsum(sizes).tolist()
+        return [options[e - n : e][able[e - n : e]] for n, e in zip(sizes, ends, strict=True)]
 
     def _first_start(self, waiter: _Waiter) -> int | None:
         """The option where the job is expected to start first, the cheapest of equal ones.
@@ -309,7 +331,7 @@ class _Table:
         p, why, job = self._p, waiter.hold.why, (waiter.job.id,)
         nodes = p.classes[waiter.k].request.nodes
         found: list[tuple[float, int, int]] = []
-        for option in self._open(waiter).tolist():
+        for option in self._open([waiter])[0].tolist():
             at, slot = int(p.option_pool[option]), int(p.tau[option])
             if why is Why.GANG and self._beside(at, job, Why.GANG):
                 continue
@@ -335,7 +357,7 @@ class _Table:
         kills = {c.id for c in p.centers if c.vip_kill}
         if not kills:
             return False
-        able = [j for j in self._open(waiter).tolist() if p.pools[int(p.option_pool[j])].center in kills]
+        able = [j for j in self._open([waiter])[0].tolist() if p.pools[int(p.option_pool[j])].center in kills]
         if not able:
             return False
         option = min(able, key=lambda j: int(p.cost[j]))
@@ -343,6 +365,10 @@ class _Table:
         self._give(option)
         self.further.append(_placement(p, waiter, option))
         return True
+
+
+def _preempts(request: JobRequest) -> bool:
+    return request.tier is Tier.VIP and request.preempt_policy == 2
 
 
 def _placement(p: Problem, waiter: _Waiter, option: int) -> Placement:

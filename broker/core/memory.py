@@ -10,7 +10,7 @@ no waiting class uses any more may stay.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from broker.core.claims import Claims
 from broker.core.explain import Code
 from broker.core.fitting import Chooser, Fitting, IntArray, PoolColumns, ints, pool_columns
 from broker.core.model import (
@@ -66,6 +67,7 @@ class Block:
     tau: IntArray
     cost: IntArray
     rate: IntArray
+    least_millicards: int
     worth: IntArray | None = None  # asked for when all options are there
 
 
@@ -106,6 +108,8 @@ class Memory:
         self._free: dict[PoolId, tuple[Pool, int, tuple[Claim, ...], tuple[FreeNodes, ...]]] = {}
         self._free_in: Snapshot | None = None  # the snapshot of the last answer, and that answer
         self._found: dict[PoolId, tuple[FreeNodes, ...]] = {}
+        self._by_pool: tuple[tuple[Claim, ...], dict[PoolId, list[Claim]]] = ((), {})
+        self._claims: tuple[tuple[Claim, ...], Claims] = ((), Claims.of(()))
         self._bound_in: object = None  # what was free where bounds were last counted
 
     # ------------------------------------------------------------ what changed
@@ -243,6 +247,7 @@ class Memory:
                 "option_class": np.repeat(np.arange(len(blocks), dtype=np.int64), sizes[1:]),
                 **{name: joined(name) for name in ("tau", "cost", "rate")},
                 "option_pool": joined("pools"),
+                "least_millicards": ints(block.least_millicards for block in blocks),
             }
         self._in_use = blocks
         return self._options
@@ -314,7 +319,24 @@ class Memory:
         self._bound_in = p.free
         return self._bounds.copy()
 
-    # ------------------------------------------------------------ what is free
+    # ------------------------------------------------------------ claims, and what is free
+
+    def claims(self, snapshot: Snapshot) -> Claims:
+        """The snapshot's claims with their columns, made once where it brings none."""
+        if isinstance(snapshot.claims, Claims):
+            return snapshot.claims
+        if self._claims[0] is not snapshot.claims:
+            self._claims = (snapshot.claims, Claims.of(snapshot.claims))
+        return self._claims[1]
+
+    def by_pool(self, snapshot: Snapshot) -> Mapping[PoolId, Sequence[Claim]]:
+        """The snapshot's claims by pool, in their order."""
+        if self._by_pool[0] is not snapshot.claims:
+            found: dict[PoolId, list[Claim]] = {}
+            for claim in snapshot.claims:
+                found.setdefault(claim.pool, []).append(claim)
+            self._by_pool = (snapshot.claims, found)
+        return self._by_pool[1]
 
     def free(self, snapshot: Snapshot) -> dict[PoolId, tuple[FreeNodes, ...]]:
         """effective_free(snapshot, reservations=()), pool by pool where report or claims changed; the
@@ -324,9 +346,7 @@ class Memory:
             lags = [center.report_lag_s for center in snapshot.centers]
             if [center.report_lag_s for center in last.centers] == lags:
                 return self._found
-        claims: dict[PoolId, list[Claim]] = {}
-        for claim in snapshot.claims:
-            claims.setdefault(claim.pool, []).append(claim)
+        claims = self.by_pool(snapshot)
         lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
         found: dict[PoolId, tuple[FreeNodes, ...]] = {}
         changed: list[Pool] = []

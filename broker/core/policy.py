@@ -10,7 +10,7 @@ methods of `Policy`; the others do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.core.amounts import added, weighed
+from broker.core.claims import ClaimColumns
 from broker.core.explain import Code
 from broker.core.model import Claim, JobId, TenantId, Why
 
@@ -110,35 +111,25 @@ class Victims:
     worth: IntArray
 
 
-def victims(claims: Sequence[Claim], worth: IntArray, now_ms: int) -> Victims:
-    """The columns of these runs.
+def victims(claims: Sequence[Claim], columns: ClaimColumns, worth: IntArray, now_ms: int) -> Victims:
+    """The columns of these runs, whose own these are.
 
     Work is lost since the newest checkpoint that was seen of it; where none was ever seen, a resumable
     job that states an interval is believed to write one that often, and any other has none.  So nobody
     is spared or stopped for a word that what is seen speaks against.
     """
-    started_ms = _column(now_ms + 1 if c.started_ms is None else c.started_ms for c in claims)
-    since_ms = np.maximum(started_ms, _column(c.checkpoint_ms or 0 for c in claims))
-    lost_s = np.maximum(0, now_ms - since_ms) // 1000
-    interval_s = _column(
-        (c.request.checkpoint_interval_s or 0)
-        if c.request is not None and c.request.resumable and c.checkpoint_ms is None
-        else 0
-        for c in claims
-    )
+    c = columns
+    started_ms = np.minimum(c.started_ms, now_ms + 1)
+    lost_s = np.maximum(0, now_ms - np.maximum(started_ms, c.checkpoint_ms)) // 1000
     return Victims(
         claims=claims,
         ran_s=(now_ms - started_ms) // 1000,
-        lost_s=np.where(interval_s > 0, np.minimum(lost_s, interval_s), lost_s),
-        millicards=_column(c.shape.accelerators * c.shape.card_permille * c.nodes for c in claims),
-        rate_micro_per_hour=_column(c.rate_micro_per_hour for c in claims),
-        preempted=_column(c.preempted for c in claims),
+        lost_s=np.where(c.interval_s > 0, np.minimum(lost_s, c.interval_s), lost_s),
+        millicards=c.cards * c.permille * c.nodes,
+        rate_micro_per_hour=c.rate_micro_per_hour,
+        preempted=c.preempted,
         worth=worth,
     )
-
-
-def _column(values: Iterable[int]) -> IntArray:
-    return np.fromiter(values, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -317,8 +308,11 @@ class PolicySet:
         return tuple(limit for _, method in self._methods("limits") for limit in method(p))
 
     def hold(self, p: Problem, k: int) -> Hold | None:
-        holds = (method(p, k) for _, method in self._methods("hold"))
-        return next((hold for hold in holds if hold is not None), None)
+        for _, method in self._methods("hold"):
+            hold: Hold | None = method(p, k)
+            if hold is not None:
+                return hold
+        return None
 
     @property
     def holds(self) -> bool:

@@ -108,6 +108,7 @@ class Problem:
     tau: IntArray = field(default_factory=lambda: _NONE)  # units per node of the job
     cost: IntArray = field(default_factory=lambda: _NONE)  # per job
     rate: IntArray = field(default_factory=lambda: _NONE)  # per job and hour, prices alone
+    least_millicards: IntArray = field(default_factory=lambda: _NONE)  # [K] of a job by its smallest option
     ub: IntArray = field(default_factory=lambda: _NONE)  # jobs at most, tightened by every row
     row_ub: IntArray = field(default_factory=lambda: _NONE)  # jobs at most, by the rows alone
     worth: IntArray = field(default_factory=lambda: _NONE)  # [K,B] of leaving a job waiting
@@ -320,6 +321,7 @@ def _block(p: Problem, k: int, asked: IntArray, before: Block | None) -> Block:
         tau=fitting.tau[pools],
         cost=cost[pools],
         rate=p.job_rate(k, pools),
+        least_millicards=int(p.job_millicards(k, pools).min()) if len(pools) else 0,
     )
 
 
@@ -337,27 +339,29 @@ def _with_worth(p: Problem, memory: Memory) -> Problem:
 
 
 def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray:
-    """[K,B] worth of leaving jobs of these classes waiting, whether or not any does now.
+    """[K,B] worth of leaving jobs of these classes waiting, of which none waits now.
 
     `memory` is that of the problem: what it knows of a class is not asked for again.
     """
-    waits = {job_class.key: k for k, job_class in enumerate(p.classes)}
     worth = np.zeros((len(classes), len(AGE_S)), dtype=np.int64)
     unknown = []
     for k, job_class in enumerate(classes):
         block = memory.block(job_class)
-        if job_class.key in waits:
-            worth[k] = p.worth[waits[job_class.key]]
-        elif block is not None and block.worth is not None:
+        if block is not None and block.worth is not None:
             worth[k] = block.worth
         else:
             unknown.append(k)
     if not unknown:
         return worth
     asked = tuple(classes[k] for k in unknown)
-    known = {c.request.spec: fitting for c, fitting in zip(p.classes, p.fittings, strict=True)}
-    if all(c.request.spec is not None and c.request.spec in known for c in asked):
-        specs, fittings = p.specs, tuple(known[c.request.spec] for c in asked)
+    wanted = {spec.id: spec for c in asked if (spec := c.request.spec) is not None}
+    known = {
+        spec.id: fitting
+        for c, fitting in zip(p.classes, p.fittings, strict=True)
+        if (spec := c.request.spec) is not None and wanted.get(spec.id) == spec
+    }
+    if all(c.request.spec is not None and c.request.spec.id in known for c in asked):
+        specs, fittings = p.specs, tuple(known[c.request.spec.id] for c in asked if c.request.spec)
     else:
         chooser = Chooser(p.snapshot.accelerators, p.pools, p.pool)
         fittings = tuple(chooser.fitting(c.request) for c in asked)

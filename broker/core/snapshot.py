@@ -16,7 +16,20 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from broker.core.histogram import Histogram, host_units, kind_of, put, slots, slots_on_cards, supply, units
+import numpy as np
+
+from broker.core.claims import Claims
+from broker.core.histogram import (
+    Histogram,
+    host_units,
+    in_order,
+    kind_of,
+    put,
+    slots,
+    slots_on_cards,
+    supply,
+    units,
+)
 from broker.core.identity import holder_key
 from broker.core.model import (
     Accuracy,
@@ -42,6 +55,7 @@ from broker.core.resources import unit_count
 __all__ = [
     "Free",
     "Holding",
+    "ToldApart",
     "WhatIf",
     "effective_free",
     "holdings",
@@ -57,6 +71,7 @@ __all__ = [
     "slots",
     "slots_on_cards",
     "supply",
+    "told_apart",
     "units",
     "with_holders",
     "without",
@@ -128,12 +143,17 @@ class WhatIf:
     `claims` are those of the pool.
     """
 
-    def __init__(self, pool: Pool, claims: Sequence[Claim], report_lag_s: int) -> None:
+    def __init__(
+        self, pool: Pool, claims: Sequence[Claim], report_lag_s: int, owed: Sequence[Claim] | None = None
+    ) -> None:
+        """`owed` are those that the report does not count, where they are known."""
         self.pool = pool
         self._claims = claims
         self._full = Histogram(pool)
-        since_ms = _reported_since_ms(pool, report_lag_s)
-        self._owed = [c for c in claims if c.started_ms is None or c.started_ms >= since_ms]
+        if owed is None:
+            since_ms = _reported_since_ms(pool, report_lag_s)
+            owed = [c for c in claims if c.started_ms is None or c.started_ms >= since_ms]
+        self._owed = in_order(owed)
         self._owed_runs = frozenset(c.run for c in self._owed)
 
     def free(self, before: Sequence[Reservation]) -> tuple[FreeNodes, ...]:
@@ -153,16 +173,14 @@ class WhatIf:
         if owed and len(owned) < len(gone):
             runs = {c.run for c in gone}
             owed = [c for c in owed if c.run not in runs]
-        histogram.charge_all(owed, before)
+        for claim in owed:
+            histogram.charge(claim.shape, claim.nodes)
+        histogram.hold_all(before)
         return histogram.slots(slot)
 
-    def alike(self, gone: Iterable[Claim]) -> Hashable:
+    def kind(self, claim: Claim) -> Hashable:
         """Equal for runs that cannot be told apart by what is free without them."""
-        nodes: dict[Hashable, int] = {}
-        for claim in gone:
-            kind = claim.run if claim.run in self._owed_runs else kind_of(claim.shape)
-            nodes[kind] = nodes.get(kind, 0) + claim.nodes
-        return frozenset(nodes.items())
+        return claim.run if claim.run in self._owed_runs else kind_of(claim.shape)
 
     def absorbs(self, slot: int, largest: int) -> int:
         """Units that runs of at most `largest` units each may have held without a slot coming free.
@@ -191,6 +209,29 @@ class WhatIf:
             range(len(ends) + 1), True, key=lambda n: self.slots(ends[:n], slot, before) >= nodes
         )
         return None if ended > len(ends) else planned_end_ms(ends[ended - 1], now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class ToldApart:
+    """By pool, the claims that its report does not count, and those that were asked to end."""
+
+    owed: Mapping[PoolId, list[Claim]]
+    ending: Mapping[PoolId, list[Claim]]
+
+
+def told_apart(snapshot: Snapshot) -> ToldApart | None:
+    """Of a snapshot whose claims have columns; None where they have none."""
+    claims = snapshot.claims
+    if not isinstance(claims, Claims):
+        return None
+    lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
+    since_ms = [_reported_since_ms(pool, lag_s.get(pool.center, 0)) for pool in snapshot.pools]
+    pool = claims.pool_rows({pool.id: i for i, pool in enumerate(snapshot.pools)})
+    owed = (pool >= 0) & (claims.columns.started_ms >= np.array(since_ms)[pool])
+    return ToldApart(
+        owed=_by_pool(claims[i] for i in np.flatnonzero(owed).tolist()),
+        ending=_by_pool(claims[i] for i in np.flatnonzero(claims.columns.stopping).tolist()),
+    )
 
 
 # ---------------------------------------------------------------- what is held
