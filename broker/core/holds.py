@@ -349,7 +349,7 @@ class _Table:
         center = self._p.centers[int(self._p.pool.center[int(self._p.option_pool[option])])]
         if not center.vip_first:
             return None
-        return replace(_placement(self._p, waiter, option), platform_kills=False)
+        return self._p.placement(option, waiter.job.id)
 
     def _left_to_the_platform(self, waiter: _Waiter) -> bool:
         """Sends the job where the platform kills for it by itself and its operator allows that."""
@@ -363,26 +363,9 @@ class _Table:
         option = min(able, key=lambda j: int(p.cost[j]))
         self.held.pop(waiter.job.id, None)
         self._give(option)
-        self.further.append(_placement(p, waiter, option))
+        self.further.append(replace(p.placement(option, waiter.job.id), platform_kills=True))
         return True
 
 
 def _preempts(request: JobRequest) -> bool:
     return request.tier is Tier.VIP and request.preempt_policy == 2
-
-
-def _placement(p: Problem, waiter: _Waiter, option: int) -> Placement:
-    at, job_class = int(p.option_pool[option]), p.classes[waiter.k]
-    rate = int(p.rate[option])
-    return Placement(
-        job=waiter.job.id,
-        class_key=job_class.key,
-        center=p.pools[at].center,
-        pool=p.pools[at].id,
-        spec=p.specs[int(p.fittings[waiter.k].spec[at])],
-        slot=int(p.tau[option]),
-        nodes=job_class.request.nodes,
-        cost_micro=rate * job_class.estimate_s // 3600,
-        rate_micro_per_hour=rate,
-        platform_kills=True,
-    )

@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     from broker.core.forecast import Outlook
 
 
+NOBODY = JobId("")
+"""The job of what is said of all placements of a kind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """One job that starts: `nodes` slots of `slot` units of a pool.

@@ -19,7 +19,6 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +34,7 @@ from broker.core.model import (
     CenterState,
     Health,
     JobClass,
+    JobId,
     JobRequest,
     Pool,
     PoolId,
@@ -42,12 +42,10 @@ from broker.core.model import (
     Spec,
     TenantId,
 )
+from broker.core.plan import NOBODY, Placement
 from broker.core.policy import Limit, PolicySet
 from broker.core.queue import as_queue
 from broker.core.snapshot import Free, Holding, holdings, in_flight_room, with_holders
-
-if TYPE_CHECKING:
-    from broker.core.plan import Placement
 
 __all__ = ["BoolArray", "IntArray", "PoolColumns", "Problem", "StrArray", "build", "class_key", "slot_sizes"]
 
@@ -175,6 +173,22 @@ class Problem:
     def objective(self, y: IntArray) -> int:
         """Cost of what starts plus worth of what waits; exact, since sums may exceed int64."""
         return _exact_dot(self.cost, y) + _exact_dot(self.worth.ravel(), self.unserved(y).ravel())
+
+    def placement(self, option: int, job: JobId = NOBODY) -> Placement:
+        """A job of an option's class that starts by it."""
+        k, at, rate = int(self.option_class[option]), int(self.option_pool[option]), int(self.rate[option])
+        pool, job_class = self.pools[at], self.classes[k]
+        return Placement(
+            job=job,
+            class_key=job_class.key,
+            center=pool.center,
+            pool=pool.id,
+            spec=self.specs[int(self.fittings[k].spec[at])],
+            slot=int(self.tau[option]),
+            nodes=job_class.request.nodes,
+            cost_micro=rate * job_class.estimate_s // 3600,
+            rate_micro_per_hour=rate,
+        )
 
     def counts(self, placements: Iterable[Placement]) -> IntArray:
         """Jobs per option of a plan's placements."""

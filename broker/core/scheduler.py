@@ -29,7 +29,7 @@ from broker.core.greedy import greedy
 from broker.core.holds import hold
 from broker.core.improve import improve
 from broker.core.memory import Memory
-from broker.core.model import JobId, Snapshot
+from broker.core.model import Snapshot
 from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
 from broker.core.policy import PolicySet, Window
 from broker.core.problem import IntArray, Problem, build
@@ -42,9 +42,6 @@ T = TypeVar("T")
 
 CLOSE = 0.02
 """Proven distance from the optimum, as a share of the objective, below which greedy is not tried."""
-
-
-_NOBODY = JobId("")
 
 
 class InfeasiblePlan(Exception):
@@ -132,7 +129,7 @@ def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp
         option = own.start + int(np.searchsorted(problem.option_pool[own], at))
         jobs = [one.job for one in group]
         y[option] += len(jobs)
-        alike.append(Alike(replace(_kind(problem, option), exact=True), jobs))
+        alike.append(Alike(replace(problem.placement(option), exact=True), jobs))
     plan = Plan(
         based_on=snapshot.version,
         placements=Placements(alike),
@@ -172,23 +169,6 @@ def _held_back(
     return {key: tuple(map(of, reasons)) for key, reasons in told.items()}
 
 
-def _kind(problem: Problem, option: int) -> Placement:
-    """A placement by an option, without its job."""
-    k, at = int(problem.option_class[option]), int(problem.option_pool[option])
-    pool, job_class, rate = problem.pools[at], problem.classes[k], int(problem.rate[option])
-    return Placement(
-        job=_NOBODY,
-        class_key=job_class.key,
-        center=pool.center,
-        pool=pool.id,
-        spec=problem.specs[int(problem.fittings[k].spec[at])],
-        slot=int(problem.tau[option]),
-        nodes=job_class.request.nodes,
-        cost_micro=rate * job_class.estimate_s // 3600,
-        rate_micro_per_hour=rate,
-    )
-
-
 def placements(problem: Problem, y: IntArray, memory: Memory | None = None) -> Placements:
     """Jobs per option as jobs by name: of a class the oldest first, to its cheapest options first.
 
@@ -224,7 +204,7 @@ def placements(problem: Problem, y: IntArray, memory: Memory | None = None) -> P
             or kind.pool != problem.pools[at].id
             or kind.spec is not problem.specs[specs[at]]
         ):
-            kind = kinds[key, at] = _kind(problem, option)
+            kind = kinds[key, at] = problem.placement(option)
         made.append(Alike(kind, Span(ids, first, first + count), first))
         first += count
     return Placements(made)
