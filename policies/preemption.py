@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
-from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, LARGEST_RATE_MICRO, added, times
+from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, LARGEST_RATE_MICRO, added, times, weighed
 from broker.core.model import MICRO, JobId, Kills, TenantId
 from broker.core.policy import SPARED, IntArray, Victims
 from broker.core.problem import Problem
@@ -17,7 +18,7 @@ class Preemption:
     """Prices victims and limits kills.  Without this policy nothing is ever stopped for another job.
 
     The price is the work since the newest checkpoint plus the restart, at the run's own price or the
-    reference price, and what the job is worth once it waits again.  A resumable job is
+    reference price, and `requeue_weight` of what the job is worth once it waits again.  A resumable job is
     believed to write a checkpoint every `checkpointInterval`, unless the claim says when it last did.
     """
 
@@ -27,6 +28,9 @@ class Preemption:
     """Seconds of all its cards that a stopped run loses by starting again."""
     reference_price: int = 20 * MICRO
     """Least micro-CNY per accelerator-hour that lost work counts, where a center is cheaper or free."""
+    requeue_weight: Decimal = Decimal(1)
+    """Share, 0 to 1, that the worth of a victim's job, once it waits again, counts.  1: a kill pays only
+    where it serves more than it makes wait.  0: least work is lost, whoever waits for it."""
     kills_per_job: int = 2
     """How often one job may be stopped for others."""
     kills_per_tenant_h: int = 20
@@ -40,6 +44,8 @@ class Preemption:
         for name in Preemption.__dataclass_fields__:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.requeue_weight > 1:
+            raise ValueError(f"requeue_weight must be at most 1, not {self.requeue_weight}")
 
     def may_preempt(self, p: Problem, job: JobId) -> bool:
         """A job that was itself stopped for another preempts no one."""
@@ -56,7 +62,7 @@ class Preemption:
         lost_s = victims.lost_s + self.restart_overhead_s
         # rate * lost_s // 3600, in steps that stay inside int64
         lost = added(times(rate // 3600, lost_s), rate % 3600 * lost_s // 3600)
-        price = added(lost, victims.worth)
+        price = added(lost, weighed(victims.worth, int(self.requeue_weight * 1000)))
         return np.where(spared, SPARED, price)
 
     def largest(self) -> int:

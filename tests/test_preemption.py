@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -103,6 +104,21 @@ def test_a_checkpoint_makes_a_run_cheap() -> None:
     world = snapshot(builders.center(), full(3), old, young, vip())
     assert chosen(world).stops == ("old",)
     assert chosen(replace(world, claims=(*world.claims, seen))).stops == ("seen",)
+
+
+def test_how_much_the_worth_of_who_then_waits_counts() -> None:
+    def ranked(run: str, tier: Tier, age_s: int) -> Claim:
+        one = running(run, age_s=age_s)
+        assert one.request is not None
+        return replace(one, tier=tier, request=replace(one.request, tier=tier), class_key=run)
+
+    low, normal = ranked("low", Tier.LOW, 1800), ranked("normal", Tier.NORMAL, 1200)
+    world = snapshot(builders.center(), full(), low, normal, vip())
+    assert chosen(world).stops == ("low",)
+    lost_work = replace(RULES, requeue_weight=Decimal(0))
+    plan = chosen(world, rules(lost_work))
+    assert plan.stops == ("normal",)
+    assert plan.preemptions[0].price_micro == 1200 * 8 * RULES.reference_price // 3600
 
 
 def test_gangs_are_stopped_whole_and_only_where_they_are_cheaper() -> None:
