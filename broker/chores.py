@@ -18,12 +18,12 @@ from broker.config import StoreSettings
 from broker.files import DataDirectory
 from broker.interpreter import collect_and_keep
 from broker.leader import Lease
-from broker.store import Store, accounts, forecasts, learned, retention, runs
+from broker.store import Store, accounts, forecasts, keys, learned, retention, runs
 from broker.telemetry import FORECAST_COVERAGE, FORECAST_ERROR, LIVE, LOOP_ERRORS, WRITER_BACKLOG, log
 
 DAY_MS = 86_400_000
 TOKEN_GRACE_MS = 30 * DAY_MS
-"""An expired token is told from an unknown one (0102, 0101) for so long."""
+"""An expired token or API key is told from an unknown one (0102, 0101) for so long."""
 
 RUNS_PER_PASS = 1000
 
@@ -98,7 +98,8 @@ class Chores:
     async def sweep_tokens(self) -> None:
         before = self._store.clock() - TOKEN_GRACE_MS
         swept = await self._store.write(accounts.sweep_tokens, before)
-        log.info("tokens_swept", tokens=swept)
+        ended = await self._store.write(keys.sweep_keys, before)
+        log.info("tokens_swept", tokens=swept, keys=ended)
 
     async def forget(self) -> None:
         """Events, rounds, forecasts, learned run times and idempotency keys past their retention."""
@@ -106,7 +107,7 @@ class Chores:
         events = await self._store.write(
             retention.forget_events, now - self.settings.event_retention_days * DAY_MS
         )
-        keys = await self._store.write(
+        repeats = await self._store.write(
             retention.forget_keys, now - self.settings.idempotency_retention_days * DAY_MS
         )
         made = await self._store.write(
@@ -119,7 +120,7 @@ class Chores:
         log.info(
             "forgotten",
             events=events,
-            idempotency_keys=keys,
+            idempotency_keys=repeats,
             rounds=made,
             forecasts=forecast,
             run_histories=histories,

@@ -289,6 +289,14 @@ class Daemon:
             freeze_after=self._settings.auth.freeze_after_failures,
             link_ttl_s=self._settings.auth.log_link_ttl_s,
             submit_image=self._settings.submit.image,
+            limits=self._settings.limits,
+            trusted_proxies=server.trusted_proxies,
+            cors_origins=server.cors_origins,
+            registration_tenant=(
+                self._settings.auth.registration_tenant
+                if self._settings.auth.registration == "open"
+                else None
+            ),
             extra_specs=tuple(
                 Spec(spec_id(spec.shape), spec.name, spec.shape) for spec in self._settings.specs
             ),

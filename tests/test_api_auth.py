@@ -202,15 +202,31 @@ async def test_faults_of_keeping_accounts(world: World, method: str, path: str, 
     assert (await world.refused(method, path, body, as_="root"))[:2] == (400, code)
 
 
+KEEPING = [
+    ("GET", "/broker/v1/accounts"),
+    ("POST", "/broker/v1/accounts"),
+    ("POST", "/broker/v1/accounts/bob/grant"),
+    ("POST", "/broker/v1/accounts/bob/revoke"),
+    ("POST", "/broker/v1/accounts/bob/freeze"),
+    ("POST", "/broker/v1/accounts/bob/unfreeze"),
+    ("POST", "/broker/v1/accounts/bob/password"),
+    ("GET", "/broker/v1/tenants"),
+    ("GET", "/broker/v1/audit"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), KEEPING)
+async def test_what_a_user_may_not(world: World, method: str, path: str) -> None:
+    status, code, detail = await world.refused(method, path)
+    assert (status, code) == (400, "0202")
+    assert "this needs operator or tenant-admin" in detail
+
+
 @pytest.mark.parametrize("name", ["alice", "carol"])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/broker/v1/accounts"),
-        ("POST", "/broker/v1/accounts"),
-        ("POST", "/broker/v1/accounts/bob/grant"),
-        ("POST", "/broker/v1/accounts/bob/freeze"),
-        ("POST", "/broker/v1/accounts/bob/password"),
+        ("POST", "/broker/v1/tenants"),
         ("POST", "/broker/v1/centers/sz-1/drain"),
         ("POST", "/broker/v1/centers/sz-1/resume"),
         ("POST", "/broker/v1/jobs/j-1/resolve"),

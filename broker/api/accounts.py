@@ -1,4 +1,4 @@
-"""Accounts, as operators keep them."""
+"""Accounts, as operators keep all of them and tenant-admins the users of their tenant."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from broker.api import models, wire
-from broker.api.auth import GATE, need_operator
+from broker.api.auth import GATE, kept_tenant
 from broker.api.context import CALLER, CONTEXT
-from broker.api.models import CreateAccount, Right, SetPassword
+from broker.api.errors import ApiError
+from broker.api.models import DEFAULT_TENANT, CreateAccount, Right, SetPassword
 from broker.api.reading import no_query, read_body
 from broker.api.routes import Route, Scope
 from broker.client import answers
@@ -23,24 +24,29 @@ _NAME = re.compile(r"[^\x00/]{1,255}")
 async def list_all(request: web.Request) -> web.Response:
     """GET /broker/v1/accounts"""
     no_query(request)
-    need_operator(request[CALLER])
-    items = await request.app[CONTEXT].store.read(accounts.list_accounts)
+    only = kept_tenant(request[CALLER])
+    items = await request.app[CONTEXT].store.read(accounts.list_accounts, only)
     return wire.answer({"items": items, "totalSize": len(items)})
 
 
 async def create(request: web.Request) -> web.Response:
     """POST /broker/v1/accounts"""
     no_query(request)
-    need_operator(request[CALLER])
+    caller = request[CALLER]
+    own = kept_tenant(caller)
     body = await read_body(request, CreateAccount)
+    if own and body.role != Role.USER.value:
+        raise ApiError("0202", f"role: a tenant-admin creates users; {body.role} needs an operator")
+    if own and body.tenant not in (None, own):
+        raise ApiError("0202", f"tenant: a tenant-admin creates accounts of {own!r} only")
     hashed = await request.app[GATE].hash(body.password)
     await request.app[CONTEXT].store.write(
         accounts.add_account,
         name=body.name,
-        tenant=body.tenant,
+        tenant=body.tenant or own or DEFAULT_TENANT,
         role=Role(body.role),
         password_hash=hashed,
-        actor=request[CALLER].name,
+        actor=caller.actor,
     )
     return await _answer(request, body.name)
 
@@ -61,10 +67,11 @@ def _named(request: web.Request) -> str:
 def _right(vip: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def change(request: web.Request) -> web.StreamResponse:
         no_query(request)
-        need_operator(request[CALLER])
+        caller = request[CALLER]
+        kept_tenant(caller)
         await read_body(request, Right)
-        store, actor = request.app[CONTEXT].store, request[CALLER].name
-        await store.write(accounts.set_vip, _named(request), vip, actor=actor)
+        store = request.app[CONTEXT].store
+        await store.write(accounts.set_vip, _named(request), vip, actor=caller.actor, keeper=caller)
         return await _answer(request, _named(request))
 
     return change
@@ -73,9 +80,10 @@ def _right(vip: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
 def _frozen(frozen: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def change(request: web.Request) -> web.StreamResponse:
         no_query(request)
-        need_operator(request[CALLER])
-        store, actor = request.app[CONTEXT].store, request[CALLER].name
-        await store.write(accounts.set_frozen, _named(request), frozen, actor=actor)
+        caller = request[CALLER]
+        kept_tenant(caller)
+        store = request.app[CONTEXT].store
+        await store.write(accounts.set_frozen, _named(request), frozen, actor=caller.actor, keeper=caller)
         return await _answer(request, _named(request))
 
     return change
@@ -90,11 +98,12 @@ freeze, unfreeze = _frozen(True), _frozen(False)
 async def set_password(request: web.Request) -> web.Response:
     """POST /broker/v1/accounts/{name}/password"""
     no_query(request)
-    need_operator(request[CALLER])
+    caller = request[CALLER]
+    kept_tenant(caller)
     body = await read_body(request, SetPassword)
     hashed = await request.app[GATE].hash(body.password)
-    store, actor = request.app[CONTEXT].store, request[CALLER].name
-    await store.write(accounts.set_password, _named(request), hashed, actor=actor)
+    store = request.app[CONTEXT].store
+    await store.write(accounts.set_password, _named(request), hashed, actor=caller.actor, keeper=caller)
     return await _answer(request, _named(request))
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from aiohttp import web
 
 from broker.api import (
     accounts,
+    audit,
     auth,
     broker_v1,
     center_calls,
     centers,
+    cors,
+    events,
     health,
+    keys,
+    limits,
+    logins,
     logs,
     resources,
     results,
+    tenants,
     trainjob,
     uploads,
 )
@@ -29,6 +37,8 @@ __all__ = ["ROUTES", "Context", "application"]
 
 ROUTES: tuple[Route, ...] = (
     *auth.ROUTES,
+    *logins.ROUTES,
+    *keys.ROUTES,
     *centers.ROUTES,
     *resources.ROUTES,
     *trainjob.ROUTES,
@@ -38,6 +48,9 @@ ROUTES: tuple[Route, ...] = (
     *uploads.ROUTES,
     *center_calls.ROUTES,
     *accounts.ROUTES,
+    *tenants.ROUTES,
+    *audit.ROUTES,
+    *events.ROUTES,
     *health.ROUTES,
 )
 """Every route but the paths that platforms call; each stands beside its handler."""
@@ -45,7 +58,9 @@ ROUTES: tuple[Route, ...] = (
 
 def application(context: Context) -> web.Application:
     """The whole API.  Bodies are limited by their readers, not by aiohttp."""
-    app = web.Application(middlewares=[errors, auth.authenticate])
+    app = web.Application(
+        middlewares=[errors, cors.preflight, limits.shed, auth.authenticate, limits.throttle]
+    )
     app[CONTEXT] = context
     app[STOPPING] = asyncio.Event()
     app[FORESIGHT] = Foresight(
@@ -56,8 +71,11 @@ def application(context: Context) -> web.Application:
         zone=context.timezone,
     )
     app[auth.GATE] = auth.Gate(context)
+    app[limits.LIMITS] = limits.Limits(context.limits, context.trusted_proxies, time.monotonic)
+    app[events.FEED] = events.Feed(context.store)
     open_routes = [(route.method, route.path) for route in ROUTES if route.open]
     app[auth.OPEN_ROUTES] = frozenset((*open_routes, *context.platform_paths))
+    app[auth.SCOPES] = {(route.method, route.path): route.needs for route in ROUTES}
     app[QUERY_FIELDS] = {
         (route.method, route.path): {each.name: each for each in route.query} for route in ROUTES
     }
@@ -66,6 +84,7 @@ def application(context: Context) -> web.Application:
         app.router.add_route(route.method, route.path, route.handler)
     for method, path in context.platform_paths:
         app.router.add_route(method, path, center_calls.platform_path(method, path))
+    app.on_response_prepare.append(cors.allow_origin)
     app.on_startup.append(_open_gate)
     app.on_shutdown.append(_stop_waiting)
     app.on_cleanup.append(_close_gate)

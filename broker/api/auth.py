@@ -1,7 +1,8 @@
 """Logins, tokens and who is asking.
 
 A token is 256 random bits; the store keeps its SHA-256 only.  Found tokens are remembered for a
-second, so that a freeze or a new password elsewhere shows soon.
+second, so that a freeze or a new password elsewhere shows soon.  Wherever a token is asked for an API
+key (keys.py) serves too, within its scopes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -18,11 +21,12 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from broker.api import models, times, wire
 from broker.api.context import CALLER, CONTEXT, Context
 from broker.api.errors import ApiError
+from broker.api.limits import LIMITS
 from broker.api.reading import no_query, read_body
-from broker.api.routes import Route
+from broker.api.routes import Route, Scope
 from broker.client import answers
 from broker.core.model import Role
-from broker.store import accounts, views
+from broker.store import accounts, keys, views
 from broker.store.accounts import Caller, Login, LoginSession
 from broker.store.writer import StoreUnavailable
 from broker.telemetry import log
@@ -31,6 +35,9 @@ REMEMBER_S = 1.0
 REMEMBERED_TOKENS = 10_000
 ARGON2_AT_ONCE = 2
 """Each takes a processor and 64 MiB for a while."""
+
+KEY_PREFIX = "brk_"
+"""Of every API key, and of no login's token: the one or the other is looked for."""
 
 
 class Gate:
@@ -42,13 +49,14 @@ class Gate:
         self._found: dict[str, tuple[float, LoginSession]] = {}
         self._decoy = ""
         self._noting: set[asyncio.Task[None]] = set()
+        self._used_ms: dict[str, int] = {}
 
     async def open(self) -> None:
         """Make the hash that stands in for names that do not exist."""
         self._decoy = await self.hash(secrets.token_urlsafe())
 
     async def close(self) -> None:
-        """Wait for failed logins that are being written."""
+        """Wait for failed logins and uses of keys that are being written."""
         await asyncio.gather(*self._noting)
 
     async def hash(self, password: str) -> str:
@@ -65,9 +73,28 @@ class Gate:
     def note_failure(self, account: str) -> None:
         """Count a wrong password without waiting: an answer that waited would tell that the name
         exists.  The writer works in order, so a later login sees the count."""
-        task = asyncio.create_task(self._note_failure(account))
+        self._later(self._note_failure(account))
+
+    def note_use(self, session: LoginSession) -> None:
+        """Note the use of an API key, once in a while."""
+        key, now = session.caller.key, self._context.clock()
+        if not key or now - max(session.used_ms or 0, self._used_ms.get(key, 0)) < keys.USED_EVERY_MS:
+            return
+        if len(self._used_ms) >= REMEMBERED_TOKENS:
+            self._used_ms.clear()
+        self._used_ms[key] = now
+        self._later(self._note_use(key))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._noting.add(task)
         task.add_done_callback(self._noting.discard)
+
+    async def _note_use(self, key: str) -> None:
+        try:
+            await self._context.store.write(keys.note_use, key)
+        except StoreUnavailable as error:
+            log.error("key.use_not_noted", keyId=key, error=str(error))
 
     async def _note_failure(self, account: str) -> None:
         try:
@@ -82,7 +109,8 @@ class Gate:
         remembered = self._found.get(digest)
         if remembered is not None and remembered[0] > now:
             return remembered[1]
-        session = await self._context.store.read(accounts.find_token, digest)
+        look_up = keys.find_key if token.startswith(KEY_PREFIX) else accounts.find_token
+        session = await self._context.store.read(look_up, digest)
         if session is None:
             self._found.pop(digest, None)
         else:
@@ -97,6 +125,8 @@ class Gate:
 
 
 GATE = web.AppKey("gate", Gate)
+SCOPES = web.AppKey("scopes", Mapping[tuple[str, str], Scope])
+"""(method, template) of a route to what an API key needs for it."""
 OPEN_ROUTES = web.AppKey("open_routes", frozenset[tuple[str, str]])
 """(method, template) of the routes that need no token."""
 
@@ -112,8 +142,8 @@ def _verify(hasher: PasswordHasher, expected: str, password: str) -> bool:
         return False
 
 
-def _token(request: web.Request) -> str:
-    """The token of the request, "" when there is none.  X-Auth-Token goes before Authorization."""
+def request_token(request: web.Request) -> str:
+    """The token or API key of the request, "" when there is none.  X-Auth-Token goes before Authorization."""
     if (token := request.headers.get("X-Auth-Token", "").strip()) != "":
         return token
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -129,18 +159,43 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     method = "GET" if request.method == "HEAD" else request.method
     if (method, resource.canonical) in request.app[OPEN_ROUTES]:
         return await handler(request)
-    token = _token(request)
+    token = request_token(request)
     if not token:
         raise ApiError("0101", "a token is needed: X-Auth-Token, or Authorization: Bearer", 401)
-    session = await request.app[GATE].find(token)
+    gate = request.app[GATE]
+    session = await gate.find(token)
     if session is None:
         raise ApiError("0101", "the token is not known; POST /auth/tokens gives one", 401)
-    if session.expires_ms <= request.app[CONTEXT].clock():
-        raise ApiError("0102", "the token has expired; POST /auth/tokens gives a new one", 401)
+    if session.ended(request.app[CONTEXT].clock()):
+        renewal = "its owner makes a new one" if session.caller.key else "POST /auth/tokens gives a new one"
+        raise ApiError("0102", f"the token has expired; {renewal}", 401)
     if session.frozen:
         raise ApiError("0103", f"account {session.caller.name!r} is frozen; an operator unfreezes it", 401)
     request[CALLER] = session.caller
+    if session.scopes is not None:
+        _need_scope(session.scopes, request.app[SCOPES].get((method, resource.canonical), Scope.LOGIN))
+        gate.note_use(session)
     return await handler(request)
+
+
+def _need_scope(scopes: frozenset[str], needed: Scope) -> None:
+    """Raises ApiError 0202 when a route is not what an API key is for."""
+    if needed is Scope.LOGIN:
+        raise ApiError("0202", "this needs a login (POST /auth/tokens): no API key may do it")
+    if needed not in scopes:
+        has = ", ".join(sorted(scopes))
+        raise ApiError("0202", f"the API key has scopes {has}; this needs {needed}")
+
+
+def kept_tenant(caller: Caller) -> str:
+    """The tenant that a tenant-admin keeps, "" for an operator, who keeps all of them.
+
+    Raises ApiError 0202.
+    """
+    if caller.role is Role.USER:
+        told = f"account {caller.name!r} has role {caller.role}; this needs operator or tenant-admin"
+        raise ApiError("0202", told)
+    return "" if caller.role is Role.OPERATOR else caller.tenant
 
 
 def need_operator(caller: Caller) -> None:
@@ -156,7 +211,9 @@ async def log_in(request: web.Request) -> web.Response:
     """POST /auth/tokens"""
     no_query(request)
     body = await read_body(request, models.Login)
-    context, gate = request.app[CONTEXT], request.app[GATE]
+    context, gate, limits = request.app[CONTEXT], request.app[GATE], request.app[LIMITS]
+    name, address = body.user.name, limits.address(request)
+    limits.login(name, address)
     wrong = ApiError("0101", "user.name or user.password is wrong", 401)
     login = await context.store.read(accounts.find_login, body.user.name)
     right = await gate.matches(login, body.user.password)
@@ -165,6 +222,7 @@ async def log_in(request: web.Request) -> web.Response:
     if not right:
         gate.note_failure(login.caller.id)
         raise wrong
+    limits.logged_in(name, address)
     token = secrets.token_urlsafe(32)
     expires_ms = context.clock() + context.token_ttl_s * 1000
     try:
@@ -179,25 +237,20 @@ async def log_in(request: web.Request) -> web.Response:
     return wire.answer({"token": token, "expiresAt": times.written(expires_ms, context.timezone)})
 
 
-async def log_out(request: web.Request) -> web.Response:
-    """DELETE /auth/tokens: the token that is used here ends."""
-    no_query(request)
-    await request.app[CONTEXT].store.write(accounts.remove_token, token_hash(_token(request)))
-    request.app[GATE].forget()
-    return web.Response(status=204)
-
-
 async def change_password(request: web.Request) -> web.Response:
     """POST /auth/password: every login of the account ends, this one too."""
     no_query(request)
     body = await read_body(request, models.ChangePassword)
     context, gate, caller = request.app[CONTEXT], request.app[GATE], request[CALLER]
+    limits, address = request.app[LIMITS], request.app[LIMITS].address(request)
+    limits.login(caller.name, address)
     login = await context.store.read(accounts.find_login, caller.name)
     if login is None or not await gate.matches(login, body.old):
         gate.note_failure(caller.id)
         raise ApiError("0101", "old: the password is wrong", 401)
+    limits.logged_in(caller.name, address)
     hashed = await gate.hash(body.new)
-    await context.store.write(accounts.set_password, caller.name, hashed, actor=caller.name)
+    await context.store.write(accounts.set_password, caller.name, hashed, actor=caller.actor)
     gate.forget()
     return web.Response(status=204)
 
@@ -217,7 +270,6 @@ ROUTES = (
         open=True,
         example={"authMethod": "password", "user": {"name": "alice", "password": "..."}},
     ),
-    Route("DELETE", "/auth/tokens", log_out, "Log out: this token ends", "退出登录,本 Token 失效"),
     Route(
         "POST",
         "/auth/password",
@@ -225,5 +277,6 @@ ROUTES = (
         "Change one's password; ends all one's tokens",
         "修改密码,本账号的全部 Token 失效",
         body=models.ChangePassword,
+        scope=Scope.LOGIN,
     ),
 )

@@ -182,7 +182,7 @@ async def _command(request: web.Request, state: CenterState | None) -> web.Respo
     need_operator(caller)
     center = path_center(request)
     store = request.app[CONTEXT].store
-    await store.write(centers.set_operator_state, center, state, actor=caller.name)
+    await store.write(centers.set_operator_state, center, state, actor=caller.actor)
     (view,) = await chosen(request, center)
     return wire.answer({"centerId": view.id, "state": view.state.value})
 

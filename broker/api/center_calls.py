@@ -269,7 +269,7 @@ async def _asked(
 
     Raises ApiError.
     """
-    store, actor = request.app[CONTEXT].store, request[CALLER].name
+    store, actor = request.app[CONTEXT].store, request[CALLER].actor
 
     async def note(kind: str, data: dict[str, Any]) -> None:
         await store.write(centers.record_call, center, kind, actor=actor, data=data)

@@ -17,6 +17,7 @@ from argon2 import PasswordHasher
 import broker
 from broker.adapter import Adapter, Unavailable
 from broker.api.foresight import Foresight
+from broker.config import LimitSettings
 from broker.core.model import CenterId, JobRequest, Spec, TenantId
 from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
@@ -36,6 +37,7 @@ class Context:
     `class_key` is core.problem.class_key.  `public_url` is without a trailing slash.  `timezone` is
     that of all northbound times.  `policies` and `learn` (whether learned run times count) are what is
     in force now.  `freeze_after` wrong passwords in a row freeze an account.
+    `registration_tenant` is the tenant of those who register, None when nobody may.
     `adapter` gives the adapter of a center, opened if need be (Unavailable when it cannot be), and
     `open_adapters` those that are open.  `platform_paths` are method and path of their callbacks.
     """
@@ -59,6 +61,10 @@ class Context:
     link_ttl_s: int = 300
     submit_image: str = ""
     extra_specs: tuple[Spec, ...] = ()
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    trusted_proxies: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    registration_tenant: str | None = None
     adapter: Callable[[CenterId], Awaitable[Adapter]] = _no_adapter
     open_adapters: Callable[[], Sequence[Adapter]] = tuple
     platform_paths: tuple[tuple[str, str], ...] = ()

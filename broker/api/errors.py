@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -18,9 +19,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from broker.api.context import CALLER, REQUEST_ID, STARTED
-from broker.store.accounts import NameInUse, NoSuchAccount
+from broker.store.accounts import NameInUse, NoSuchAccount, TenantInUse
 from broker.store.centers import NoSuchCenter
 from broker.store.jobs import KeyReused, NameTaken, NoSuchJob, WrongState
+from broker.store.keys import KeyNameTaken, NoSuchApplication, NoSuchKey, TooManyKeys
 from broker.store.writer import Rejected, StoreUnavailable
 from broker.telemetry import REQUESTS, log
 
@@ -61,9 +63,17 @@ REFUSALS: Mapping[type[Rejected], str] = {
     NoSuchCenter: "0210",
     NoSuchAccount: "0202",
     NameInUse: "0202",
+    TenantInUse: "0202",
+    KeyNameTaken: "0202",
+    TooManyKeys: "0204",
+    NoSuchKey: "0202",
+    NoSuchApplication: "0202",
 }
 
 RETRY_AFTER_S = 5
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
+"""A request id of the caller's that is taken over, into answers and the log."""
 
 
 class ApiError(Exception):
@@ -75,6 +85,32 @@ class ApiError(Exception):
         self.code = code
         self.detail = detail
         self.status = status
+
+
+class TryLater(Exception):
+    """A refusal for now, outside Annex B: `errorCode` is "", Retry-After says when to try again."""
+
+    status = 503
+    message = "服务暂不可用"
+
+    def __init__(self, retry_after_s: int, detail: str) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+        self.detail = detail
+
+
+class TooMany(TryLater):
+    """Somebody asks more often than one may."""
+
+    status = 429
+    message = "请求过于频繁"
+
+
+class Overloaded(TryLater):
+    """There is more to do than is done."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(RETRY_AFTER_S, f"the broker has too much to do: {detail}; try again")
 
 
 def first(failures: Iterable[ApiError]) -> ApiError | None:
@@ -118,7 +154,8 @@ def error_response(
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """The outermost middleware: request id, error bodies, log line, numbers."""
-    request[REQUEST_ID] = secrets.token_hex(8)
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
     began = time.perf_counter()
     try:
         response = await handler(request)
@@ -140,6 +177,15 @@ def _answer(request: web.Request, error: Exception) -> web.Response:
             code = REFUSALS[type(error)]
             return error_response(
                 request, status=400, code=code, message=ANNEX_B[400, code], detail=str(error)
+            )
+        case TryLater():
+            return error_response(
+                request,
+                status=error.status,
+                code="",
+                message=error.message,
+                detail=error.detail,
+                headers={"Retry-After": str(error.retry_after_s)},
             )
         case StoreUnavailable():
             log.error("store.unavailable", requestId=request[REQUEST_ID], error=str(error))

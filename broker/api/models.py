@@ -379,7 +379,10 @@ class CreateAccount(Body):
     name: Annotated[AccountName, Field(description="1 to 64 of A-Z a-z 0-9 . _ @ -.")]
     password: Annotated[Password, Field(description="1 to 1024 characters.")]
     role: Annotated[RoleName, Field(description="What the account may see and do.")] = "user"
-    tenant: Annotated[TenantName, Field(description="Created when it is new.")] = DEFAULT_TENANT
+    tenant: Annotated[
+        TenantName | None,
+        Field(description="Created when it is new; absent: default, or a tenant-admin's own."),
+    ] = None
 
 
 class Right(Body):

@@ -41,6 +41,7 @@ _WORDING: dict[str, tuple[str, str]] = {
     "number_type": ("0201", "must be a number"),
     "greater_than_equal": ("0204", "must be at least {ge}"),
     "less_than_equal": ("0204", "must be at most {le}"),
+    "too_short": ("0204", "must have at least {min_length} entries"),
     "too_long": ("0204", "must have at most {max_length} entries"),
     "string_too_short": ("0204", "must have at least {min_length} characters"),
     "string_too_long": ("0204", "must have at most {max_length} characters"),

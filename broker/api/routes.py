@@ -18,12 +18,13 @@ from broker.api.models import Body
 
 
 class Scope(StrEnum):
-    """What a right to use a route is part of."""
+    """What an API key must have for a route; a login has all of them."""
 
     READ = "read"
     JOBS = "jobs"
     DATA = "data"
     ADMIN = "admin"
+    LOGIN = "login"  # no key can have it: who got hold of one makes no further ones
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,12 @@ class Route:
 
     @property
     def needs(self) -> Scope:
-        """READ for a GET, else JOBS, unless it is stated."""
-        return self.scope or (Scope.READ if self.method == "GET" else Scope.JOBS)
+        """ADMIN where it is for operators, else READ for a GET and JOBS, unless it is stated."""
+        if self.scope is not None:
+            return self.scope
+        if self.operators:
+            return Scope.ADMIN
+        return Scope.READ if self.method == "GET" else Scope.JOBS
 
     @property
     def codes(self) -> tuple[tuple[int, str], ...]:

@@ -105,6 +105,7 @@ def new_job(
         processor=codec.kind_of(request.spec),
         idempotency_key=key,
         body_hash=body_hash,
+        actor=caller.actor,
     )
 
 

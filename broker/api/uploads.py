@@ -49,7 +49,12 @@ async def upload(request: web.Request) -> web.Response:
         unpacked = await _unpacked(request, archive, folder)
         await asyncio.to_thread(folder.rename, place)
         new = NewDataset(
-            id=dataset, account=caller.id, tenant=caller.tenant, title=title, bytes=unpacked.bytes
+            id=dataset,
+            account=caller.id,
+            tenant=caller.tenant,
+            title=title,
+            bytes=unpacked.bytes,
+            actor=caller.actor,
         )
         await context.store.write(datasets.add_dataset, new)
         recorded = True

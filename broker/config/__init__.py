@@ -32,6 +32,7 @@ from broker.config.schema import (
     AuthSettings,
     CenterSettings,
     Key,
+    LimitSettings,
     NodeShapeSpec,
     Platform,
     SchedulerSettings,
@@ -50,6 +51,7 @@ __all__ = [
     "AuthSettings",
     "CenterSettings",
     "ConfigError",
+    "LimitSettings",
     "NodeShapeSpec",
     "Problem",
     "SchedulerSettings",
@@ -78,6 +80,7 @@ SECTIONS: Mapping[str, type] = {
     "store": StoreSettings,
     "scheduler": SchedulerSettings,
     "auth": AuthSettings,
+    "limits": LimitSettings,
     "submit": SubmitSettings,
 }
 

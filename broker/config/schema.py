@@ -51,6 +51,10 @@ class Server:
     max_body_bytes: Annotated[int, v.whole(1024, 1 << 30)] = 1 << 20
     # Bytes of one uploaded data set.
     max_upload_bytes: Annotated[int, v.whole(1, 1 << 50)] = 100 << 30
+    # Origins of web pages that may call the API from a browser, such as "https://portal.example".
+    cors_origins: Annotated[tuple[str, ...], v.array_of(v.origin)] = ()
+    # Addresses or networks of reverse proxies whose X-Forwarded-For is believed.
+    trusted_proxies: Annotated[tuple[str, ...], v.array_of(v.network)] = ()
     # Least severe log line that is written.
     log_level: Annotated[str, v.choice("debug", "info", "warning", "error")] = "info"
     # After SIGTERM: time for what is in flight before it is cancelled.
@@ -117,10 +121,32 @@ class AuthSettings:
     token_ttl_s: Annotated[int, v.whole(60, 366 * 86_400)] = 86_400
     # "open": anybody may create an account.
     registration: Annotated[str, v.choice("closed", "open")] = "closed"
+    # Tenant of those who register.
+    registration_tenant: Annotated[
+        str, v.pattern("[A-Za-z0-9._-]{1,64}", "1 to 64 of A-Z, a-z, 0-9, dot, _ and -")
+    ] = "default"
     # Wrong passwords in a row after which an account is frozen.
     freeze_after_failures: Annotated[int, v.whole(1, 1000)] = 10
     # Life of a signed link to a log.
     log_link_ttl_s: Annotated[int, v.whole(1, 7 * 86_400)] = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """[limits]: how much anybody may ask for; each is of one process."""
+
+    # Requests of one account: so many a second for long, so many at once.
+    requests_per_s: Annotated[float, v.seconds(0.1, 1_000_000)] = 5000.0
+    request_burst: Annotated[int, v.whole(1, 1_000_000)] = 10_000
+    # Failed logins of one name, and from one address: for long, and at once.
+    login_failures_per_minute: Annotated[int, v.whole(1, 1_000_000)] = 10
+    login_failure_burst: Annotated[int, v.whole(1, 1_000_000)] = 50
+    # Accounts registered from one address.
+    registrations_per_hour: Annotated[int, v.whole(1, 1_000_000)] = 20
+    # Open event streams of one account.
+    event_streams: Annotated[int, v.whole(1, 10_000)] = 20
+    # Reads or writes that wait for the database from which on requests are refused (503).
+    store_waiting: Annotated[int, v.whole(1, 1_000_000)] = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +208,7 @@ class Settings:
     store: StoreSettings = StoreSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
     submit: SubmitSettings = SubmitSettings()
     specs: tuple[NodeShapeSpec, ...] = ()
     centers: tuple[CenterSettings, ...] = ()

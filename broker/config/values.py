@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -228,6 +229,26 @@ def http_url(value: Any, _place: Place) -> str:
     if not usable or re.search(r"[\s?#]", value):  # a query may hold a token: not shown either
         raise Wrong(f"is {shown(re.split('[?#]', value)[0])}; {wanted}")
     return value.rstrip("/")
+
+
+def origin(value: Any, _place: Place) -> str:
+    """The origin of a web page as browsers write it, or "*" for any."""
+    wanted = 'must be "*", or a scheme and host such as "https://portal.example"'
+    if value == "*":
+        return "*"
+    pattern = r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?"
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise Wrong(f"is {shown(value)}; {wanted}, in lower case and without a path")
+    return value
+
+
+def network(value: Any, _place: Place) -> str:
+    """An IP address or a network of them."""
+    try:
+        return str(ip_network(text(value, _place)))
+    except ValueError:
+        wanted = 'must be an IP address or network, such as "127.0.0.1" or "10.0.0.0/8"'
+        raise Wrong(f"is {shown(value)}; {wanted}") from None
 
 
 def path_text(value: Any, place: Place) -> str:

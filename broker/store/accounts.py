@@ -1,4 +1,4 @@
-"""Accounts, tenants, tokens and who may see what."""
+"""Accounts, tenants, tokens and who may see what.  API keys are in keys.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, true
+from sqlalchemy import ColumnElement, delete, func, true
 from sqlmodel import Session, col, select
 
 from broker.core.model import Role
@@ -19,22 +19,36 @@ class NameInUse(Rejected):
 
 
 class NoSuchAccount(Rejected):
-    """No account of that name."""
+    """No account of that name, or none that the caller may keep."""
+
+
+class TenantInUse(Rejected):
+    """A tenant of that name exists."""
+
+
+KEY_SIGN = "#"
+"""Between account and API key in the actor of an event; no name of an account has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking, and with which rights."""
+    """Who is asking, and with which rights.  `key` is the API key that is used, "" for a login."""
 
     id: str
     name: str
     tenant: str
     role: Role
     vip: bool
+    key: str = ""
 
     @property
     def may_use_vip(self) -> bool:
         return self.vip or self.role is not Role.USER
+
+    @property
+    def actor(self) -> str:
+        """Who did it, as events have it: the account, and the key it was done with."""
+        return f"{self.name}{KEY_SIGN}{self.key}" if self.key else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +63,42 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class LoginSession:
-    """A token as found: its caller, its end, and whether the account is frozen."""
+    """A token or API key as found: its caller, its end, and whether the account is frozen.
+
+    `scopes` is what an API key may be used for, None for a login, which may everything its account
+    may.  `expires_ms` is None for a key without an end; `used_ms` is the key's last noted use.
+    """
 
     caller: Caller
-    expires_ms: int
+    expires_ms: int | None
     frozen: bool
+    scopes: frozenset[str] | None = None
+    used_ms: int | None = None
+
+    def ended(self, now_ms: int) -> bool:
+        return self.expires_ms is not None and self.expires_ms <= now_ms
 
 
-def _caller(row: Account) -> Caller:
-    return Caller(row.id, row.name, row.tenant_id, Role(row.role), row.vip)
+@dataclass(frozen=True, slots=True)
+class LoginView:
+    """A live login, as its owner sees it."""
+
+    token_hash: str
+    created_ms: int
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantView:
+    """A tenant, and how many accounts it has."""
+
+    id: str
+    created_ms: int
+    accounts: int
+
+
+def caller_of(row: Account, key: str = "") -> Caller:
+    return Caller(row.id, row.name, row.tenant_id, Role(row.role), row.vip, key)
 
 
 def visible(caller: Caller) -> ColumnElement[bool]:
@@ -69,13 +110,34 @@ def visible(caller: Caller) -> ColumnElement[bool]:
     return col(Job.account_id) == caller.id
 
 
+def add_tenant(tx: Tx, tenant: str, *, actor: str) -> None:
+    """Create a tenant.  Raises TenantInUse."""
+    if tx.session.get(Tenant, tenant) is not None:
+        raise TenantInUse(f"a tenant named {tenant!r} exists")
+    tx.session.add(Tenant(id=tenant, created_ms=tx.now_ms))
+    tx.session.flush()
+    tx.event("tenant.created", actor=actor, tenant=tenant)
+
+
+def list_tenants(session: Session, only: str = "") -> list[TenantView]:
+    """Every tenant, or one, by name."""
+    query = (
+        select(Tenant, func.count(col(Account.id)))
+        .join(Account, col(Account.tenant_id) == col(Tenant.id), isouter=True)
+        .group_by(col(Tenant.id))
+        .order_by(col(Tenant.id))
+    )
+    if only:
+        query = query.where(Tenant.id == only)
+    return [TenantView(row.id, row.created_ms, count) for row, count in session.exec(query).all()]
+
+
 def add_account(tx: Tx, *, name: str, tenant: str, role: Role, password_hash: str, actor: str = "") -> Caller:
     """Create an account, and its tenant when it is new.  Raises NameInUse."""
     if tx.session.exec(select(Account).where(Account.name == name)).first() is not None:
         raise NameInUse(f"an account named {name!r} exists")
     if tx.session.get(Tenant, tenant) is None:
-        tx.session.add(Tenant(id=tenant, created_ms=tx.now_ms))
-        tx.session.flush()
+        add_tenant(tx, tenant, actor=actor or name)
     row = Account(
         id=f"u-{secrets.token_hex(6)}",
         name=name,
@@ -86,52 +148,68 @@ def add_account(tx: Tx, *, name: str, tenant: str, role: Role, password_hash: st
     )
     tx.session.add(row)
     tx.session.flush()
-    tx.event("account.created", actor=actor or name, data={"account": name, "role": role.value})
-    return _caller(row)
+    data = {"account": name, "role": role.value}
+    tx.event("account.created", actor=actor or name, tenant=tenant, data=data)
+    return caller_of(row)
 
 
-def _account(tx: Tx, name: str) -> Account:
+def may_keep(keeper: Caller | None, row: Account) -> bool:
+    """Whether somebody may change an account: an operator every one, a tenant-admin the users of the
+    own tenant, so that nobody gets at the password of a stronger account.  None is the command line.
+    """
+    if keeper is None or keeper.role is Role.OPERATOR:
+        return True
+    is_user = row.role == Role.USER.value
+    return keeper.role is Role.TENANT_ADMIN and is_user and row.tenant_id == keeper.tenant
+
+
+def _account(tx: Tx, name: str, keeper: Caller | None) -> Account:
     row = tx.session.exec(select(Account).where(Account.name == name)).first()
-    if row is None:
+    if row is None or not may_keep(keeper, row):
         raise NoSuchAccount(f"there is no account named {name!r}")
     return row
 
 
-def set_vip(tx: Tx, name: str, vip: bool, *, actor: str) -> None:
+def set_vip(tx: Tx, name: str, vip: bool, *, actor: str, keeper: Caller | None = None) -> None:
     """Grant or revoke the right to VIP jobs.  Raises NoSuchAccount."""
-    row = _account(tx, name)
+    row = _account(tx, name, keeper)
     row.vip = vip
     tx.session.add(row)
-    tx.event("account.granted" if vip else "account.revoked", actor=actor, data={"account": name})
+    kind = "account.granted" if vip else "account.revoked"
+    tx.event(kind, actor=actor, tenant=row.tenant_id, data={"account": name})
 
 
-def set_frozen(tx: Tx, name: str, frozen: bool, *, actor: str) -> None:
+def set_frozen(tx: Tx, name: str, frozen: bool, *, actor: str, keeper: Caller | None = None) -> None:
     """Freeze an account, or unfreeze it and forget its failed logins.  Raises NoSuchAccount."""
-    row = _account(tx, name)
+    row = _account(tx, name, keeper)
     row.frozen_ms = tx.now_ms if frozen else None
     row.failed_logins = 0
     tx.session.add(row)
-    tx.event("account.frozen" if frozen else "account.unfrozen", actor=actor, data={"account": name})
+    kind = "account.frozen" if frozen else "account.unfrozen"
+    tx.event(kind, actor=actor, tenant=row.tenant_id, data={"account": name})
 
 
-def set_password(tx: Tx, name: str, password_hash: str, *, actor: str) -> None:
-    """A new password; every login of the account ends.  Raises NoSuchAccount."""
-    row = _account(tx, name)
+def set_password(tx: Tx, name: str, password_hash: str, *, actor: str, keeper: Caller | None = None) -> None:
+    """A new password; every login of the account ends, its API keys stay.  Raises NoSuchAccount."""
+    row = _account(tx, name, keeper)
     row.password_hash = password_hash
     tx.session.add(row)
     tx.session.execute(delete(Token).where(col(Token.account_id) == row.id))
-    tx.event("account.password", actor=actor, data={"account": name})
+    tx.event("account.password", actor=actor, tenant=row.tenant_id, data={"account": name})
 
 
-def list_accounts(session: Session) -> list[dict[str, Any]]:
-    """Name, tenant, role, vip and frozen of every account, by name."""
-    rows = session.exec(select(Account).order_by(Account.name)).all()
+def list_accounts(session: Session, tenant: str = "") -> list[dict[str, Any]]:
+    """Name, tenant, role, vip and frozen of every account, or of a tenant's, by name."""
+    query = select(Account).order_by(Account.name)
+    if tenant:
+        query = query.where(Account.tenant_id == tenant)
+    rows = session.exec(query).all()
     return [
         {
             "name": r.name,
             "tenant": r.tenant_id,
             "role": r.role,
-            "vip": _caller(r).may_use_vip,
+            "vip": caller_of(r).may_use_vip,
             "frozen": r.frozen_ms is not None,
         }
         for r in rows
@@ -146,7 +224,7 @@ def find_login(session: Session, name: str) -> Login | None:
     row = session.exec(select(Account).where(Account.name == name)).first()
     if row is None:
         return None
-    return Login(_caller(row), row.password_hash, row.frozen_ms is not None, row.failed_logins)
+    return Login(caller_of(row), row.password_hash, row.frozen_ms is not None, row.failed_logins)
 
 
 def record_failed_login(tx: Tx, account_id: str, freeze_after: int) -> None:
@@ -155,7 +233,8 @@ def record_failed_login(tx: Tx, account_id: str, freeze_after: int) -> None:
     row.failed_logins += 1
     if row.failed_logins >= freeze_after and row.frozen_ms is None:
         row.frozen_ms = tx.now_ms
-        tx.event("account.frozen", actor=row.name, data={"failedLogins": row.failed_logins})
+        data = {"account": row.name, "failedLogins": row.failed_logins}
+        tx.event("account.frozen", actor=row.name, tenant=row.tenant_id, data=data)
     tx.session.add(row)
 
 
@@ -178,11 +257,22 @@ def find_token(session: Session, token_hash: str) -> LoginSession | None:
     if found is None:
         return None
     token, account = found
-    return LoginSession(_caller(account), token.expires_ms, account.frozen_ms is not None)
+    return LoginSession(caller_of(account), token.expires_ms, account.frozen_ms is not None)
 
 
-def remove_token(tx: Tx, token_hash: str) -> None:
-    tx.session.execute(delete(Token).where(col(Token.hash) == token_hash))
+def list_logins(session: Session, account: str, now_ms: int) -> list[LoginView]:
+    """The logins of an account that have not ended."""
+    query = select(Token).where(Token.account_id == account).where(col(Token.expires_ms) > now_ms)
+    return [LoginView(t.hash, t.created_ms, t.expires_ms) for t in session.exec(query).all()]
+
+
+def remove_tokens(tx: Tx, caller: Caller, token_hash: str, *, others: bool) -> None:
+    """End the login of a token, or every other one of its account."""
+    own = delete(Token).where(col(Token.account_id) == caller.id)
+    ended = own.where(col(Token.hash) != token_hash if others else col(Token.hash) == token_hash)
+    count = tx.session.execute(ended).rowcount  # type: ignore[attr-defined]
+    data = {"account": caller.name, "logins": count, "others": others}
+    tx.event("account.logout", actor=caller.actor, tenant=caller.tenant, data=data)
 
 
 def sweep_tokens(tx: Tx, expired_before_ms: int) -> int:

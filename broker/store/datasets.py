@@ -26,6 +26,7 @@ class NewDataset:
     labels: str = ""
     md5: str = ""
     public: bool = False
+    actor: str = ""
 
 
 def add_dataset(tx: Tx, new: NewDataset) -> None:
@@ -44,7 +45,8 @@ def add_dataset(tx: Tx, new: NewDataset) -> None:
             created_ms=tx.now_ms,
         )
     )
-    tx.event("dataset.created", actor=new.account, data={"dataset": new.id, "bytes": new.bytes})
+    data = {"dataset": new.id, "bytes": new.bytes}
+    tx.event("dataset.created", actor=new.actor or new.account, tenant=new.tenant, data=data)
 
 
 def unusable(session: Session, caller: Caller, datasets: Collection[str]) -> list[str]:

@@ -67,6 +67,7 @@ class NewJob:
     processor: str
     idempotency_key: str = ""
     body_hash: str = ""
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,7 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
                 created_ms=tx.now_ms,
             )
         )
-    tx.event("job.created", job=new.id, actor=new.account)
+    tx.event("job.created", job=new.id, actor=new.actor or new.account)
     tx.wake("cycle")
     return summary(job)
 
@@ -376,8 +377,8 @@ def stop_job(tx: Tx, caller: Caller, job: JobId, kind: Kind | None) -> JobSummar
         raise WrongState(status, f"job {job} is {status}; only PENDING and RUNNING jobs can be stopped")
     run = _live_run(tx, job)
     assert run is not None, "a job that has not ended has a live run"
-    runs.stop(tx, row, run, StopReason.CANCEL, actor=caller.name)
-    tx.event("job.stop_requested", job=job, actor=caller.name)
+    runs.stop(tx, row, run, StopReason.CANCEL, actor=caller.actor)
+    tx.event("job.stop_requested", job=job, actor=caller.actor)
     return summary(row)
 
 
@@ -392,14 +393,14 @@ def delete_job(tx: Tx, caller: Caller, job: JobId, kind: Kind | None) -> list[Ru
         raise WrongState(status, f"job {job} is {status}; stop it first, a job is deleted when it has ended")
     run = _live_run(tx, job)
     if run is not None:
-        runs.stop(tx, row, run, StopReason.CANCEL, actor=caller.name)
+        runs.stop(tx, row, run, StopReason.CANCEL, actor=caller.actor)
     row.deleted_ms = tx.now_ms
     row.version += 1
     tx.session.add(row)
     attempts = tx.session.exec(select(Run).where(Run.job_id == job)).all()
     for attempt in attempts:
         debts.owe_delete(tx, attempt)
-    tx.event("job.deleted", job=job, actor=caller.name)
+    tx.event("job.deleted", job=job, actor=caller.actor)
     return [RunId(attempt.id) for attempt in attempts]
 
 
@@ -413,9 +414,9 @@ def resolve_job(tx: Tx, caller: Caller, job: JobId, verdict: Resolved) -> JobSum
             PublicStatus(row.status),
             f"job {job} is {state}; only a run in DOUBT or LOST is resolved by an operator",
         )
-    runs.apply(tx, row, run, verdict, actor=caller.name)
+    runs.apply(tx, row, run, verdict, actor=caller.actor)
     data = {"neverRan": verdict.never_ran, "remote": verdict.remote, "ended": verdict.ended}
-    tx.event("job.resolved", job=job, run=run.id, actor=caller.name, data=data)
+    tx.event("job.resolved", job=job, run=run.id, actor=caller.actor, data=data)
     return summary(row)
 
 

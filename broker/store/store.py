@@ -51,6 +51,7 @@ class Store:
         self._max_batch = max_batch
         self._wakeups: dict[str, asyncio.Event] = {}
         self._engines: list[Engine] = []
+        self._reads = 0
 
     async def open(self) -> None:
         """Create or upgrade the schema and start the threads.  Raises StoreUnavailable."""
@@ -107,7 +108,11 @@ class Store:
             except DBAPIError as error:
                 raise StoreUnavailable(f"the database refused a read: {error.orig}") from error
 
-        return await self._loop.run_in_executor(self._readers, run)
+        self._reads += 1
+        try:
+            return await self._loop.run_in_executor(self._readers, run)
+        finally:
+            self._reads -= 1
 
     def wakeup(self, name: str) -> asyncio.Event:
         return self._wakeups.setdefault(name, asyncio.Event())
@@ -116,6 +121,12 @@ class Store:
     def backlog(self) -> int:
         """Writes that wait for the writer."""
         return self._writer.backlog
+
+    @property
+    def reads_waiting(self) -> int:
+        """Reads that run or wait for a thread.  Of the loop's side: one that its caller gave up is
+        not counted."""
+        return self._reads
 
     def _on_commit(self, names: Iterable[str]) -> None:
         def wake() -> None:

@@ -63,6 +63,7 @@ def login(tx: Tx, account: str, password_hash: str, token_hash: str, expires_ms:
     if row.frozen_ms is not None or row.password_hash != password_hash:
         raise LoginChanged(f"account {row.name!r} has changed meanwhile")
     accounts.add_token(tx, account, token_hash, expires_ms)
+    tx.event("account.login", actor=row.name, tenant=row.tenant_id, data={"account": row.name})
 
 
 def account(session: Session, name: str) -> dict[str, Any]:

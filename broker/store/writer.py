@@ -24,6 +24,7 @@ from broker.tables import Counter, Event, Lease
 
 LEADER = "leader"
 EVENTS = "events"
+"""The counter that numbers events, and who is woken when there are new ones."""
 
 
 class Rejected(Exception):
@@ -55,10 +56,15 @@ class Tx:
         job: str | None = None,
         run: str | None = None,
         center: str | None = None,
+        tenant: str | None = None,
         actor: str = "",
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Append to the event log; the number is given at the commit."""
+        """Append to the event log; the number is given at the commit.
+
+        `actor` is the person, or what a person used, whose change this is; `tenant` is whom an event
+        without a job concerns.
+        """
         self.events.append(
             {
                 "at_ms": self.now_ms,
@@ -66,6 +72,7 @@ class Tx:
                 "job_id": job,
                 "run_id": run,
                 "center_id": center,
+                "tenant_id": tenant,
                 "actor": actor,
                 "data": data or {},
             }
@@ -213,6 +220,7 @@ def _number(tx: Tx) -> None:
     """Give the transaction's events the next numbers."""
     if not tx.events:
         return
+    tx.wake(EVENTS)
     taken = tx.session.execute(
         update(Counter)
         .where(col(Counter.name) == EVENTS)

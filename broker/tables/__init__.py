@@ -9,11 +9,12 @@ from broker.tables.centers import Center, Image, Pool
 from broker.tables.data import Copy, Dataset
 from broker.tables.installation import Counter, Lease, Setting
 from broker.tables.jobs import Event, Idempotency, Job, JobLabel, Outbox, Run
-from broker.tables.people import Account, Tenant, Token
+from broker.tables.people import Account, ApiKey, Tenant, Token
 from broker.tables.rounds import Deferral, Forecast, Reservation, Round, RunHistory
 
 __all__ = [
     "Account",
+    "ApiKey",
     "Center",
     "Copy",
     "Counter",

@@ -187,10 +187,20 @@ class Outbox(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """What happened, numbered in commit order; also the audit log of changes by people."""
+    """What happened, numbered in commit order; also the audit log of changes by people.
+
+    `actor` is who did it, "" for what the broker noticed by itself.  `tenant_id` is the tenant that an
+    event without a job concerns; that of a job is the job's.
+    """
 
     __table_args__: ClassVar[Any] = (
         Index("ix_event_job", "job_id", "seq"),
+        Index(
+            "ix_event_audit",
+            "seq",
+            sqlite_where=sql("actor <> '' AND actor <> 'broker'"),
+            postgresql_where=sql("actor <> '' AND actor <> 'broker'"),
+        ),
         Index(
             "ix_event_preempted",
             "at_ms",
@@ -204,6 +214,7 @@ class Event(SQLModel, table=True):
     job_id: str | None = None
     run_id: str | None = None
     center_id: str | None = None
+    tenant_id: str | None = None
     actor: str = ""
     data: Any = json()
 
