@@ -473,28 +473,3 @@ def _entry(center: CenterSettings) -> CenterEntry:
         state=center.state,
         max_in_flight=center.max_in_flight,
     )
-
-
-def add_user(config: Path | None, *, name: str, role: Role, tenant: str, password: str) -> None:
-    """Add an account to the store of a configuration; a running daemon sees it at once.
-
-    Raises ConfigError, StoreUnavailable, accounts.NameInUse.
-    """
-    settings, _catalogue, _policies = read_settings(config)
-
-    async def add() -> None:
-        store = Store(settings.store.url)
-        await store.open()
-        try:
-            await store.write(
-                accounts.add_account,
-                name=name,
-                tenant=tenant,
-                role=role,
-                password_hash=PasswordHasher().hash(password),
-                actor="command line",
-            )
-        finally:
-            await store.close()
-
-    asyncio.run(add())

@@ -21,7 +21,7 @@ from typing import Any
 
 from broker.client import Client
 from broker.core.model import Role
-from broker.daemon import add_user
+from broker.on_store import add_user
 
 PASSWORD = "correct horse"
 

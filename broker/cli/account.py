@@ -1,4 +1,4 @@
-"""The commands about one's own account: login, logout, password.
+"""The commands about one's own account: register, login, logout, password.
 
 What belongs here: what is asked and what is stored.  What does not: where it is stored
 (broker.cli.app), accounts of others (broker.cli.operators).
@@ -31,6 +31,29 @@ from broker.cli.app import (
     stored,
 )
 from broker.client import Client, RequestFailed
+
+
+@app.command("register", cls=Command, rich_help_panel=ACCOUNT)
+def register(
+    user: Annotated[str, typer.Option(help="The account's name: 1 to 64 of A-Z a-z 0-9 . _ @ -.")],
+    url: Annotated[
+        str, typer.Option(help=f"The broker's address; default BROKER_URL, then {DEFAULT_URL}.")
+    ] = "",
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+    ] = False,
+) -> None:
+    """Make yourself an account, where the broker lets everybody."""
+    address = (url or os.environ.get("BROKER_URL") or DEFAULT_URL).rstrip("/")
+    client = connect(address)
+    password = read_secret("Password", from_stdin=password_stdin)
+    if not password_stdin and read_secret("Password again", from_stdin=False) != password:
+        raise WrongUsage("the two passwords differ; nothing was made")
+    made = client.register(user, password)
+    notice(
+        f"{made['name']} is an account of tenant {made['tenant']};"
+        f" log in with: broker login --url {address} --user {made['name']}"
+    )
 
 
 @app.command("login", cls=Command, rich_help_panel=ACCOUNT)
@@ -81,8 +104,16 @@ def _last() -> Credentials | None:
 
 
 @app.command("logout", cls=Command, rich_help_panel=ACCOUNT)
-def logout() -> None:
+def logout(
+    others: Annotated[
+        bool, typer.Option("--others", help="End every other login of the account, and keep this one.")
+    ] = False,
+) -> None:
     """End the stored login, here and at the broker."""
+    if others:
+        connect().end_other_logins()
+        notice("every other login has ended")
+        return
     kept = stored()
     if kept is None:
         notice("nobody is logged in")

@@ -1,11 +1,13 @@
 """The commands of operators about runs and accounts: resolve, user.
 
 What belongs here: what an operator may say and to whom.  What does not: centers (broker.cli.centers).
-`user add` works on the store of a configuration, every other command through the API.
+`user add` works on the store of a configuration, freezing and passwords may, the others go through
+the API.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,6 @@ from broker.cli.app import (
     CONTEXT,
     OPERATORS,
     Command,
-    Failed,
     Group,
     WrongUsage,
     app,
@@ -26,9 +27,11 @@ from broker.cli.app import (
     with_job,
 )
 from broker.cli.display import table
+from broker.cli.on_store import Config, OnStore, is_on_store, on_store_errors
 
 ROLES = ("user", "tenant-admin", "operator")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")]
 PasswordStdin = Annotated[
@@ -84,17 +87,14 @@ def add(
     """Make an account, whether the daemon runs or not."""
     if role not in ROLES:
         raise WrongUsage(f"--role: {role!r} is not one of {', '.join(ROLES)}")
+    if not PLAIN_NAME.fullmatch(name):
+        raise WrongUsage(f"NAME: {name!r} must be 1 to 64 of A-Z, a-z, 0-9, '.', '_', '@', '-'")
     password = read_secret("Password", from_stdin=password_stdin)
-    from broker.cli.daemon import configuration_errors
-    from broker.core.model import Role
-    from broker.daemon import add_user
-    from broker.store import Rejected, StoreUnavailable
+    with on_store_errors(config):
+        from broker.core.model import Role
+        from broker.on_store import add_user
 
-    with configuration_errors(config):
-        try:
-            add_user(config, name=name, role=Role(role), tenant=tenant, password=password)
-        except (ValueError, Rejected, StoreUnavailable) as error:
-            raise Failed(str(error)) from error
+        add_user(config, name=name, role=Role(role), tenant=tenant, password=password)
     notice(f"{name} can log in now")
 
 
@@ -123,6 +123,17 @@ def list_users(
 Right = Annotated[str, typer.Argument(metavar="RIGHT", help="A right; there is one, vip.")]
 
 
+def _change(name: str, action: str, on_store: bool, config: Path | None) -> None:
+    """Freeze or unfreeze an account, through the daemon or on its store."""
+    if not is_on_store(on_store, config):
+        connect().change_account(name, action)
+        return
+    with on_store_errors(config):
+        from broker.on_store import set_frozen
+
+        set_frozen(config, name, action == "freeze")
+
+
 @user.command("grant", cls=Command)
 def grant(name: Name, right: Right) -> None:
     """Give an account a right."""
@@ -138,22 +149,34 @@ def revoke(name: Name, right: Right) -> None:
 
 
 @user.command("freeze", cls=Command)
-def freeze(name: Name) -> None:
+def freeze(name: Name, on_store: OnStore = False, config: Config = None) -> None:
     """Let nobody use an account; its jobs go on."""
-    connect().change_account(name, "freeze")
+    _change(name, "freeze", on_store, config)
     notice(f"{name} is frozen")
 
 
 @user.command("unfreeze", cls=Command)
-def unfreeze(name: Name) -> None:
+def unfreeze(name: Name, on_store: OnStore = False, config: Config = None) -> None:
     """Let an account be used again."""
-    connect().change_account(name, "unfreeze")
+    _change(name, "unfreeze", on_store, config)
     notice(f"{name} is not frozen any more")
 
 
 @user.command("password", cls=Command)
-def set_password(name: Name, password_stdin: PasswordStdin = False) -> None:
-    """Set the password of an account."""
-    client = connect()
-    client.change_account(name, "password", {"password": read_secret("Password", from_stdin=password_stdin)})
+def set_password(
+    name: Name,
+    password_stdin: PasswordStdin = False,
+    on_store: OnStore = False,
+    config: Config = None,
+) -> None:
+    """Set the password of an account; its logins end, its API keys stay."""
+    client = None if is_on_store(on_store, config) else connect()
+    secret = read_secret("Password", from_stdin=password_stdin)
+    if client is not None:
+        client.change_account(name, "password", {"password": secret})
+    else:
+        with on_store_errors(config):
+            from broker.on_store import set_password as set_on_store
+
+            set_on_store(config, name, secret)
     notice(f"{name} has a new password")

@@ -17,13 +17,14 @@ import re
 import secrets
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from broker import __version__
+from broker.client.people import EventsEnded, PeopleCalls, Query
 
 if TYPE_CHECKING:
     from broker.client.answers import (
@@ -48,8 +49,7 @@ STREAM_S = 600.0
 CALL_S = 90.0  # a little more than the broker waits for a center
 CHUNK = 1 << 16
 
-Query = Mapping[str, str | int | Sequence[str] | None]
-"""Parameters of a URL; None is left out, a list is repeated."""
+__all__ = ["Client", "EventsEnded", "Query", "RequestFailed", "Unreachable"]
 
 BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 """What a broken connection raises; a local file raises none of them."""
@@ -91,7 +91,7 @@ class RequestFailed(Exception):
 # ---------------------------------------------------------------- the client
 
 
-class Client:
+class Client(PeopleCalls):
     """`url` is the broker's address, a path prefix included; ValueError if it is no http(s) URL."""
 
     def __init__(self, url: str, token: str = "", *, answer_s: float = ANSWER_S) -> None:
