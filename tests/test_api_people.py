@@ -132,30 +132,31 @@ async def test_all_other_logins_are_ended_at_once(world: World) -> None:
         assert (await world.refused("GET", "/broker/v1/me", **bearing(token)))[:2] == (401, "0101")
 
 
+PAGE_FAULTS = {
+    "pageSize=0": "0204",
+    "pageSize=1001": "0204",
+    "pageSize=x": "0201",
+    "page=0": "0204",
+    "page=": "0201",
+    "sort=token": "0202",
+    "order=up": "0202",
+    "who=me": "0202",
+}
+
+
 @pytest.mark.parametrize(
-    ("query", "code"),
+    "path",
     [
-        ("pageSize=0", "0204"),
-        ("pageSize=1001", "0204"),
-        ("pageSize=x", "0201"),
-        ("page=0", "0204"),
-        ("sort=token", "0202"),
-        ("order=up", "0202"),
-        ("who=me", "0202"),
+        "/auth/tokens",
+        "/auth/apikeys",
+        "/auth/applications",
+        "/broker/v1/tenants",
+        "/broker/v1/audit",
     ],
 )
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("/auth/tokens", "alice"),
-        ("/auth/apikeys", "alice"),
-        ("/auth/applications", "alice"),
-        ("/broker/v1/tenants", "root"),
-        ("/broker/v1/audit", "root"),
-    ],
-)
-async def test_faults_of_pages(world: World, path: str, name: str, query: str, code: str) -> None:
-    assert (await world.refused("GET", f"{path}?{query}", as_=name))[:2] == (400, code)
+async def test_faults_of_pages(world: World, path: str) -> None:
+    for query, code in PAGE_FAULTS.items():
+        assert (await world.refused("GET", f"{path}?{query}", as_="root"))[:2] == (400, code), query
 
 
 @pytest.mark.parametrize(("query", "code"), [("others=maybe", "0201"), ("other=true", "0202")])
@@ -208,7 +209,6 @@ async def test_a_tenant_admin_makes_nothing_but_users_of_the_own_tenant(world: W
     assert await world.store.read(accounts.find_login, "dan") is None
 
 
-@pytest.mark.parametrize("other", ["eve", "root", "carol", "boss", "nobody"])
 @pytest.mark.parametrize(
     ("action", "body"),
     [
@@ -219,16 +219,20 @@ async def test_a_tenant_admin_makes_nothing_but_users_of_the_own_tenant(world: W
         ("password", {"password": "mine now"}),
     ],
 )
-async def test_any_other_account_is_none_to_a_tenant_admin(
-    world: World, other: str, action: str, body: Any
-) -> None:
+async def test_a_tenant_admin_changes_no_other_account(world: World, action: str, body: Any) -> None:
     """Not of another tenant, nor stronger ones of the own: a password set would be a role taken."""
     boss = {"name": "boss", "password": "p", "role": "operator", "tenant": "lab"}
     await world.ok("POST", "/broker/v1/accounts", boss, as_="root")
-    status, code, detail = await world.refused(
-        "POST", f"/broker/v1/accounts/{other}/{action}", body, as_="carol"
-    )
-    assert (status, code, detail) == (400, "0202", f"there is no account named {other!r}")
+    for other in ("eve", "root", "nobody"):
+        path = f"/broker/v1/accounts/{other}/{action}"
+        status, code, detail = await world.refused("POST", path, body, as_="carol")
+        assert (status, code, detail) == (400, "0202", f"there is no account named {other!r}")
+    for other in ("carol", "boss"):
+        path = f"/broker/v1/accounts/{other}/{action}"
+        status, code, detail = await world.refused("POST", path, body, as_="carol")
+        assert (status, code) == (400, "0202")
+        assert "only an operator changes it" in detail
+    await world.ok("POST", "/auth/tokens", login("boss", "p"), as_=None)
 
 
 # ---------------------------------------------------------------- tenants

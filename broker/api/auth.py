@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -159,7 +159,15 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     method = "GET" if request.method == "HEAD" else request.method
     if (method, resource.canonical) in request.app[OPEN_ROUTES]:
         return await handler(request)
-    token = request_token(request)
+    request[CALLER] = await caller_of(request, request_token(request))
+    return await handler(request)
+
+
+async def caller_of(request: web.Request, token: str) -> Caller:
+    """Whose token or API key it is.
+
+    Raises ApiError 0101, 0102, 0103, and 0202 for a key whose scopes are not what the route asks for.
+    """
     if not token:
         raise ApiError("0101", "a token is needed: X-Auth-Token, or Authorization: Bearer", 401)
     gate = request.app[GATE]
@@ -171,11 +179,19 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         raise ApiError("0102", f"the token has expired; {renewal}", 401)
     if session.frozen:
         raise ApiError("0103", f"account {session.caller.name!r} is frozen; an operator unfreezes it", 401)
-    request[CALLER] = session.caller
     if session.scopes is not None:
-        _need_scope(session.scopes, request.app[SCOPES].get((method, resource.canonical), Scope.LOGIN))
+        _need_scope(session.scopes, _needed(request))
         gate.note_use(session)
-    return await handler(request)
+    return session.caller
+
+
+def _needed(request: web.Request) -> Scope:
+    """What the route asks of an API key; LOGIN where nothing is said."""
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else ""
+    method = "GET" if request.method == "HEAD" else request.method
+    scopes = request.app[SCOPES]
+    return scopes.get((method, path)) or scopes.get((hdrs.METH_ANY, path), Scope.LOGIN)
 
 
 def _need_scope(scopes: frozenset[str], needed: Scope) -> None:

@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from broker.api.context import CALLER, REQUEST_ID, STARTED
-from broker.store.accounts import NameInUse, NoSuchAccount, TenantInUse
+from broker.store.accounts import NameInUse, NoSuchAccount, StrongerAccount, TenantInUse
 from broker.store.centers import NoSuchCenter
 from broker.store.jobs import KeyReused, NameTaken, NoSuchJob, WrongState
 from broker.store.keys import KeyNameTaken, NoSuchApplication, NoSuchKey, TooManyKeys
@@ -63,6 +63,7 @@ REFUSALS: Mapping[type[Rejected], str] = {
     NoSuchCenter: "0210",
     NoSuchAccount: "0202",
     NameInUse: "0202",
+    StrongerAccount: "0202",
     TenantInUse: "0202",
     KeyNameTaken: "0202",
     TooManyKeys: "0204",

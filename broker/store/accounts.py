@@ -19,7 +19,11 @@ class NameInUse(Rejected):
 
 
 class NoSuchAccount(Rejected):
-    """No account of that name, or none that the caller may keep."""
+    """No account of that name, or one of a tenant that the caller does not keep."""
+
+
+class StrongerAccount(Rejected):
+    """The account has more rights than those whom the caller keeps."""
 
 
 class TenantInUse(Rejected):
@@ -153,25 +157,23 @@ def add_account(tx: Tx, *, name: str, tenant: str, role: Role, password_hash: st
     return caller_of(row)
 
 
-def may_keep(keeper: Caller | None, row: Account) -> bool:
-    """Whether somebody may change an account: an operator every one, a tenant-admin the users of the
-    own tenant, so that nobody gets at the password of a stronger account.  None is the command line.
-    """
-    if keeper is None or keeper.role is Role.OPERATOR:
-        return True
-    is_user = row.role == Role.USER.value
-    return keeper.role is Role.TENANT_ADMIN and is_user and row.tenant_id == keeper.tenant
-
-
 def _account(tx: Tx, name: str, keeper: Caller | None) -> Account:
+    """The account that `keeper` changes: an operator, or the command line (None), changes every one, a
+    tenant-admin the users of the own tenant, since a password that is set is a role that is taken.
+
+    Raises NoSuchAccount, StrongerAccount.
+    """
     row = tx.session.exec(select(Account).where(Account.name == name)).first()
-    if row is None or not may_keep(keeper, row):
+    tenant = None if keeper is None or keeper.role is Role.OPERATOR else keeper.tenant
+    if row is None or tenant not in (None, row.tenant_id):
         raise NoSuchAccount(f"there is no account named {name!r}")
+    if tenant is not None and row.role != Role.USER.value:
+        raise StrongerAccount(f"account {name!r} has role {row.role}; only an operator changes it")
     return row
 
 
 def set_vip(tx: Tx, name: str, vip: bool, *, actor: str, keeper: Caller | None = None) -> None:
-    """Grant or revoke the right to VIP jobs.  Raises NoSuchAccount."""
+    """Grant or revoke the right to VIP jobs.  Raises NoSuchAccount, StrongerAccount."""
     row = _account(tx, name, keeper)
     row.vip = vip
     tx.session.add(row)
@@ -180,7 +182,10 @@ def set_vip(tx: Tx, name: str, vip: bool, *, actor: str, keeper: Caller | None =
 
 
 def set_frozen(tx: Tx, name: str, frozen: bool, *, actor: str, keeper: Caller | None = None) -> None:
-    """Freeze an account, or unfreeze it and forget its failed logins.  Raises NoSuchAccount."""
+    """Freeze an account, or unfreeze it and forget its failed logins.
+
+    Raises NoSuchAccount, StrongerAccount.
+    """
     row = _account(tx, name, keeper)
     row.frozen_ms = tx.now_ms if frozen else None
     row.failed_logins = 0
@@ -190,7 +195,10 @@ def set_frozen(tx: Tx, name: str, frozen: bool, *, actor: str, keeper: Caller | 
 
 
 def set_password(tx: Tx, name: str, password_hash: str, *, actor: str, keeper: Caller | None = None) -> None:
-    """A new password; every login of the account ends, its API keys stay.  Raises NoSuchAccount."""
+    """A new password; every login of the account ends, its API keys stay.
+
+    Raises NoSuchAccount, StrongerAccount.
+    """
     row = _account(tx, name, keeper)
     row.password_hash = password_hash
     tx.session.add(row)
