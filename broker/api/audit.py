@@ -70,11 +70,11 @@ ROUTES = (
         "/broker/v1/audit",
         list_all,
         "What people changed; a tenant-admin sees the own tenant's",
-        "审计日志;租户管理员仅见本租户",
+        "审计日志；租户管理员仅见本租户",
         query=(
             *paged(("time",), default="time"),
             Text("actor", "The account that did it.", "操作者账号。"),
-            Text("kind", "A kind, or the first word of several.", "事件类型,或其首个单词。"),
+            Text("kind", "A kind, or the first word of several.", "事件类型，或其首个单词。"),
             Moment("from", "Then or later.", "不早于。"),
             Moment("to", "Then or earlier.", "不晚于。"),
         ),

@@ -288,9 +288,9 @@ ROUTES = (
         "/broker/v1/events",
         follow,
         "What happens, as it does: server-sent events of what one may see",
-        "事件流(SSE):本人可见范围内的实时事件",
+        "事件流（SSE）：本人可见范围内的实时事件",
         answer=Media(
-            ("text/event-stream",), "Events, each with a JSON document.", "事件,各含一个 JSON 文档。"
+            ("text/event-stream",), "Events, each with a JSON document.", "事件，各含一个 JSON 文档。"
         ),
         headers={"Last-Event-ID": ("The last event one has.", "已收到的最后一个事件编号。")},
     ),

@@ -64,7 +64,7 @@ ROUTES = (
         "/broker/v1/tenants",
         list_all,
         "The tenants; a tenant-admin's own",
-        "租户列表;租户管理员仅见本租户",
+        "租户列表；租户管理员仅见本租户",
         query=paged(tuple(_SORTS), default="id"),
         answer=answers.TenantPage,
         operators=True,
