@@ -7,7 +7,7 @@ slots; a defect there must not hide itself here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from broker.core.model import FreeNodes, NodeShape, Spec
@@ -84,31 +84,43 @@ def unpacked_in_order(
 
     `wanted` are (spec, nodes of one job, jobs).  Nodes of one job go to several nodes while they can.
     """
-    nodes: Counter[FreeNodes] = Counter()
+    nodes: dict[FreeNodes, int] = {}
     for group in free:
-        nodes[replace(group, nodes=1)] += group.nodes
+        state = group if group.nodes == 1 else replace(group, nodes=1)
+        nodes[state] = nodes.get(state, 0) + group.nodes
     missing: list[Spec] = []
     for spec, count, jobs in wanted:
         part = part_permille(node, spec.shape)
         for _ in range(jobs):
-            fresh, made, left = +nodes, Counter[FreeNodes](), count
-            while left:
+            made: dict[FreeNodes, int] = {}
+            for _ in range(count):
                 # Those that the job is not on yet first.
-                for pool in (fresh, made):
-                    able = ((s, _less(s, spec.shape, part)) for s in pool)
-                    holding = [(_rank(node, s, part), s, then) for s, then in able if then is not None]
-                    if holding:
-                        break
-                else:
+                on = nodes
+                found = _fullest(node, nodes, spec.shape, part)
+                if found is None:
+                    on, found = made, _fullest(node, made, spec.shape, part)
+                if found is None:
+                    missing.append(spec)
                     break
-                _, state, after_it = min(holding)
-                pool[state] -= 1
-                pool += Counter()
-                made[after_it] += 1
-                left -= 1
-            nodes = fresh + made
-            missing += [spec] if left else []
+                state, then = found
+                on[state] -= 1
+                if not on[state]:
+                    del on[state]
+                made[then] = made.get(then, 0) + 1
+            for state, some in made.items():
+                nodes[state] = nodes.get(state, 0) + some
     return missing
+
+
+def _fullest(
+    node: NodeShape, nodes: Iterable[FreeNodes], shape: NodeShape, part: int
+) -> tuple[FreeNodes, FreeNodes] | None:
+    """The node that is charged first, and what is left of it; None: none has room."""
+    able = [(state, _less(state, shape, part)) for state in nodes]
+    holding = [(state, then) for state, then in able if then is not None]
+    if len(holding) < 2:
+        return holding[0] if holding else None
+    return min(holding, key=lambda held: _rank(node, held[0], part))
 
 
 def _rank(node: NodeShape, state: FreeNodes, part: int) -> tuple[bool, int, int, int, int, tuple[int, ...]]:
