@@ -8,7 +8,9 @@ leave; the figure is the share of all cards that is allocated when so much of th
 
 The broker decides with `schedule()` alone, by the policy text below: every node is a pool of one
 center that reports what is free on it.  *Online*: every pod is decided in order of arrival and never
-again.  *Window*: so many pods may wait for a better place; when arrivals end they are decided, too.
+again.  *Window*: so many pods may wait because others make more of the cards that they need; when
+arrivals end they are decided, too.  What arrives between two rounds is decided in the order in which it
+did, so the size of a batch changes how often rounds are made and the mix is learned, and little else.
 Random, BestFit and FGD are baselines of this file's neighbour bench/fgd.py.  The bound is what nobody
 can exceed who knows all pods of a seed and may choose among them: cards alone, without cores and GiB.
 
@@ -75,7 +77,6 @@ ONLINE = """
 [policies.packing]
 """
 WINDOW = "window_jobs = 256\n"
-FLUSH = "window_jobs = 1\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,12 @@ class Workload:
 
     def sample(self, seed: int, share: float) -> list[Pod]:
         """Pods until so much of all cards is asked for."""
-        chance, asked = random.Random(seed), 0
+        chance, asked, most = random.Random(seed), 0, share * self.cards
         found: list[Pod] = []
         while True:
             pod = chance.choice(self.pods)
             asked += pod.cards
-            if asked > share * self.cards:
+            if asked > most:
                 return found
             found.append(pod)
 
@@ -196,13 +197,14 @@ def broker(workload: Workload, pods: Sequence[Pod], text: str, batch: int) -> Re
     """Decides all pods; those that find no place are gone, or wait where the policy has a window."""
     policies, last = (
         load_policies(text, available_policies()),
-        load_policies(text.replace(WINDOW, FLUSH), available_policies()),
+        load_policies(text.replace(WINDOW, ""), available_policies()),
     )
     center, lp, result = Center(workload), LP(), Result({})
     wishes = {pod: request(pod) for pod in dict.fromkeys(pods)}
     sizes: dict[JobId, int] = {}
     waiting: dict[Pod, list[QueuedJob]] = {}
     asked = allocated = version = 0
+    cards = workload.cards
     marks = list(MARKS)
 
     def decide(by: PolicySet) -> int:
@@ -240,13 +242,13 @@ def broker(workload: Workload, pods: Sequence[Pod], text: str, batch: int) -> Re
 
     arrived = 0
     for number, pod in enumerate(pods):
-        while marks and asked + pod.cards > marks[0] * workload.cards:
+        while marks and asked + pod.cards > marks[0] * cards:
             # What has arrived is decided before the share is taken.
             allocated += decide(policies) if arrived else 0
             arrived = 0
             if policies.window is None:
                 waiting.clear()
-            result.shares[marks.pop(0)] = 100 * allocated / workload.cards
+            result.shares[marks.pop(0)] = 100 * allocated / cards
         job = QueuedJob(JobId(f"j{number:06}"), number)
         sizes[job.id] = pod.cards
         waiting.setdefault(pod, []).append(job)
@@ -257,10 +259,11 @@ def broker(workload: Workload, pods: Sequence[Pod], text: str, batch: int) -> Re
             arrived = 0
             if policies.window is None:
                 waiting.clear()
-    if waiting:
+    allocated += decide(policies) if arrived else 0
+    if policies.window is not None:
         allocated += decide(last)
     for mark in marks:
-        result.shares[mark] = 100 * allocated / workload.cards
+        result.shares[mark] = 100 * allocated / cards
     result.decisions = len(pods)
     return result
 
@@ -283,7 +286,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="openb in the setting of the FGD paper")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=256, help="arrivals per round")
+    parser.add_argument("--batch", type=int, default=512, help="arrivals per round")
     parser.add_argument("--only", default="", help="rows whose name has this text")
     options = parser.parse_args(words)
     lacking = [name for name in FILES if not (options.folder / name).exists()]

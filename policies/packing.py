@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.core.model import MICRO
 from broker.core.policy import FloatArray, IntArray, Mix, Nodes, Window
-
-Floats = NDArray[np.float32]  # sums of a few counts: twice as fast, and exact enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,104 +35,134 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Weighs what is left on a node by what the usual requests could still make of it.
+    """Weighs what is left on a node by the best filling with what is usually asked for.
 
-    For every request that runs have had, the node is filled with copies of it, as many as its cards,
-    cores and GiB hold; what they leave of the free cards is wasted for that request.  The waste of a
-    node is the mean over requests, weighed by how often they come and, weakly, by their cards.  Half
-    of it counts so, half by the best filling of each card with different parts.
+    Every size of requests (whole cards, or so much of one) has a price, about that at which all of them
+    are packed on the fewest cards, and asks for the mean cores and GiB of its requests.  A node is worth
+    what the dearest filling of its cards comes to, as far as its cores and GiB serve it; the rest of its
+    free cards is wasted.
     """
 
     price: int = 1 * MICRO
     """Micro-CNY per card that is wasted."""
-    requests: int = 200
-    """So many distinct requests are looked at, the commonest."""
+    rare: Decimal = Decimal("0.005")
+    """Share of all requests; no place is kept for sizes that fewer of them have."""
     expected: tuple[Expected, ...] = ()
     """One [[policies.packing.expected]] table each: what is usually asked for, as far as it is known
     before there are runs to learn it from."""
     window_jobs: int = 0
-    """Jobs that may wait for a place that wastes less, while cards are scarce; 0: none, and jobs are
-    placed in order of arrival."""
-    scarce: Decimal = Decimal("0.2")
+    """Jobs that may wait, while cards are scarce, because others make more of the cards that they need;
+    0: none, and jobs are placed in order of arrival."""
+    longest_s: int = 3600
+    """Seconds; a job that is older is not held back."""
+    scarce: Decimal = Decimal("0.3")
     """Share of all cards; cards are scarce while less of them is free."""
 
     def __post_init__(self) -> None:
         if self.price < 0:
             raise ValueError(f"price must be at least 0 micro-CNY, not {self.price}")
-        if self.requests < 1:
-            raise ValueError(f"requests must be at least 1, not {self.requests}")
+        if not 0 <= self.rare <= 1:
+            raise ValueError(f"rare must be a share from 0 to 1, not {self.rare}")
         if self.window_jobs < 0:
             raise ValueError(f"window_jobs must be at least 0, not {self.window_jobs}")
+        if self.longest_s < 0:
+            raise ValueError(f"longest_s must be at least 0 seconds, not {self.longest_s}")
         if not 0 <= self.scarce <= 1:
             raise ValueError(f"scarce must be a share from 0 to 1, not {self.scarce}")
 
     @property
     def window(self) -> Window | None:
-        """How jobs are taken; see PolicySet.window."""
-        return Window(self.window_jobs, int(self.scarce * 1000)) if self.window_jobs else None
+        """Which jobs wait; see PolicySet.window."""
+        if not self.window_jobs:
+            return None
+        return Window(self.window_jobs, int(self.scarce * 1000), self.longest_s)
 
     def waste(self, mix: Mix, nodes: Nodes) -> FloatArray:
         """Micro-CNY per node."""
-        free = nodes.cards.sum(axis=1)
         usual = self._ready(mix)
         if usual is None:
-            return np.zeros(len(free))
-        copies = np.floor(usual.table.take(nodes.cards, axis=0).sum(axis=1) * usual.per_cards)
-        copies = copies.take(usual.which, axis=1)
-        np.minimum(copies, nodes.cores.astype(np.float32)[:, None] * usual.per_core, out=copies)
-        np.minimum(copies, nodes.memory_gib.astype(np.float32)[:, None] * usual.per_gib, out=copies)
-        served = np.floor(copies, out=copies) @ usual.weight
-        filled = usual.filled.take(nodes.cards).sum(axis=1)
-        wasted: FloatArray = (free - (served + filled) / 2) * (self.price / 1000)
+            return np.zeros(len(nodes.of))
+        # Cards first: a sum over the first axis is the fastest.
+        beyond = usual.beyond.take(nodes.cards.T, axis=0).sum(axis=0).T.take(nodes.of, axis=1)
+        beyond += usual.prices @ nodes.host
+        wasted: FloatArray = beyond.min(axis=0) * (-self.price / 1000)
         return wasted
+
+    def efficiency(self, mix: Mix, millicards: int) -> float:
+        """What a request is of what the best filling makes of the cards that it needs; at most 1."""
+        usual = self._ready(mix)
+        if usual is None or not 0 < millicards < 1000:
+            return 1.0
+        return min(1.0, millicards / max(1.0, float(usual.filled[millicards])))
 
     def _ready(self, mix: Mix) -> _Usual | None:
         """The mix made ready, once for as long as it is used."""
-        key = (self.expected, self.requests)
         known = _READY.get(mix)
-        if known is None or known[0][0] is not key[0] or known[0][1] != key[1]:
-            known = _READY[mix] = (key, _usual(mix, *key))
-        return known[1]
+        if known is None or known[0] is not self.expected or known[1] != self.rare:
+            known = _READY[mix] = (self.expected, self.rare, _usual(mix, self.expected, self.rare))
+        return known[2]
+
+
+SHARES = (0, 1, 1 / 4, 1 / 16)
+"""Prices of cores and GiB that are tried: shares of what a card's worth comes to per core or GiB of a
+mean request."""
+STEPS = 100
+"""Steps of a card in which fillings are looked for; sizes are rounded up to them."""
+ROUNDS = 80
+"""Rounds in which prices of parts are found, of which the first quarter does not count."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Usual:
-    """A mix, made ready: a row or column per request, or per size of requests."""
+    """A mix, made ready.  Rows are pairs of a price of cores and one of GiB.
 
-    table: Floats  # [thousandths of a card, size] copies on one card, as if one card were enough
-    per_cards: Floats  # copies per card
-    which: IntArray  # size of each request
-    per_core: Floats  # copies
-    per_gib: Floats
-    weight: Floats  # thousandths of cards of one copy, times the request's share
-    filled: FloatArray  # [thousandths of a card] what different requests together make of it
+    By weak duality no filling of a node is worth more than its cores and GiB at any such prices, and of
+    each card the best filling with what requests are worth beyond their own cores and GiB.  The least
+    of these is taken for the worth of the node.
+    """
 
-
-_READY: WeakKeyDictionary[Mix, tuple[tuple[tuple[Expected, ...], int], _Usual | None]] = WeakKeyDictionary()
+    beyond: FloatArray  # [thousandths free of a card, pair] what the card is worth beyond its thousandths
+    prices: FloatArray  # [pair, 2] thousandths of a card per core and per GiB
+    filled: FloatArray  # [thousandths free of a card] worth where cores and GiB are plenty
 
 
-def _usual(mix: Mix, expected: tuple[Expected, ...], requests: int) -> _Usual | None:
+_READY: WeakKeyDictionary[Mix, tuple[tuple[Expected, ...], Decimal, _Usual | None]] = WeakKeyDictionary()
+
+
+def _usual(mix: Mix, expected: tuple[Expected, ...], rare: Decimal) -> _Usual | None:
     rows = np.array([mix.cards, mix.cores, mix.memory_gib, mix.count])
     rows = np.concatenate([rows, _columns(expected)], axis=1)
-    rows = rows[:, rows[0] > 0]
-    rows = rows[:, np.argsort(-rows[3], kind="stable")[:requests]]
-    if not rows.size:
+    known: FloatArray = rows[:, rows[0] > 0].astype(np.float64)
+    cards, cores, memory, count = known
+    if not len(cards):
         return None
-    cards, cores, memory, count = rows
-    # Between one vote per job and one per card: either alone leaves the other kind too little.
-    share = count * (cards / 1000) ** 0.25
     sizes, which = np.unique(cards, return_inverse=True)
-    # A little more than one by the other, so that what fits exactly is not rounded away.
-    above = np.float32(1 + 1e-6)
+    often: FloatArray = np.bincount(which, weights=count).astype(np.float64)
+    mean_cores = np.bincount(which, weights=cores * count) / often
+    mean_gib = np.bincount(which, weights=memory * count) / often
+    own = np.flatnonzero(sizes < 1000)
+    filled = _of_steps(_filled(sizes[own], often[own]))
+    worth = np.where(sizes < 1000, filled[np.minimum(sizes, 1000).astype(np.int64)], sizes)
+    per_core, per_gib = _prices(cards @ count, cores @ count), _prices(cards @ count, memory @ count)
+    pairs = [(per_core[0], per_gib[0])]
+    pairs += [(core, 0.0) for core in per_core[1:]] + [(0.0, gib) for gib in per_gib[1:]]
+    prices = np.array(pairs)
+    usual = often >= float(rare) * often.sum()
+    usual |= ~usual.any()
+    # Of one card, since larger requests take whole ones.
+    net = (worth - prices @ np.array([mean_cores, mean_gib])) / np.maximum(sizes // 1000, 1)
+    steps = _steps(sizes[usual])
+    best = np.array([_of_steps(_fillings(steps, row)) for row in net[:, usual].tolist()])
     return _Usual(
-        table=(np.arange(1001)[:, None] // np.minimum(sizes, 1000)).astype(np.float32),
-        per_cards=(above / np.maximum(sizes // 1000, 1)).astype(np.float32),
-        which=which,
-        per_core=(above / np.maximum(cores, 1)).astype(np.float32),
-        per_gib=(above / np.maximum(memory, 1)).astype(np.float32),
-        weight=(cards * share / share.sum()).astype(np.float32),
-        filled=_filled(sizes, np.bincount(which, weights=count).astype(np.float64)),
+        beyond=np.ascontiguousarray((best - np.arange(1001)).T),
+        prices=prices,
+        filled=filled,
     )
+
+
+def _prices(cards: float, asked: float) -> list[float]:
+    """Thousandths of a card per core or GiB, of which so much is asked for with so many thousandths."""
+    return [share * cards / asked if asked else 0.0 for share in SHARES]
 
 
 def _columns(expected: tuple[Expected, ...]) -> IntArray:
@@ -142,56 +170,60 @@ def _columns(expected: tuple[Expected, ...]) -> IntArray:
     return np.array(rows, dtype=np.int64).reshape(len(rows), 4).T
 
 
-STEPS = 100
-"""Steps of a card in which fillings are looked for; sizes are rounded up to them."""
-ROUNDS = 80
-"""Rounds in which prices of parts are found, of which the first quarter does not count."""
+def _of_steps(best: Sequence[float]) -> FloatArray:
+    """By step as by thousandths."""
+    return np.array(best)[np.arange(1001) * STEPS // 1000]
 
 
-def _filled(sizes: IntArray, count: FloatArray) -> FloatArray:
-    """[thousandths free of a card] thousandths that the best filling with different parts is worth.
+def _filled(sizes: FloatArray, wanted: FloatArray) -> list[float]:
+    """[step] thousandths that the best filling of a free part of a card with parts is worth.
 
     The prices of parts are about those at which all of them are packed on the fewest cards, by
     multiplicative weights: fill a card with what is dearest, and lower the prices of what is in it.
     """
-    value = np.zeros(STEPS + 1)
-    value[-1] = 1
-    if len(own := np.flatnonzero(sizes < 1000)):
-        size, wanted = -(-sizes[own] * STEPS // 1000), count[own]
-        demand, prices = wanted * sizes[own], np.zeros(len(own))
-        for number in range(ROUNDS):
-            weight = demand / wanted
-            best, pattern = _fillings(size, weight)
-            if number >= ROUNDS // 4:
-                prices += weight / best[-1]
-            used = np.flatnonzero(pattern)
-            cards = (wanted[used] / pattern[used]).min()
-            demand[used] *= np.clip(1 - 0.2 * cards * pattern[used] / wanted[used], 0.05, 1)
-        value = _fillings(size, prices)[0]
-        value /= value[-1]
-    filled: FloatArray = 1000 * value[np.arange(1001) * STEPS // 1000]
-    return filled
+    if not len(sizes):
+        return [0.0] * STEPS + [1000.0]
+    steps = _steps(sizes)
+    demand, prices = wanted * sizes, np.zeros(len(sizes))
+    for number in range(ROUNDS):
+        weight = demand / wanted
+        best = _fillings(steps, weight.tolist())
+        if number >= ROUNDS // 4:
+            prices += weight / best[-1]
+        pattern = np.array(_dearest(steps, weight.tolist(), best))
+        used = np.flatnonzero(pattern)
+        cards = (wanted[used] / pattern[used]).min()
+        demand[used] *= np.clip(1 - 0.2 * cards * pattern[used] / wanted[used], 0.05, 1)
+    best = _fillings(steps, prices.tolist())
+    return [1000 * value / best[-1] for value in best]
 
 
-def _fillings(size: IntArray, price: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The dearest filling of every free part of a card: its price, and of a whole card its counts.
+def _steps(sizes: FloatArray) -> list[int]:
+    """Sizes of at most a card, rounded up."""
+    steps: list[int] = np.ceil(np.minimum(sizes, 1000) * STEPS / 1000).astype(np.int64).tolist()
+    return steps
 
-    Sizes are ascending.
-    """
-    smaller = np.searchsorted(size, np.arange(STEPS + 1), side="right").tolist()
-    best, last = np.zeros(STEPS + 1), np.full(STEPS + 1, -1)
-    for room in range(1, STEPS + 1):
-        best[room] = best[room - 1]
-        if fits := smaller[room]:
-            with_it = price[:fits] + best[room - size[:fits]]
-            one = int(with_it.argmax())
-            if with_it[one] > best[room]:
-                best[room], last[room] = with_it[one], one
-    pattern, room = np.zeros(len(size)), STEPS
-    while room > 0:
-        if (one := int(last[room])) < 0:
-            room -= 1
-        else:
-            pattern[one] += 1
-            room -= int(size[one])
-    return best, pattern
+
+def _fillings(steps: Sequence[int], price: Sequence[float]) -> list[float]:
+    """[step] the price of the dearest filling of every free part of a card."""
+    best = [0.0] * (STEPS + 1)
+    for size, own in zip(steps, price, strict=True):
+        for room in range(size, STEPS + 1):
+            with_it = best[room - size] + own
+            if with_it > best[room]:
+                best[room] = with_it
+    return best
+
+
+def _dearest(steps: Sequence[int], price: Sequence[float], best: Sequence[float]) -> list[int]:
+    """[size] how often each is in the dearest filling of a whole card."""
+    pattern, room = [0] * len(steps), STEPS
+    while room >= min(steps):
+        _, one = max(
+            (own + best[room - size], -i)
+            for i, (size, own) in enumerate(zip(steps, price, strict=True))
+            if size <= room
+        )
+        pattern[-one] += 1
+        room -= steps[-one]
+    return pattern

@@ -16,10 +16,13 @@ from bench import openb
 from bench.fgd import Pod, cards_bound
 from broker.companions import available_policies
 from broker.core.explain import Code
-from broker.core.model import FreeNodes, JobClass, JobId, Pool, QueuedJob, Snapshot
+from broker.core.histogram import Histogram
+from broker.core.model import FreeNodes, JobClass, JobId, Pool, QueuedJob, Snapshot, Tier
+from broker.core.places import Places
 from broker.core.plan import Plan, Source, violations
 from broker.core.policy import Mix, Nodes, PolicySet
 from broker.core.policy_file import load_policies
+from broker.core.problem import build
 from broker.core.scheduler import schedule
 from broker.core.solver import LP
 from policies.packing import Expected, Packing
@@ -129,6 +132,33 @@ def test_what_is_kept_between_rounds_changes_no_plan(one: Snapshot, other: Snaps
 
 @settings(deadline=None)
 @given(_worlds_of_parts())
+def test_what_a_start_leaves_is_weighed_as_if_it_were_reported(world: Snapshot) -> None:
+    problem = build(replace(world, claims=()), policy_set(Packing(expected=USUAL)))
+    shapes = [c.request.spec.shape for c in problem.classes if c.request.spec is not None]
+    places, free = Places(), dict(problem.free)
+    places.follow(problem)
+    wanted = places.wanted(shapes)
+    for number in range(8):
+        growth = places.growth(wanted)
+        options = np.argwhere(np.isfinite(growth)).tolist()
+        if not options:
+            break
+        which, at = options[number * 7 % len(options)]
+        there = problem.pools[at]
+        column = places.start(at, shapes[which], 1, wanted)
+        nodes = Histogram(replace(there, free=free[there.id]))
+        assert nodes.place(shapes[which], 1) == 0
+        free[there.id] = nodes.groups()
+        fresh = Places()
+        fresh.follow(replace(problem, free=free))
+        reported = fresh.growth(fresh.wanted(shapes))
+        assert np.allclose(places.growth(wanted), reported, atol=1e-3)
+        assert column is not None
+        assert np.allclose(column, reported[:, at], atol=1e-3)
+
+
+@settings(deadline=None)
+@given(_worlds_of_parts())
 def test_jobs_fit_on_real_cards_in_the_order_of_the_plan(world: Snapshot) -> None:
     world = replace(world, claims=())
     (alone,) = [p for p in world.pools if p.id == "sz-1/0"]
@@ -209,18 +239,38 @@ def test_what_runs_teaches_what_is_usual() -> None:
     assert where(schedule(world, policy_set(Packing()))) == {"k-0": "sz-1/b"}
 
 
-def test_waste_is_what_copies_and_fillings_leave() -> None:
-    one = np.array([1000], dtype=np.int64)
-    mix = Mix(cards=one, cores=one // 250, memory_gib=one // 1000, count=one)
+def mix_of(*rows: tuple[int, int, int, int]) -> Mix:
+    """Of (thousandths of cards, cores, GiB, count)."""
+    cards, cores, memory, count = np.array(rows, dtype=np.int64).T
+    return Mix(cards=cards, cores=cores, memory_gib=memory, count=count)
+
+
+def test_waste_is_what_the_best_filling_leaves() -> None:
+    mix = mix_of((1000, 4, 1, 1000))
     nodes = Nodes(
-        cards=np.array([[1000, 1000], [1000, 500], [1000, 1000]], dtype=np.int64),
-        cores=np.array([8, 8, 4], dtype=np.int64),
-        memory_gib=np.array([9, 9, 9], dtype=np.int64),
+        cards=np.array([[1000, 1000], [500, 1000]], dtype=np.int64),
+        of=np.array([0, 1, 0, 0], dtype=np.int64),
+        host=np.array([[8, 8, 4, 8], [9, 9, 9, 0]], dtype=np.float64),
     )
-    # Nothing; half a card; and a card without cores, of which a filling knows nothing.
-    assert Packing().waste(mix, nodes).tolist() == [0, 500_000, 500_000]
+    # Nothing; half a card; a card without cores; and both, without memory.
+    assert Packing().waste(mix, nodes).tolist() == pytest.approx([0, 500_000, 1_000_000, 2_000_000])
     halves = Packing(expected=(Expected(500, 1, 1, 10**9),))
-    assert halves.waste(mix, nodes).tolist() == pytest.approx([0, 0, 0], abs=1)
+    assert halves.waste(mix, nodes).tolist() == pytest.approx([0, 0, 0, 2_000_000])
+
+
+def test_no_place_is_kept_for_rare_sizes() -> None:
+    mix = mix_of((500, 1, 1, 990), (200, 1, 1, 10))
+    rest = Nodes(np.array([[200]]), np.array([0]), np.array([[9.0], [9.0]]))
+    assert Packing(rare=Decimal("0.02")).waste(mix, rest).tolist() == pytest.approx([200_000])
+    assert Packing(rare=Decimal("0.005")).waste(mix, rest)[0] < 200_000
+
+
+def test_efficiency_is_the_share_of_a_price_that_a_size_uses() -> None:
+    mix = mix_of((810, 1, 1, 100), (700, 1, 1, 100), (500, 1, 1, 100), (1000, 1, 1, 100))
+    of = {size: Packing().efficiency(mix, size) for size in (0, 500, 700, 810, 1000, 8000)}
+    # Two halves fill a card; beside the others nothing fits, and they are about as dear as each other.
+    assert [of[size] for size in (0, 500, 1000, 8000)] == [1, 1, 1, 1]
+    assert 0.7 < of[700] < of[810] < 0.95
 
 
 def test_expected_requests_are_read_and_checked() -> None:
@@ -234,21 +284,51 @@ def test_expected_requests_are_read_and_checked() -> None:
         load_policies(text + row.replace("count = 3", "count = 0"), available_policies())
 
 
-def scarce(jobs: int) -> PolicySet:
-    return policy_set(Packing(window_jobs=jobs, scarce=Decimal(1)))
+USUAL = (Expected(810, 4, 8, 1000), Expected(700, 4, 8, 1000), Expected(500, 4, 8, 1000))
 
 
-def test_in_a_window_those_that_waste_least_start_and_others_wait() -> None:
-    there = pool(shape=node(2, split=1), nodes=1, free=(FreeNodes(32, 256, 1, 1, (500,)),))
-    first, fits = numbered([job_class("a", part(810)), job_class("b", part(500))])
-    world = snapshot(center(), there, first, fits)
-    plan = schedule(world, scarce(1))
-    assert where(plan) == {"b-0": "sz-1/a"}
+def window(jobs: int, *, longest_s: int = 3600, scarce: str = "1") -> PolicySet:
+    return policy_set(Packing(window_jobs=jobs, longest_s=longest_s, scarce=Decimal(scarce), expected=USUAL))
+
+
+def test_in_a_window_those_that_use_their_cards_least_wait() -> None:
+    there = pool(shape=node(4, split=1), nodes=1, free=(FreeNodes(32, 256, 3, 1, (500,)),))
+    most, more, none = numbered(
+        [job_class("a", part(700)), job_class("b", part(810)), job_class("c", part(500))]
+    )
+    world = snapshot(center(), there, most, more, none)
+    assert set(where(schedule(world, window(0)))) == {"a-0", "b-0", "c-0"}
+    plan = schedule(world, window(1))
+    assert set(where(plan)) == {"b-0", "c-0"}
     assert [(r.code, r.have) for r in plan.deferrals["a"]] == [(Code.HELD_BACK, 1)]
-    assert len(schedule(world, scarce(2)).placements) == 0
+    assert set(where(schedule(world, window(9)))) == {"c-0"}
     # Nothing is held back while there is enough.
-    enough = policy_set(Packing(window_jobs=9, scarce=Decimal("0.5")))
-    assert len(schedule(world, enough).placements) == 2
+    assert len(schedule(world, window(9, scarce="0.5")).placements) == 3
+
+
+def test_of_those_that_are_alike_the_youngest_waits_and_nobody_too_long() -> None:
+    there = pool(shape=node(4, split=1), nodes=1)
+    (alike,) = numbered([job_class("a", part(700), jobs=3)])  # queued 50 s ago
+    world = snapshot(center(), there, alike)
+    assert set(where(schedule(world, window(1, scarce="1.0")))) == {"a-0", "a-1", "a-2"}
+    scarce = replace(world, pools=(replace(there, free=(FreeNodes(32, 256, 3, 1),)),))
+    assert set(where(schedule(scarce, window(1)))) == {"a-0", "a-1"}
+    assert set(where(schedule(scarce, window(9)))) == set()
+    assert set(where(schedule(scarce, window(9, longest_s=49)))) == {"a-0", "a-1", "a-2"}
+
+
+def test_the_lowest_tier_waits_first_and_vip_jobs_never() -> None:
+    there = pool(shape=node(4, split=1), nodes=1, free=(FreeNodes(32, 256, 3, 1),))
+    low, normal, vip = numbered(
+        [
+            job_class(f"{tier.name}", part(size), tier=tier)
+            for tier, size in ((Tier.LOW, 810), (Tier.NORMAL, 700), (Tier.VIP, 700))
+        ]
+    )
+    world = snapshot(center(), there, low, normal, vip)
+    # The low one makes more of its card, and waits nevertheless.
+    assert set(where(schedule(world, window(1)))) == {"NORMAL-0", "VIP-0"}
+    assert set(where(schedule(world, window(9)))) == {"VIP-0"}
 
 
 # ---------------------------------------------------------------- the bench

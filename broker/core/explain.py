@@ -175,7 +175,9 @@ MEANINGS: dict[Code, Meaning] = {
         _W, Unit.SLOTS, "runs here were asked to end for this job: needs {need} slots, {have} are free"
     ),
     Code.HELD_BACK: Meaning(
-        _P, Unit.RUNS, "waits for a place that wastes less while cards are scarce; up to {have} jobs do"
+        _P,
+        Unit.RUNS,
+        "waits while cards are scarce, since others make more of those that it needs; up to {have} jobs do",
     ),
 }
 

@@ -79,14 +79,13 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Waiting jobs are decided together, those that waste least for what they take first.
-
-    While less than `scarce_permille` thousandths of all cards are free, `jobs` of them are left waiting
-    for a place that wastes less.
+    """While less than `scarce_permille` thousandths of all cards are free, so many `jobs` are held back
+    that use less than others of the cards that they need; none of them longer than `longest_s`.
     """
 
     jobs: int
     scarce_permille: int
+    longest_s: int
 
 
 SPARED = -1
@@ -147,11 +146,14 @@ class Mix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nodes:
-    """What is free on some nodes of one kind, a row each; `cards` in thousandths of each card."""
+    """What is free on some nodes of one kind; `cards` in thousandths of each card.
 
-    cards: IntArray  # [N, cards of the largest node]
-    cores: IntArray
-    memory_gib: IntArray
+    Many nodes have the same cards free: node i has those of row of[i].
+    """
+
+    cards: IntArray  # [C, cards of the largest node]
+    of: IntArray  # [N]
+    host: FloatArray  # [2, N] cores and GiB
 
 
 class Policy(Protocol):
@@ -197,6 +199,11 @@ class Policy(Protocol):
         free: jobs are then placed one after the other (core/sequence.py), each where its costs and
         the growth of waste are least.  Of a field `window` see PolicySet.window.
         """
+        ...
+
+    def efficiency(self, mix: Mix, millicards: int) -> float:
+        """What a request of one node for so many thousandths of cards is, as a share of what others
+        would make of the cards that it needs.  Of those below 1 the least are held back in a window."""
         ...
 
     def largest(self) -> int:
@@ -288,14 +295,19 @@ class PolicySet:
         return bool(self._methods("waste"))
 
     def waste(self, mix: Mix, nodes: Nodes) -> FloatArray:
-        total = np.zeros(len(nodes.cores))
-        for permille, method in self._methods("waste"):
-            total += method(mix, nodes) * (permille / 1000)
+        methods = self._methods("waste")
+        total: FloatArray = methods[0][1](mix, nodes) * (methods[0][0] / 1000)
+        for permille, method in methods[1:]:
+            total = total + method(mix, nodes) * (permille / 1000)
         return total
+
+    def efficiency(self, mix: Mix, millicards: int) -> float:
+        """The least that any policy says."""
+        return min((method(mix, millicards) for _, method in self._methods("efficiency")), default=1.0)
 
     @property
     def window(self) -> Window | None:
-        """How jobs are taken where they are placed one after the other; None: in order of arrival."""
+        """Which jobs wait where they are placed one after the other; None: all go in order of arrival."""
         wanted = (getattr(w.policy, "window", None) for w in self.policies)
         return next((window for window in wanted if isinstance(window, Window)), None)
 

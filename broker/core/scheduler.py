@@ -7,7 +7,7 @@ explain, plan), threads and deadlines.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -29,7 +29,7 @@ from broker.core.greedy import greedy
 from broker.core.holds import hold
 from broker.core.improve import improve
 from broker.core.memory import Memory
-from broker.core.model import Snapshot
+from broker.core.model import CenterId, Snapshot
 from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
 from broker.core.policy import PolicySet, Window
 from broker.core.problem import IntArray, Problem, build
@@ -121,15 +121,17 @@ def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp
     """
     whole = policies.limited or policies.holds
     problem = build(snapshot, policies, free, lp.memory, rows=whole)
-    started = in_sequence(problem, lp.sequencer)
-    y = np.zeros(len(problem.option_class), dtype=np.int64)
+    started, held = in_sequence(problem, lp.places)
+    width = len(problem.pools)
+    asked = np.array([one.k * width + one.at for one in started], dtype=np.int64)
+    options = np.searchsorted(problem.option_class * width + problem.option_pool, asked)
+    y = np.bincount(options, minlength=len(problem.option_class))
     alike: list[Alike] = []
-    for (k, at), group in itertools.groupby(started, key=lambda s: (s.k, s.at)):
-        own = problem.options(k)
-        option = own.start + int(np.searchsorted(problem.option_pool[own], at))
-        jobs = [one.job for one in group]
-        y[option] += len(jobs)
-        alike.append(Alike(replace(problem.placement(option), exact=True), jobs))
+    for option, group in itertools.groupby(
+        zip(options.tolist(), started, strict=True), key=lambda pair: pair[0]
+    ):
+        kind = replace(problem.placement(option), exact=True)
+        alike.append(Alike(kind, [one.job for _, one in group]))
     plan = Plan(
         based_on=snapshot.version,
         placements=Placements(alike),
@@ -149,24 +151,24 @@ def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp
 
     return replace(
         plan,
-        deferrals=Late(lambda: _held_back(Deferrals(full(), plan, y), policies.window)),
+        deferrals=Late(lambda: _held_back(Deferrals(full(), plan, y), held, policies.window)),
         considered=Late(lambda: Considered(full(), y)),
     )
 
 
 def _held_back(
-    told: Mapping[str, tuple[Reason, ...]], window: Window | None
+    told: Mapping[str, tuple[Reason, ...]], held: Set[tuple[str, CenterId]], window: Window | None
 ) -> Mapping[str, tuple[Reason, ...]]:
-    """Reasons where jobs may wait for a better place: those of jobs that could start are that they do."""
+    """Reasons where jobs are held back: those of jobs that could start are that they are."""
     if window is None:
         return told
 
-    def of(one: Reason) -> Reason:
-        if one.code is not Code.COST_ABOVE_WORTH or one.need >= one.have:
+    def of(key: str, one: Reason) -> Reason:
+        if (key, one.center) not in held:
             return one
         return reason(one.center, Code.HELD_BACK, need=1, have=window.jobs)
 
-    return {key: tuple(map(of, reasons)) for key, reasons in told.items()}
+    return {key: tuple(of(key, one) for one in reasons) for key, reasons in told.items()}
 
 
 def placements(problem: Problem, y: IntArray, memory: Memory | None = None) -> Placements:

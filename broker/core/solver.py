@@ -30,10 +30,10 @@ from broker.core.bound import lower_bound, marginal_values, reduced_costs
 from broker.core.greedy import fill, greedy
 from broker.core.memory import Memory
 from broker.core.model import MICRO
+from broker.core.places import Places
 from broker.core.plan import Checked
 from broker.core.problem import IntArray, Problem
 from broker.core.sample import adjusted, sampled
-from broker.core.sequence import Sequencer
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -94,7 +94,7 @@ class LP:
     time_limit_s: float | None = None
     memory: Memory = field(default_factory=Memory)
     checked: Checked = field(default_factory=Checked)
-    sequencer: Sequencer = field(default_factory=Sequencer)
+    places: Places = field(default_factory=Places)
     prices: dict[str, float] = field(default_factory=dict)  # of rows by name, in the last solved round
     _model: _Model | None = None
     # What is left for settle(): options to add as columns, or reduced costs of a model to narrow.
