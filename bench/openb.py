@@ -286,7 +286,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="openb in the setting of the FGD paper")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=512, help="arrivals per round")
+    parser.add_argument("--batch", type=int, default=1024, help="arrivals per round")
     parser.add_argument("--only", default="", help="rows whose name has this text")
     options = parser.parse_args(words)
     lacking = [name for name in FILES if not (options.folder / name).exists()]
