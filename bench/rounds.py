@@ -27,9 +27,10 @@ import numpy as np
 
 from bench.instances import SIZES, World
 from broker.core import scheduler, solver
+from broker.core.check import pack
 from broker.core.memory import Memory
 from broker.core.model import Snapshot
-from broker.core.plan import Plan, grouped, pack
+from broker.core.plan import Plan, grouped
 from broker.core.problem import IntArray, Problem, build
 from broker.core.scheduler import schedule
 from broker.core.snapshot import effective_free

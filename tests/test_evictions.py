@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.assignment import assigned
+from broker.core.check import violations
 from broker.core.curves import NEVER, Curves, Runs
 from broker.core.model import Accuracy, Claim, JobClass, PoolId, Reservation, Snapshot, TenantId, Tier, Why
-from broker.core.plan import Plan, violations
+from broker.core.plan import Plan
 from broker.core.problem import build
 from broker.core.scheduler import schedule
 from broker.core.snapshot import WhatIf, effective_free, supply, without

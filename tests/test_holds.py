@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.fake import Script
+from broker.core.check import violations
 from broker.core.explain import Code
 from broker.core.identity import base_key, holder_key
 from broker.core.model import (
@@ -25,7 +26,7 @@ from broker.core.model import (
     Tier,
     Why,
 )
-from broker.core.plan import Plan, violations
+from broker.core.plan import Plan
 from broker.core.policy import PolicySet
 from broker.core.problem import build
 from broker.core.scheduler import schedule

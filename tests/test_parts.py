@@ -14,10 +14,11 @@ from adapters.nodes import Held, histogram, misfit, rooms
 from adapters.nodes import pack as pack_exactly
 from broker.api import wire
 from broker.config import ConfigError, load
+from broker.core.check import violations
 from broker.core.explain import Code
 from broker.core.model import FreeNodes, JobClass, NodeShape, Pool, RunId, Snapshot, Spec, TenantId
 from broker.core.packing import pack_on_cards
-from broker.core.plan import Plan, after, violations
+from broker.core.plan import Plan, after
 from broker.core.problem import build
 from broker.core.resources import (
     effective_gflops,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.core.check import violations
 from broker.core.explain import Code
 from broker.core.model import (
     MICRO,
@@ -27,7 +28,7 @@ from broker.core.model import (
     Tier,
     Why,
 )
-from broker.core.plan import Plan, after, violations
+from broker.core.plan import Plan, after
 from broker.core.policy import PolicySet
 from broker.core.scheduler import schedule
 from broker.core.snapshot import effective_free, of_pool, supply, without

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 
 from adapters.fake import TRAITS, Fake, Fault, Script
 from broker.adapter import Lookup, RunSpec, Traits
+from broker.core.check import violations
 from broker.core.events import WentSilent
 from broker.core.model import CenterId, JobId, PoolId, RemoteId, RunId, Snapshot, Tier
-from broker.core.plan import violations
 from broker.core.scheduler import schedule
 from broker.store import feed, rounds, runs
 from broker.tables import Job, Run

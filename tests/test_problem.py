@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.companions import available_policies
+from broker.core.check import pack
 from broker.core.explain import MEANINGS, Code, explain, vocabulary
 from broker.core.model import (
     MICRO,
@@ -27,7 +28,6 @@ from broker.core.model import (
     TenantId,
     Tier,
 )
-from broker.core.plan import pack
 from broker.core.policy import Limit, PolicySet, Verdict
 from broker.core.policy_file import PolicyError, load_policies
 from broker.core.problem import IntArray, Problem, build, class_key

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 
 from broker.core import solver
 from broker.core.bound import reduced_costs
+from broker.core.check import violations
 from broker.core.model import Snapshot
-from broker.core.plan import Source, violations
+from broker.core.plan import Source
 from broker.core.problem import build
 from broker.core.sample import LEAST, adjusted, sampled
 from broker.core.scheduler import schedule

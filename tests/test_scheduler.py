@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.core.check import Checked, violations
 from broker.core.greedy import fill, greedy
 from broker.core.model import MICRO, CenterState, Health, JobId, Snapshot, Tier
-from broker.core.plan import Checked, Plan, Source, violations
+from broker.core.plan import Plan, Source
 from broker.core.policy import PolicySet, Verdict, Weighted
 from broker.core.problem import IntArray, Problem, build
 from broker.core.scheduler import InfeasiblePlan, placements, schedule

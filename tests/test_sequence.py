@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from bench import openb
 from bench.fgd import Pod, cards_bound
 from broker.companions import available_policies
+from broker.core.check import violations
 from broker.core.explain import Code
 from broker.core.histogram import Histogram
 from broker.core.model import FreeNodes, JobClass, JobId, Pool, QueuedJob, Snapshot, Tier
 from broker.core.places import Places
-from broker.core.plan import Plan, Source, violations
+from broker.core.plan import Plan, Source
 from broker.core.policy import Mix, Nodes, PolicySet
 from broker.core.policy_file import load_policies
 from broker.core.problem import build

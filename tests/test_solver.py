@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core import scheduler, solver
+from broker.core.check import violations
 from broker.core.greedy import greedy
 from broker.core.memory import Memory
 from broker.core.model import CenterId, DataFacts, JobClass, JobId, Price, QueuedJob, Snapshot
-from broker.core.plan import violations
 from broker.core.policy import PolicySet, Verdict, Weighted
 from broker.core.problem import IntArray, Problem, build
 from broker.core.queue import JobQueue

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from broker.core.bound import lower_bound
+from broker.core.check import violations
 from broker.core.explain import (
     Alternative,
     Code,
@@ -30,7 +31,7 @@ from broker.core.holds import hold
 from broker.core.improve import improve
 from broker.core.memory import Memory
 from broker.core.model import CenterId, Snapshot
-from broker.core.plan import Alike, Placement, Placements, Plan, Source, violations
+from broker.core.plan import Alike, Placement, Placements, Plan, Source
 from broker.core.policy import PolicySet, Window
 from broker.core.problem import IntArray, Problem, build
 from broker.core.queue import Span, as_queue

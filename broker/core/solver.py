@@ -27,11 +27,11 @@ import numpy.typing as npt
 from ortools.linear_solver import pywraplp
 
 from broker.core.bound import lower_bound, marginal_values, reduced_costs
+from broker.core.check import Checked
 from broker.core.greedy import fill, greedy
 from broker.core.memory import Memory
 from broker.core.model import MICRO
 from broker.core.places import Places
-from broker.core.plan import Checked
 from broker.core.problem import IntArray, Problem
 from broker.core.sample import adjusted, sampled
 
