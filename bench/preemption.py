@@ -66,6 +66,7 @@ from broker.core.scheduler import schedule
 from broker.core.snapshot import effective_free, of_pool, supply, without
 from broker.core.solver import LP
 from broker.core.victims import Candidates
+from broker.interpreter import no_collection
 from policies.preemption import Preemption
 
 UNSERVED_CNY = 1e7
@@ -302,7 +303,8 @@ def measured(price: str, vips: int, seed: int, told: argparse.Namespace, clock: 
     decision_ms, round_ms = [], []
     for _ in range(told.repeat):
         began = time.thread_time()
-        plan = schedule(snapshot, chosen, LP())
+        with no_collection():  # as in the daemon
+            plan = schedule(snapshot, chosen, LP())
         round_ms.append((time.thread_time() - began) * 1000)
         decision_ms.append(clock.seconds * 1000)
     question = Question(snapshot, chosen, plan)

@@ -237,7 +237,8 @@ def single(count: int, clock: Callable[[], float]) -> dict[str, Any]:
             jobs=base.classes[0].jobs,
         )
         began = clock()
-        plan = schedule(replace(base, version=n, classes=(one,)), world.policies, lp)
+        with no_collection():
+            plan = schedule(replace(base, version=n, classes=(one,)), world.policies, lp)
         ms.append((clock() - began) * 1000)
         assert len(plan.placements) == 1
     options = len(build(replace(base, classes=(one,)), world.policies).option_class)
