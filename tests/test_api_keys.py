@@ -41,7 +41,7 @@ async def test_a_key_is_shown_once_and_works_wherever_a_token_does(world: World)
         "expiresAt": "2025-03-31 23:59:59",
         "lastUsedTime": "",
     }
-    assert len(secret) == len("brk_") + 43  # 256 bits
+    assert len(secret) == len("brk.") + 43  # 256 bits
     listed = await world.call("GET", "/auth/apikeys")
     assert secret not in await listed.text()
     assert await listed.json() == {"items": [made], "totalSize": 1}

@@ -50,7 +50,7 @@ def test_from_registering_to_a_job_by_a_key(running: DaemonProcess) -> None:
 
     scopes = ("--scope", "jobs", "--scope", "read")
     key = done(running, "keys", "add", "ci", *scopes, "--application", "portal").strip()
-    assert key.startswith("brk_")
+    assert key.startswith("brk.")
     made = json.loads(
         done(running, "keys", "add", "2nd", "--scope", "read", "--json", "--expires", "2090-01-01")
     )

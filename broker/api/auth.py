@@ -36,8 +36,8 @@ REMEMBERED_TOKENS = 10_000
 ARGON2_AT_ONCE = 2
 """Each takes a processor and 64 MiB for a while."""
 
-KEY_PREFIX = "brk_"
-"""Of every API key, and of no login's token: the one or the other is looked for."""
+KEY_PREFIX = "brk."
+"""Of every API key, and of no login's token, which has no dot: the one or the other is looked for."""
 
 
 class Gate:

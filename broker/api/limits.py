@@ -21,7 +21,7 @@ from broker.api.errors import Overloaded, TooMany
 from broker.config import LimitSettings
 
 MOST_BUCKETS = 100_000
-"""Of one kind; beyond it full ones are forgotten, and then all."""
+"""Of one kind; beyond it full ones are forgotten, and all when that leaves too many."""
 
 IPV6_BITS = 64
 """What one subscriber has of IPv6: its addresses count as one."""
@@ -69,7 +69,7 @@ class Buckets:
     def _forget_full(self, now: float) -> None:
         full_s = self._burst / self._per_s
         self._buckets = {key: each for key, each in self._buckets.items() if now - each.at_s < full_s}
-        if len(self._buckets) >= MOST_BUCKETS:
+        if len(self._buckets) > MOST_BUCKETS // 2:  # else the next look would come too soon
             self._buckets.clear()
 
 
