@@ -110,7 +110,7 @@ class Gate:
         if remembered is not None and remembered[0] > now:
             return remembered[1]
         look_up = keys.find_key if token.startswith(KEY_PREFIX) else accounts.find_token
-        session = await self._context.store.read(look_up, digest)
+        session = await self._context.store.look(look_up, digest)
         if session is None:
             self._found.pop(digest, None)
         else:

@@ -176,7 +176,7 @@ def _labels(query: Query) -> Iterator[tuple[str, str]]:
 async def read_job(request: web.Request, kind: Kind | None = Kind.TRAIN) -> JobView:
     """The job of the path with its runs.  Raises NoSuchJob."""
     context = request.app[CONTEXT]
-    return await context.store.read(
+    return await context.store.look(
         jobs.show_job, request[CALLER], path_job(request), kind, context.store.clock()
     )
 
