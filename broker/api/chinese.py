@@ -58,6 +58,18 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "role": "账号能看到什么、能做什么。",
         "tenant": "租户；不存在则创建。",
     },
+    "Register": {
+        "name": "1 到 64 个字符：字母、数字和 . _ @ -。",
+        "password": "1 到 1024 个字符。",
+        "tenant": "开放注册的租户；可省略。",
+    },
+    "CreateTenant": {"id": "1 到 64 个字符：字母、数字和 . _ -。"},
+    "CreateKey": {
+        "name": "在本账号的密钥中唯一；1 到 64 个字符。",
+        "scopes": "可用于哪些操作。",
+        "application": "使用此密钥的应用；可省略。",
+        "expiresAt": "失效时间，须在将来；可省略。",
+    },
     "Right": {"right": "权限。"},
     "SetPassword": {"password": "新密码。"},
     "CenterCall": {

@@ -32,6 +32,12 @@ PATH_FIELDS: Mapping[tuple[str, str], tuple[str, str]] = {
     ("logs", "taskId"): ("Id of the task.", "任务 ID。"),
     ("commands", "name"): ("Name of the command.", "命令名称。"),
     ("accounts", "name"): ("Name of the account.", "账号名称。"),
+    ("apikeys", "id"): ("Id of the key.", "密钥 ID。"),
+    ("applications", "name"): ("Name of the application.", "应用名称。"),
+    ("datasets", "id"): ("Id of the data set.", "数据集 ID。"),
+    ("onlineJob", "id"): ("Id of the service.", "在线服务 ID。"),
+    ("services", "id"): ("Id of the service.", "在线服务 ID。"),
+    ("tenants", "id"): ("Id of the tenant.", "租户 ID。"),
 }
 """Meanings of path parameters, by the word before them and their name."""
 
@@ -188,6 +194,7 @@ def _responses(route: Route, schemas: Mapping[Any, dict[str, Any]]) -> dict[str,
         found[str(status)] = {**found["200"], "description": f"{route.en}: not so"}
     for status in sorted({status for status, _ in route.codes}):
         found[str(status)] = _refusals([pair for pair in route.codes if pair[0] == status], schemas)
+    found["429"] = {"$ref": "#/components/responses/TooMany"}
     if 503 not in route.others:
         found["503"] = {"$ref": "#/components/responses/Unavailable"}
     return found
@@ -201,6 +208,16 @@ def _refusals(pairs: Sequence[tuple[int, str]], schemas: Mapping[Any, dict[str, 
         "content": {
             JSON: {"schema": {"allOf": [schemas[Refusal], {"properties": {"errorCode": {"enum": codes}}}]}}
         },
+    }
+
+
+def _later(en: str, zh: str, schemas: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    """A refusal that tells when to come again."""
+    return {
+        "description": en,
+        "x-description-zh": zh,
+        "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
+        "content": {JSON: {"schema": schemas[Refusal]}},
     }
 
 
@@ -290,12 +307,14 @@ def document(routes: Sequence[Route], *, version: str, max_page_size: int) -> di
                 "bearer": {"type": "http", "scheme": "bearer"},
             },
             "responses": {
-                "Unavailable": {
-                    "description": "The broker's database does not answer; errorCode is empty.",
-                    "x-description-zh": "数据库暂不可用，errorCode 为空。",
-                    "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
-                    "content": {JSON: {"schema": schemas[Refusal]}},
-                }
+                "TooMany": _later(
+                    "Too many requests; errorCode is empty.", "请求过多，errorCode 为空。", schemas
+                ),
+                "Unavailable": _later(
+                    "The broker is overloaded or its database does not answer; errorCode is empty.",
+                    "服务过载或数据库暂不可用，errorCode 为空。",
+                    schemas,
+                ),
             },
         },
     }
