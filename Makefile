@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test unit soak lint types imports format lock clean
+.PHONY: help demo test unit soak contract openapi lint types imports format lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,12 @@ unit: $(READY) ## the test suite
 
 soak: $(READY) ## 300 jobs through each emulated platform, 5 % of its calls faulty
 	BROKER_SOAK_JOBS=300 $(BIN)/pytest -n 0 tests/test_soak_*.py
+
+contract: $(READY) ## a thousand made-up requests for each endpoint of the OpenAPI document
+	BROKER_CONTRACT_EXAMPLES=1000 $(BIN)/pytest -n 2 tests/test_contract.py
+
+openapi: $(READY) ## write openapi.json and check it
+	$(BIN)/python -m tests.openapi_document openapi.json
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from broker.core.identity import job_id
 from broker.core.model import CenterId, JobId, Kind, PublicStatus, Role, RunState, TenantId, Tier
 from broker.core.problem import class_key
 from broker.store import jobs
+from broker.store.job_pages import list_jobs
 from broker.store.jobs import (
     JobFilter,
     JobSummary,
@@ -57,7 +58,7 @@ async def page(
     """Names of one page of a list, and how many match."""
     caller = await broker.caller(by)
     paging = paging or Paging(sort="name", descending=False)
-    found, total = await broker.store.read(jobs.list_jobs, caller, JobFilter(**wanted), paging)
+    found, total = await broker.store.read(list_jobs, caller, JobFilter(**wanted), paging)
     return [job.name for job in found], total
 
 

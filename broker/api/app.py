@@ -15,6 +15,7 @@ from broker.api import (
     center_calls,
     centers,
     cors,
+    docs,
     events,
     health,
     keys,
@@ -52,6 +53,7 @@ ROUTES: tuple[Route, ...] = (
     *audit.ROUTES,
     *events.ROUTES,
     *health.ROUTES,
+    *docs.ROUTES,
 )
 """Every route but the paths that platforms call; each stands beside its handler."""
 
@@ -79,6 +81,7 @@ def application(context: Context) -> web.Application:
     app[QUERY_FIELDS] = {
         (route.method, route.path): {each.name: each for each in route.query} for route in ROUTES
     }
+    app[docs.DESCRIPTION] = docs.Description(ROUTES, context)
     app[uploads.UNPACKING] = asyncio.Semaphore(uploads.UNPACK_AT_ONCE)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)

@@ -110,7 +110,7 @@ class Gate:
         if remembered is not None and remembered[0] > now:
             return remembered[1]
         look_up = keys.find_key if token.startswith(KEY_PREFIX) else accounts.find_token
-        session = await self._context.store.read(look_up, digest)
+        session = await self._context.store.look(look_up, digest)
         if session is None:
             self._found.pop(digest, None)
         else:
@@ -279,7 +279,7 @@ ROUTES = (
         "/auth/tokens",
         log_in,
         "Log in: a token",
-        "登录,获取 Token",
+        "登录，获取 Token",
         body=models.Login,
         answer=answers.Token,
         errors=((401, "0101"), (401, "0103")),
@@ -291,7 +291,7 @@ ROUTES = (
         "/auth/password",
         change_password,
         "Change one's password; ends all one's tokens",
-        "修改密码,本账号的全部 Token 失效",
+        "修改密码，本账号的全部 Token 失效",
         body=models.ChangePassword,
         scope=Scope.LOGIN,
     ),

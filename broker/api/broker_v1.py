@@ -76,7 +76,7 @@ EXPLAIN_QUERY = (
     Flag(
         "whatIf",
         "Whether to look for changes that would start it now; the default is true.",
-        "是否查找使其立即启动的改动;默认 true。",
+        "是否查找使其立即启动的改动；默认 true。",
         also=("0", "1"),
     ),
 )
@@ -220,7 +220,7 @@ ROUTES = (
         "/broker/v1/jobs/{id}/explain",
         explain,
         "Why a job waits, or why it is where it is",
-        "作业为何等待,或为何在此运行",
+        "作业为何等待，或为何在此运行",
         query=EXPLAIN_QUERY,
         answer=answers.Explanation,
         refusals=("0240",),

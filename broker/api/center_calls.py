@@ -342,7 +342,9 @@ ROUTES = (
         doctor,
         "Check a center",
         "检查该智算中心",
-        answer=Media(("application/x-ndjson",), "One check a line, as each ends.", "每行一项检查,逐项输出。"),
+        answer=Media(
+            ("application/x-ndjson",), "One check a line, as each ends.", "每行一项检查，逐项输出。"
+        ),
         refusals=("0210",),
         operators=True,
         scope=Scope.ADMIN,

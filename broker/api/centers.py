@@ -31,7 +31,7 @@ _SORTS: Mapping[str, Callable[[CenterView], Any]] = {
 
 LIST_QUERY = (
     *paged(tuple(_SORTS), default="centerId"),
-    Text("processorType", "Has cards of this type, such as GPU.", "处理器类型,如 GPU。"),
+    Text("processorType", "Has cards of this type, such as GPU.", "处理器类型，如 GPU。"),
     Flag("connected", "Can be reached now, or cannot.", "当前是否可连接。"),
 )
 CENTER_FILTER = Text("centerId", "Of this center only.", "仅该智算中心。")

@@ -42,8 +42,9 @@ class Text(QueryField):
         return (*super().codes, *(("0204",) if self.longest is not None else ()))
 
     def schema(self) -> dict[str, Any]:
-        limit = {} if self.longest is None else {"maxLength": self.longest}
-        return {"type": "string", **limit}
+        least = {"minLength": 1} if self.required else {}
+        most = {} if self.longest is None else {"maxLength": self.longest}
+        return {"type": "string", **least, **most}
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,27 @@ class Flag(QueryField):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(QueryField):
-    """One of some words, in their letter case unless `folded`."""
+    """One of some words, in their letter case."""
 
     options: tuple[str, ...]
     default: str = ""
-    folded: bool = False
 
     def schema(self) -> dict[str, Any]:
         default = {"default": self.default} if self.default else {}
         return {"type": "string", "enum": list(self.options), **default}
+
+
+@dataclass(frozen=True)
+class Order(QueryField):
+    """The standard types it Boolean and gives it the values desc and asc; paging.paging reads it."""
+
+    def schema(self) -> dict[str, Any]:
+        words = "|".join(_any_case(word) for word in ("desc", "asc", "true", "false"))
+        return {"type": "string", "pattern": f"^({words})$", "default": "desc"}
+
+
+def _any_case(word: str) -> str:
+    return "".join(f"[{letter.lower()}{letter.upper()}]" for letter in word)
 
 
 @dataclass(frozen=True)
@@ -112,9 +125,9 @@ def paged(sorts: Sequence[str], *, default: str) -> tuple[QueryField, ...]:
     """The fields of a listing that has pages and an order; paging.paging reads them."""
     return (
         Whole("pageSize", "Entries of a page.", "每页条数。", least=1, most=None, default=50),
-        Whole("page", "Page, from 1.", "页码,从 1 开始。", least=1, most=LAST_PAGE, default=1),
+        Whole("page", "Page, from 1.", "页码，从 1 开始。", least=1, most=LAST_PAGE, default=1),
         Choice("sort", "Sorted by.", "排序字段。", options=tuple(sorts), default=default),
-        Choice("order", "Order.", "排序方式。", options=("desc", "asc"), default="desc", folded=True),
+        Order("order", "desc (or true) or asc (or false).", "desc（或 true）或 asc（或 false）。"),
     )
 
 
@@ -126,4 +139,4 @@ PERIOD: tuple[QueryField, ...] = (
 )
 """Bounds of the time of creation, both inclusive; paging.period reads them."""
 
-OWNER = Choice("owner", "me: one's own only.", "me:仅本人的。", options=("me",))
+OWNER = Choice("owner", "me: one's own only.", "me：仅本人的。", options=("me",))

@@ -59,7 +59,7 @@ ROUTES = (
         "/readyz",
         readyz,
         "The store answers and every active center was polled once",
-        "就绪检查:存储可用,且各启用中心均已轮询过一次",
+        "就绪检查：存储可用，且各启用中心均已轮询过一次",
         answer=answers.Readiness,
         open=True,
         others=(503,),

@@ -39,23 +39,20 @@ MAX_OFFSET = 2**62
 LINK_QUERY = (
     Choice(
         "contentType",
-        "What the link gives: a page to read or a file. Required, here or as a header.",
-        "链接的形式:预览或下载。必填,可在此处或请求头中给出。",
+        "What the link gives: a page to read or a file. May be a header instead.",
+        "链接的形式：预览或下载。也可在同名请求头中给出。",
+        required=True,
         options=(PLAIN, BINARY),
     ),
 )
-CONTENT_TYPE_HEADER = (
-    "The same as the query field, which goes before it.",
-    "与同名查询参数含义相同,查询参数优先。",
-)
 OPEN_LINK_QUERY = (
     Text("contentType", "As in the link.", "与链接中相同。"),
-    Whole("exp", "When the link ends, seconds.", "链接失效时间,秒。", least=0, most=MAX_OFFSET, default=0),
+    Whole("exp", "When the link ends, seconds.", "链接失效时间，秒。", least=0, most=MAX_OFFSET, default=0),
     Text("sig", "Signature of the link.", "链接的签名。"),
 )
 READ_QUERY = (
-    Text("task", "Task; the newest by default.", "任务;默认为最新的一个。"),
-    Whole("node", "Node, from 0.", "节点,从 0 开始。", least=0, most=2**31 - 1, default=0),
+    Text("task", "Task; the newest by default.", "任务；默认为最新的一个。"),
+    Whole("node", "Node, from 0.", "节点，从 0 开始。", least=0, most=2**31 - 1, default=0),
     Whole("offset", "First byte.", "起始字节。", least=0, most=MAX_OFFSET, default=0),
     Flag("follow", "Go on as it grows.", "持续输出。", also=("0", "1")),
 )
@@ -255,8 +252,7 @@ ROUTES = (
         "获取训练任务日志的临时链接",
         query=LINK_QUERY,
         answer=answers.LogLink,
-        refusals=("0203", "0240", "0241"),
-        headers={"contentType": CONTENT_TYPE_HEADER},
+        refusals=("0240", "0241"),
     ),
     Route(
         "GET",
@@ -275,7 +271,7 @@ ROUTES = (
         "/broker/v1/jobs/{id}/logs",
         read,
         "Output of one node, from a byte on or as it grows",
-        "读取某一节点的输出,可从指定字节开始或持续读取",
+        "读取某一节点的输出，可从指定字节开始或持续读取",
         query=READ_QUERY,
         answer=Media(("text/plain",), "The output.", "节点输出。"),
         refusals=("0240", "0241"),

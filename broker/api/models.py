@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from broker.api.stated import NO_NUL, NUL_FREE, Number, Stated, one_of, whole_text
+
 ANNEX = "annex_"
 """Prefix of an error type that is a code of Annex B."""
 
@@ -88,7 +90,7 @@ def _at_most_bytes(value: str, limit: int) -> None:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Text = Annotated[str, AfterValidator(_no_nul)]
+Text = Annotated[str, AfterValidator(_no_nul), NO_NUL]
 Seconds = Annotated[Whole, Field(ge=1, le=MAX_SECONDS)]
 
 
@@ -174,10 +176,18 @@ def _pattern(pattern: re.Pattern[str], text: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Password = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul)]
-ShortText = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul)]
-AccountName = Annotated[str, _pattern(_ACCOUNT_NAME, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_', '@', '-'")]
-TenantName = Annotated[str, _pattern(_TENANT, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")]
+Password = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_no_nul), NO_NUL]
+ShortText = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul), NO_NUL]
+AccountName = Annotated[
+    str,
+    _pattern(_ACCOUNT_NAME, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_', '@', '-'"),
+    Stated(pattern=whole_text(_ACCOUNT_NAME)),
+]
+TenantName = Annotated[
+    str,
+    _pattern(_TENANT, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'"),
+    Stated(pattern=whole_text(_TENANT)),
+]
 RoleName = Annotated[Literal["user", "tenant-admin", "operator"], BeforeValidator(_is_text)]
 
 
@@ -217,7 +227,12 @@ class LoginUser(Body):
 
 class Login(Body):
     parts = (LoginUser,)
-    auth_method: Annotated[str, BeforeValidator(_auth_method), Field(description='"password".')]
+    auth_method: Annotated[
+        str,
+        BeforeValidator(_auth_method),
+        Stated(enum=["password", ["password"], '["password"]'], type=["string", "array"]),
+        Field(description='"password".'),
+    ]
     user: LoginUser
 
 
@@ -227,14 +242,20 @@ class ChangePassword(Body):
 
 
 class EnvEntry(Body):
-    key: Annotated[str, AfterValidator(_env_key), Field(description="A letter or _, then also digits.")]
-    value: Annotated[str, AfterValidator(_env_value), Field(description="At most 32 KiB.")]
+    key: Annotated[
+        str,
+        AfterValidator(_env_key),
+        Stated(pattern=f"^(?!BROKER_){_ENV_KEY.pattern}$", maxLength=255),
+        Field(description="A letter or _, then also digits; not BROKER_ at its start."),
+    ]
+    value: Annotated[str, AfterValidator(_env_value), NO_NUL, Field(description="At most 32 KiB.")]
 
 
 class Config(Body):
     """What a job asks for."""
 
     parts = (EnvEntry,)
+    model_config = one_of({"specId": {"type": "string"}}, {"minComputingPower": {"type": "integer"}})
     center_id: Annotated[
         list[Text] | None,
         Field(max_length=1000, description="Candidate centers; empty or absent: the broker chooses."),
@@ -253,9 +274,12 @@ class Config(Body):
     image_url: Annotated[
         str,
         AfterValidator(_image_url),
+        Stated(pattern=r"^\S*$", maxLength=1024),
         Field(description="A public image; or imageId. 1 to 1024 characters."),
     ] = ""
-    command: Annotated[str, AfterValidator(_command), Field(description="Run command, at most 64 KiB.")] = ""
+    command: Annotated[
+        str, AfterValidator(_command), NO_NUL, Field(description="Run command, at most 64 KiB.")
+    ] = ""
     priority: Annotated[
         Literal["low", "normal", "high"],
         BeforeValidator(_is_text),
@@ -276,7 +300,13 @@ class Config(Body):
     estimated_run_time: Annotated[Seconds | None, Field(description="Seconds; a planning hint.")] = None
     max_run_time: Annotated[Seconds | None, Field(description="Seconds; stopped after that.")] = None
     max_price: Annotated[
-        Annotated[Decimal, BeforeValidator(_number), AfterValidator(_price)] | None,
+        Annotated[
+            Decimal,
+            BeforeValidator(_number),
+            AfterValidator(_price),
+            Number(minimum=0, maximum=MAX_PRICE_CNY),
+        ]
+        | None,
         Field(description="CNY, ceiling for the whole job at the estimate; at most six decimal places."),
     ] = None
     max_retries: Annotated[Whole, Field(ge=0, le=1000, description="For the job's own failures.")] = 0
@@ -293,7 +323,14 @@ class Config(Body):
     port: Annotated[Whole | None, Field(ge=1, le=65_535, description="Online services only.")] = None
     public: Annotated[bool | None, Field(description="Online services only: open to everybody.")] = None
     labels: Annotated[
-        dict[str, str], Field(max_length=64), AfterValidator(_labels), Field(description="Searchable.")
+        dict[str, str],
+        Field(max_length=64),
+        AfterValidator(_labels),
+        Stated(
+            propertyNames={"pattern": whole_text(_LABEL_KEY)},
+            additionalProperties={"type": "string", "maxLength": 255, "pattern": NUL_FREE},
+        ),
+        Field(description="Searchable."),
     ] = {}
 
     @model_validator(mode="before")
@@ -329,8 +366,18 @@ class CreateJob(Body):
     """The body of a create."""
 
     parts = (Config,)
-    job_name: Annotated[str, AfterValidator(_job_name), Field(description="1 to 64 of 0-9 A-Z a-z _ -.")]
-    job_desc: Annotated[str, AfterValidator(_job_desc), Field(description="At most 256 characters.")] = ""
+    job_name: Annotated[
+        str,
+        AfterValidator(_job_name),
+        Stated(pattern=whole_text(_JOB_NAME), minLength=1, maxLength=64),
+        Field(description="1 to 64 of 0-9 A-Z a-z _ -."),
+    ]
+    job_desc: Annotated[
+        str,
+        AfterValidator(_job_desc),
+        Stated(pattern=NUL_FREE, maxLength=256),
+        Field(description="At most 256 characters."),
+    ] = ""
     config: Config
 
     @classmethod
@@ -354,6 +401,9 @@ class CreateTrainJob(CreateJob):
 class Resolve(Body):
     """An operator's word on a run in doubt or lost: exactly one of the three."""
 
+    model_config = one_of(
+        {"neverRan": {"const": True}}, {"remote": {"type": "string"}}, {"ended": {"type": "string"}}
+    )
     never_ran: Annotated[bool | None, Field(description="true: it never ran.")] = None
     remote: Annotated[ShortText | None, Field(description="Its name at the center.")] = None
     ended: Annotated[Literal["SUCCEEDED", "FAILED", "STOPPED"] | None, Field(description="How it ended.")] = (

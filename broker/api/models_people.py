@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from broker.api.models import AccountName, Body, Password, TenantName, Text, _annex, _is_text
+from broker.api.stated import Stated
 
 MOST_NAME = 64
 
@@ -26,7 +27,7 @@ def _shown_name(value: str) -> str:
     return value
 
 
-ShownName = Annotated[str, AfterValidator(_shown_name)]
+ShownName = Annotated[str, AfterValidator(_shown_name), Stated(minLength=1, maxLength=MOST_NAME)]
 ScopeName = Annotated[Literal["read", "jobs", "data", "admin"], BeforeValidator(_is_text)]
 
 

@@ -151,7 +151,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 # ---------------------------------------------------------------- queries
 
-_WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_WHOLE = re.compile(r"-?[0-9]{1,40}", re.ASCII)
 
 QUERY_FIELDS = web.AppKey("query_fields", Mapping[tuple[str, str], Mapping[str, QueryField]])
 """By method and path template: the query fields that each route declares, by name."""
@@ -204,9 +204,11 @@ class Query:
         """The text; "" when it is absent."""
         field = self._fields[name]
         text = self._query.get(name, "")
+        if not isinstance(field, Text):
+            return text
         if field.required and not text:
             self.fail("0203", name, "is required")
-        elif isinstance(field, Text) and field.longest is not None and len(text) > field.longest:
+        elif field.longest is not None and len(text) > field.longest:
             self.fail("0204", name, f"must have at most {field.longest} characters, has {len(text)}")
         return text
 

@@ -68,7 +68,7 @@ ROUTES = (
         "/trainjob/{id}/download",
         download,
         "Results: one file as it is, several as a tar.gz",
-        "下载结果:单个文件原样返回,多个文件打包为 tar.gz",
+        "下载结果：单个文件原样返回，多个文件打包为 tar.gz",
         answer=OCTETS,
         refusals=("0240",),
         calls_center=True,

@@ -69,6 +69,7 @@ class Route:
     others: tuple[int, ...] = ()
     example: Any = None
     """Of the body."""
+    answer_example: Any = None
 
     @property
     def needs(self) -> Scope:

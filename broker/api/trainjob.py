@@ -38,7 +38,7 @@ STOP_POLL_S = 0.07
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 KEY_HEADER = (
     "The same key and body give back the same job: 1 to 255 visible ASCII characters.",
-    "相同的键与请求体返回同一作业;1 至 255 个可见 ASCII 字符。",
+    "相同的键与请求体返回同一作业；1 至 255 个可见 ASCII 字符。",
 )
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 
@@ -133,11 +133,11 @@ LIST_QUERY = (
     *paged(_SORTS, default="id"),
     Choice("status", "In this status.", "作业状态。", options=tuple(each.value for each in PublicStatus)),
     Text("centerId", "At this center.", "所在智算中心。"),
-    Text("processor", "Wants cards of this type, such as GPU.", "处理器类型,如 GPU。"),
+    Text("processor", "Wants cards of this type, such as GPU.", "处理器类型，如 GPU。"),
     *PERIOD,
     Text("query", "Text in name or description.", "名称或描述中的文字。"),
     Texts(
-        "label", "A label as key=value; all given must be there.", "标签 key=value,可多次给出,须全部具备。"
+        "label", "A label as key=value; all given must be there.", "标签 key=value，可多次给出，须全部具备。"
     ),
     OWNER,
 )
@@ -176,7 +176,7 @@ def _labels(query: Query) -> Iterator[tuple[str, str]]:
 async def read_job(request: web.Request, kind: Kind | None = Kind.TRAIN) -> JobView:
     """The job of the path with its runs.  Raises NoSuchJob."""
     context = request.app[CONTEXT]
-    return await context.store.read(
+    return await context.store.look(
         jobs.show_job, request[CALLER], path_job(request), kind, context.store.clock()
     )
 

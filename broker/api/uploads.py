@@ -108,7 +108,7 @@ ROUTES = (
         "/broker/v1/uploads",
         upload,
         "Upload a tar.gz of a folder as a private data set",
-        "上传文件夹的 tar.gz,作为私有数据集",
+        "上传文件夹的 tar.gz，作为私有数据集",
         query=UPLOAD_QUERY,
         sent=Media(("application/gzip",), "A tar.gz of a folder.", "文件夹的 tar.gz。"),
         answer=answers.Upload,

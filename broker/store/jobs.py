@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_
+from sqlalchemy import bindparam, func, or_, true
+from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
 from broker.core.charges import metered_micro
@@ -18,6 +19,7 @@ from broker.core.model import (
     JobState,
     Kind,
     PublicStatus,
+    Role,
     RunId,
     RunState,
     Spec,
@@ -29,6 +31,7 @@ from broker.store.accounts import Caller, visible
 from broker.store.codec import request_from_json, request_to_json, spec_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Account, Center, Deferral, Idempotency, Job, JobLabel, Run
+from broker.tables.columns import table
 
 LIVE_STATES = frozenset(s.value for s in RunState if s.live)
 
@@ -231,8 +234,8 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
     return summary(job)
 
 
-def summary(row: Job) -> JobSummary:
-    """A job as lists show it."""
+def summary(row: Any) -> JobSummary:
+    """A job as lists show it; `row` is a Job, or a plain row with its columns."""
     return JobSummary(
         id=JobId(row.id),
         kind=Kind(row.kind),
@@ -247,45 +250,6 @@ def summary(row: Job) -> JobSummary:
     )
 
 
-def list_jobs(
-    session: Session, caller: Caller, wanted: JobFilter, paging: Paging
-) -> tuple[list[JobSummary], int]:
-    """One page of the jobs a caller may see, and how many match in all."""
-    where = _where(caller, wanted)
-    total = session.execute(select(func.count()).select_from(Job).where(*where)).scalar_one()
-    key = SORTS[paging.sort]
-    order = [col(key).desc(), col(Job.id).desc()] if paging.descending else [col(key), col(Job.id)]
-    query = (
-        select(Job).where(*where).order_by(*order).limit(paging.size).offset((paging.page - 1) * paging.size)
-    )
-    return [summary(row) for row in session.exec(query).all()], total
-
-
-def _where(caller: Caller, wanted: JobFilter) -> list[ColumnElement[bool]]:
-    where: list[ColumnElement[bool]] = [visible(caller), col(Job.deleted_ms).is_(None)]
-    if wanted.mine:
-        where.append(col(Job.account_id) == caller.id)
-    if wanted.kind is not None:
-        where.append(col(Job.kind) == wanted.kind.value)
-    if wanted.status is not None:
-        where.append(col(Job.status) == wanted.status.value)
-    if wanted.center:
-        where.append(col(Job.center_id) == wanted.center)
-    if wanted.processor:
-        where.append(func.lower(col(Job.processor)) == wanted.processor.lower())
-    if wanted.created_after_ms is not None:
-        where.append(col(Job.created_ms) >= wanted.created_after_ms)
-    if wanted.created_before_ms is not None:
-        where.append(col(Job.created_ms) <= wanted.created_before_ms)
-    if wanted.query:
-        found = [col(c).icontains(wanted.query, autoescape=True) for c in (Job.name, Job.desc)]
-        where.append(or_(*found))
-    for key, value in wanted.labels:
-        labelled = select(JobLabel.job_id).where(JobLabel.key == key).where(JobLabel.value == value)
-        where.append(col(Job.id).in_(labelled))
-    return where
-
-
 def visible_job(session: Session, caller: Caller, job: JobId, kind: Kind | None) -> Job:
     """The row of a job the caller may see.  Raises NoSuchJob, for a foreign job too."""
     query = select(Job).where(Job.id == job).where(visible(caller)).where(col(Job.deleted_ms).is_(None))
@@ -295,24 +259,41 @@ def visible_job(session: Session, caller: Caller, job: JobId, kind: Kind | None)
     return row
 
 
+_JOB, _RUN, _ACCOUNT, _CENTER = (table(model) for model in (Job, Run, Account, Center))
+_SHOWN = {
+    role: plain_select(*_JOB.c, _ACCOUNT.c.name.label("account_name"))
+    .join_from(_JOB, _ACCOUNT, _ACCOUNT.c.id == _JOB.c.account_id)
+    .where(_JOB.c.id == bindparam("job"), _JOB.c.deleted_ms.is_(None), condition)
+    for role, condition in (
+        (Role.USER, _JOB.c.account_id == bindparam("account")),
+        (Role.TENANT_ADMIN, _JOB.c.tenant_id == bindparam("tenant")),
+        (Role.OPERATOR, true()),
+    )
+}
+"""One job for those who may see it, as `visible` has it."""
+_RUNS_SHOWN = (
+    plain_select(*_RUN.c, _CENTER.c.name.label("center_name"))
+    .join_from(_RUN, _CENTER, _CENTER.c.id == _RUN.c.center_id, isouter=True)
+    .where(_RUN.c.job_id == bindparam("job"))
+    .order_by(_RUN.c.attempt)
+)
+
+
 def show_job(session: Session, caller: Caller, job: JobId, kind: Kind | None, now_ms: int) -> JobView:
     """A job with all its runs.  Raises NoSuchJob."""
-    row = visible_job(session, caller, job, kind)
-    query = (
-        select(Run, Center.name)
-        .join(Center, col(Center.id) == col(Run.center_id), isouter=True)
-        .where(Run.job_id == job)
-        .order_by(col(Run.attempt))
-    )
-    attempts = tuple(_run_view(run, name or "", now_ms) for run, name in session.exec(query).all())
-    account = session.get_one(Account, row.account_id)
+    connection = session.connection()
+    asked = {"job": job, "account": caller.id, "tenant": caller.tenant}
+    row: Any = connection.execute(_SHOWN[caller.role], asked).first()
+    if row is None or (kind is not None and row.kind != kind.value):
+        raise NoSuchJob(f"there is no job {job!r}")
+    attempts = tuple(_run_view(run, now_ms) for run in connection.execute(_RUNS_SHOWN, asked))
     return JobView(
         id=JobId(row.id),
         kind=Kind(row.kind),
         name=row.name,
         desc=row.desc,
         account=row.account_id,
-        account_name=account.name,
+        account_name=row.account_name,
         tenant=row.tenant_id,
         state=JobState(row.state),
         status=PublicStatus(row.status),
@@ -329,7 +310,8 @@ def show_job(session: Session, caller: Caller, job: JobId, kind: Kind | None, no
     )
 
 
-def _run_view(run: Run, center_name: str, now_ms: int) -> RunView:
+def _run_view(run: Any, now_ms: int) -> RunView:
+    """`run` is a row of _RUNS_SHOWN."""
     state = RunState(run.state)
     return RunView(
         id=RunId(run.id),
@@ -337,7 +319,7 @@ def _run_view(run: Run, center_name: str, now_ms: int) -> RunView:
         state=state,
         status=public_run_status(state),
         center=run.center_id or "",
-        center_name=center_name,
+        center_name=run.center_name or "",
         native_pool=run.native_pool,
         remote=run.remote_id or "",
         spec=spec_from_json(run.spec),

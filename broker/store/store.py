@@ -21,6 +21,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from broker.store import schema
+from broker.store.job_pages import TOTALS, Totals
+from broker.store.looks import Looks
 from broker.store.writer import StoreUnavailable, Tx, Writer
 
 P = ParamSpec("P")
@@ -52,6 +54,7 @@ class Store:
         self._wakeups: dict[str, asyncio.Event] = {}
         self._engines: list[Engine] = []
         self._reads = 0
+        self._totals = Totals()
 
     async def open(self) -> None:
         """Create or upgrade the schema and start the threads.  Raises StoreUnavailable."""
@@ -76,6 +79,7 @@ class Store:
             self._write_engine, clock=self.clock, woken=self._on_commit, max_batch=self._max_batch
         )
         self._writer.start()
+        self._looks = Looks(self._readers, self._session)
 
     async def close(self) -> None:
         """Finish queued writes and close the files."""
@@ -103,7 +107,7 @@ class Store:
 
         def run() -> T:
             try:
-                with Session(self._read_engine) as session:
+                with self._session() as session:
                     return query(session, *args, **kwargs)
             except DBAPIError as error:
                 raise StoreUnavailable(f"the database refused a read: {error.orig}") from error
@@ -113,6 +117,19 @@ class Store:
             return await self._loop.run_in_executor(self._readers, run)
         finally:
             self._reads -= 1
+
+    async def look(
+        self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, for a query of a few rows: those that come together share a transaction."""
+        self._reads += 1
+        try:
+            return await self._looks.look(lambda session: query(session, *args, **kwargs))
+        finally:
+            self._reads -= 1
+
+    def _session(self) -> Session:
+        return Session(self._read_engine, info={TOTALS: self._totals})
 
     def wakeup(self, name: str) -> asyncio.Event:
         return self._wakeups.setdefault(name, asyncio.Event())

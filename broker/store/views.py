@@ -16,6 +16,7 @@ from broker.core.model import JobId, RunId, RunState
 from broker.store import accounts, centers, datasets, jobs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView, NoSuchCenter
+from broker.store.job_pages import list_jobs
 from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob, Paging
 from broker.store.writer import Rejected, Tx
 from broker.tables import Account, Center, Idempotency, Job, Run
@@ -104,7 +105,7 @@ def job_page(
     a center that has left still has jobs."""
     if wanted.center and session.get(Center, wanted.center) is None:
         raise NoSuchCenter(f"centerId: there is no center {wanted.center!r}")
-    return jobs.list_jobs(session, caller, wanted, paging)
+    return list_jobs(session, caller, wanted, paging)
 
 
 def explanation(session: Session, caller: Caller, job: JobId, now_ms: int) -> Explanation:

@@ -1,9 +1,9 @@
-"""Kinds of columns: moments, large integers, documents, texts of any length."""
+"""Kinds of columns: moments, large integers, documents, texts of any length; and a row's table."""
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Text
-from sqlmodel import Field
+from sqlalchemy import JSON, BigInteger, Table, Text
+from sqlmodel import Field, SQLModel
 
 
 def ms(*, index: bool = False) -> Any:
@@ -23,3 +23,9 @@ def json() -> Any:
 def text(default: str = "") -> Any:
     """Text of any length."""
     return Field(default=default, sa_type=Text)
+
+
+def table(row: type[SQLModel]) -> Table:
+    """The table of a kind of row: what is read from it is plain, without an object for each row."""
+    found: Table = row.__table__  # type: ignore[attr-defined]
+    return found

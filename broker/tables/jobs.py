@@ -38,8 +38,9 @@ class Job(SQLModel, table=True):
             sqlite_where=sql("state = 'QUEUED'"),
             postgresql_where=sql("state = 'QUEUED'"),
         ),
-        Index("ix_job_account", "account_id", "id"),
-        Index("ix_job_tenant", "tenant_id", "id"),
+        # lists are read and counted from these alone
+        Index("ix_job_account", "account_id", "kind", "deleted_ms", "id"),
+        Index("ix_job_tenant", "tenant_id", "kind", "deleted_ms", "id"),
         Index("ix_job_account_created", "account_id", "created_ms"),
         Index("ix_job_ended", "ended_ms"),
     )

@@ -1,0 +1,176 @@
+"""The running daemon does what its OpenAPI document says, whatever it is sent.
+
+What belongs here: requests made from the document, good and bad, and what must hold for every answer.
+What does not: what an endpoint means (test_api_*.py).  BROKER_CONTRACT_EXAMPLES is how many requests
+are tried for each endpoint, beside those at the limits of each field; `make contract` tries many.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import shlex
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import GenerationMode
+from schemathesis.core.failures import Failure
+from schemathesis.core.transport import Response
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from broker.client import Client
+from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually, local_center
+from tests.openapi_document import strict
+
+EXAMPLES = int(os.environ.get("BROKER_CONTRACT_EXAMPLES", "3"))
+
+SYNTAX = frozenset({"0201", "0203", "0204", "0205", "0206", "0207"})
+"""Codes that a request as the document wants it never gets."""
+
+OF_THE_JOB = frozenset({("GET /broker/v1/jobs/{id}/logs", "0204")})
+"""Where such a code tells of the job and not of the request: it has fewer nodes."""
+
+NEVER_DONE = frozenset(
+    {
+        "POST /broker/v1/centers/{id}/call",  # a local center has no platform to call
+        "POST /broker/v1/centers/{id}/commands/{name}",
+        "POST /broker/v1/jobs/{id}/resolve",  # its runs are never in doubt
+        "GET /logs/{taskId}",  # needs a signature
+        "POST /auth/password",  # needs the present password
+        "POST /auth/tokens",
+    }
+)
+"""What no made-up request succeeds with here."""
+
+
+SCHEMA = schemathesis.openapi.from_dict(strict())
+
+
+@schemathesis.serializer("application/gzip")
+def archive(_context: Any, _value: Any) -> bytes:
+    """A folder of one file, whatever was made up."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as writer:
+        member = tarfile.TarInfo("a.txt")
+        member.size = 5
+        writer.addfile(member, io.BytesIO(b"hello"))
+    return packed.getvalue()
+
+
+@dataclass
+class Contract:
+    """A daemon, what it has, and how each operation has been answered."""
+
+    broker: DaemonProcess
+    spec: str
+    job: str
+    task: str
+    session: requests.Session = field(default_factory=requests.Session)
+    tokens: dict[str, str] = field(default_factory=dict)
+    statuses: dict[str, set[int]] = field(default_factory=dict)
+    turns: Iterator[int] = field(default_factory=itertools.count)
+
+    def token(self, operation: str) -> str:
+        """Of an operator; of somebody who has just logged in where the operation ends logins."""
+        if operation in ("DELETE /auth/tokens", "POST /auth/password"):
+            return Client(self.broker.url).login("alice", PASSWORD)["token"]
+        if "root" not in self.tokens:
+            self.tokens["root"] = Client(self.broker.url).login("root", PASSWORD)["token"]
+        return self.tokens["root"]
+
+    def aim(self, case: Any) -> None:
+        """Name what there is, so that the request gets past its ids."""
+        label = case.operation.label
+        ids = {"id": self.job, "taskId": self.task, "name": "carol"}
+        if "/centers/" in case.path:
+            ids["id"] = "one"
+        if label in ("DELETE /trainjob/{id}", "POST /trainjob/{id}/stop"):
+            ids["id"] = self.spare(stopped=label.startswith("DELETE"))
+        for name in case.path_parameters or {}:
+            case.path_parameters[name] = ids[name]
+        if label == "POST /trainjob" and isinstance(case.body, dict):
+            config = {**case.body["config"], "specId": self.spec, "imageId": "local"}
+            for name in ("minComputingPower", "imageUrl", "centerId", "datasetIds", "port", "public"):
+                config.pop(name, None)
+            if not config.get("isVip"):
+                config.pop("preemptPolicy", None)
+                config.pop("vipNodeNames", None)
+            name = f"{case.body['jobName'][:50]}-{next(self.turns)}"
+            case.body = {**case.body, "jobName": name, "config": config}
+
+    def spare(self, *, stopped: bool) -> str:
+        """A job that nobody needs: there is no room for it."""
+        client = Client(self.broker.url, self.token(""))
+        config = {"specId": self.spec, "imageId": "local", "command": "true", "nodeCount": 1000}
+        job = client.create_job({"jobName": f"spare-{next(self.turns)}", "config": config})["metadata"]["id"]
+        if stopped:
+            client.stop_job(job)
+        return job
+
+
+@pytest.fixture(scope="module")
+def contract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
+    folder = tmp_path_factory.mktemp("contract")
+    settings = "[auth]\nfreeze_after_failures = 1000\n"
+    with daemon(folder, local_center(folder, "one"), extra=settings) as broker:
+        broker.add_user("carol")
+        root = broker.client("root")
+        spec = root.specs()["resourceSpecs"][0]["resourceSpecId"]
+        config = {"specId": spec, "imageId": "local", "command": "echo 1 > $BROKER_OUTPUT_DIR/one"}
+        job = root.create_job({"jobName": "there", "config": config})["metadata"]["id"]
+        eventually("the job ended", lambda: root.job(job)["status"] == "SUCCEEDED")
+        made = Contract(broker, spec, job, root.job(job)["runs"][-1]["taskId"])
+        yield made
+        never = {label for label, statuses in made.statuses.items() if not statuses & {200, 204}}
+        assert sorted(never - NEVER_DONE) == [], "these were tried and never done"
+
+
+def harmless(case: Any) -> None:
+    """Made-up commands are arguments of one that does nothing: jobs do run here."""
+    config = case.body.get("config") if isinstance(case.body, dict) else None
+    if isinstance(config, dict) and isinstance(config.get("command"), str):
+        command = f": {shlex.quote(config['command'])}"
+        case.body = {**case.body, "config": {**config, "command": command}}
+
+
+def well_formed_is_not_malformed(_context: Any, response: Response, case: Any) -> None:
+    """A request as the document wants it is refused for what it means, not for how it looks."""
+    if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
+        return
+    label, code = case.operation.label, ""
+    if response.status_code == 400:
+        code = response.json()["errorCode"]
+    if code in SYNTAX and (label, code) not in OF_THE_JOB:
+        raise Failure(operation=label, title=f"refused with {code}", message=response.json()["detail"])
+
+
+@SCHEMA.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
+def test_the_daemon_keeps_its_contract(case: Any, contract: Contract) -> None:
+    label = case.operation.label
+    positive = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
+    if positive and next(contract.turns) % 2:
+        contract.aim(case)
+    harmless(case)
+    response = case.call_and_validate(
+        base_url=contract.broker.url,
+        headers={"X-Auth-Token": contract.token(label)},
+        session=contract.session,
+        additional_checks=[well_formed_is_not_malformed],
+        excluded_checks=[positive_data_acceptance],
+    )
+    contract.statuses.setdefault(label, set()).add(response.status_code)
