@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 from adapters.aihub_capacity import (
@@ -37,7 +37,7 @@ from adapters.aihub_capacity import (
 )
 from adapters.aihub_checks import checks_of
 from adapters.aihub_commands import commands_of
-from adapters.aihub_data import DATASETS, Data
+from adapters.aihub_data import Data
 from adapters.aihub_search import Search, trim
 from adapters.aihub_services import Missing, NameTaken, Service, Services
 from adapters.aihub_settings import TRAITS, Settings, traits_of
@@ -54,9 +54,13 @@ from adapters.aihub_tasks import (
     skus_per_node,
     training_only,
 )
+from adapters.checkpoints import SharedCheckpoints
 from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
+from adapters.sent import preparing
+from adapters.staging import FOLDER, remove
+from adapters.values import Clock, now_ms
 from broker.adapter import (
     Adapter,
     AdapterError,
@@ -80,7 +84,7 @@ from broker.adapter import (
     Unavailable,
     Unsupported,
 )
-from broker.core.model import RemoteId, RunId
+from broker.core.model import Kind, RemoteId, RunId
 
 __all__ = ["TRAITS", "Aihub", "connect"]
 
@@ -88,8 +92,6 @@ PAGE = 9999
 """page_size of pods, as the document has it."""
 SIGNALLED = 128
 """Exit codes from here on are signals'."""
-NOT_YET_S = 5.0
-"""A run that came before the first probe is sent after this."""
 LOOK_AGAIN_S = 5.0
 """node_tasks are read again for a run in doubt after this."""
 
@@ -120,17 +122,13 @@ class Aihub:
     """
 
     def __init__(
-        self,
-        connection: Connection,
-        settings: Settings,
-        services: Services,
-        *,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        self, connection: Connection, settings: Settings, services: Services, *, clock: Clock = now_ms
     ) -> None:
         self.center = connection.center
         self.settings = settings
         self.services = services
         self.output = Output.of(connection)
+        self._checkpoints = SharedCheckpoints(self.output)
         self.traits = traits_of(settings, self.output)
         self.commands = commands_of(self)
         self.ours = Ours(connection.prefix)
@@ -247,14 +245,14 @@ class Aihub:
                 self._creating.pop(run.id, None)
 
     async def _before_the_first_probe(self) -> None:
-        """Learn which cluster the stated pool is.  Nothing of the run has been sent yet."""
-        try:
+        """Learn which cluster the stated pool is."""
+        with preparing("create"):
             await self.list_clusters()
-        except Unavailable as error:
-            raise Throttled(str(error), retry_after_s=NOT_YET_S) from None
 
     def _request(self, run: RunSpec) -> tuple[Service, dict[str, Any]]:
         """Where a run goes and what is sent.  Raises Refused for what can never run here."""
+        if run.kind is Kind.ONLINE:
+            raise Unsupported("the platform has no online services for jobs")
         cluster = int(run.native_pool) if run.native_pool.isdecimal() else 0
         pool = self.pools.get(cluster)
         if pool is None:
@@ -289,7 +287,7 @@ class Aihub:
         if not run.datasets:
             return {}
         if self.output is not None:
-            return {"BROKER_DATASETS_DIR": f"{self.output.in_job}/{DATASETS}"}
+            return {"BROKER_DATASETS_DIR": f"{self.output.in_job}/{FOLDER}"}
         return {"BROKER_DATASETS": " ".join(f"{id}={remote}" for id, remote in run.datasets)}
 
     async def _create(self, run: RunId, service: Service, body: dict[str, Any]) -> RemoteId:
@@ -350,7 +348,7 @@ class Aihub:
                 raise found
         if failures and not seen:
             raise failures[0]
-        return seen
+        return await self._checkpoints.added(runs, seen)
 
     async def _look(self, ref: RunRef) -> Sighting:
         task = TaskId.read(ref.remote, self.settings.usual)
@@ -462,6 +460,11 @@ class Aihub:
 
     async def stage(self, copy: CopyRef) -> CopySighting:
         return await self.data.stage(copy)
+
+    async def unstage(self, copy: CopyRef) -> None:
+        """What jobs read of it; a data set that is registered stays, for the platform has no deletion."""
+        if self.output is not None:
+            await remove(self.output, copy.dataset)
 
     async def call(self, method: str, path: str, body: bytes | None) -> RawAnswer:
         return await self.services.raw(method, path, body)

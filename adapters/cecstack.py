@@ -12,8 +12,7 @@ they come from the shared storage where `output` is stated, else they are declar
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -25,10 +24,13 @@ from adapters.cecstack_services import NEEDED, SERVICE, Services
 from adapters.cecstack_settings import Settings
 from adapters.cecstack_tasks import ENDED, RECIPE, Recipe, Tasks, parted, sighting
 from adapters.cecstack_wire import SIGNERS, NotThere, Wire
+from adapters.checkpoints import SharedCheckpoints
 from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
-from adapters.staging import FOLDER, step
+from adapters.sent import preparing
+from adapters.staging import FOLDER, remove, step
+from adapters.values import Clock, now_ms
 from broker.adapter import (
     Adapter,
     Catalogue,
@@ -47,12 +49,11 @@ from broker.adapter import (
     RunRef,
     RunSpec,
     Sighting,
-    Throttled,
     Traits,
     Unavailable,
     Unsupported,
 )
-from broker.core.model import Accuracy, RemoteId, RunId
+from broker.core.model import Accuracy, Kind, RemoteId, RunId
 
 TRAITS = Traits(
     any_image_url=True,
@@ -65,8 +66,6 @@ TRAITS = Traits(
     submit_timeout_s=32,
 )
 """Without optional keys, at an installation that lists slm tasks."""
-RETRY_S: Final = 5.0
-"""After a submission that could not even be prepared."""
 REMEMBERED: Final = 256
 """Submissions whose answer is kept, should the same one be asked for again."""
 _CANNOT_START = (126, 127)  # of a shell: found but not executable, not found
@@ -104,18 +103,14 @@ class Cecstack:
     """One account's project at one center.  `clock` gives milliseconds since the epoch."""
 
     def __init__(
-        self,
-        connection: Connection,
-        settings: Settings,
-        wire: Wire,
-        *,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        self, connection: Connection, settings: Settings, wire: Wire, *, clock: Clock = now_ms
     ) -> None:
         self.center = connection.center
         self.wire = wire
         self._settings = settings
         self._clock = clock
         self._output = settings.output
+        self._checkpoints = SharedCheckpoints(settings.output)
         self._packages: dict[str, Package] = {}
         self._project: Project | None = None
         self._making: dict[RunId, asyncio.Lock] = {}
@@ -222,7 +217,7 @@ class Cecstack:
             return await self.tasks.create_maas(run, recipe, package=package.native, project=project)
         env = environment(run, self._surroundings())
         command = run.command if self._output is None else command_line(run, env, self._output)
-        if run.port is not None:
+        if run.kind is Kind.ONLINE or run.port is not None:
             assert self.services is not None
             return await self.services.create(
                 run, package=package.native, project=project, command=run.command, env=env
@@ -241,10 +236,8 @@ class Cecstack:
     async def _fitting(self, run: RunSpec) -> Package:
         """The run's package.  Raises Refused when it can never hold the run."""
         if not self._packages:
-            try:
+            with preparing("create"):
                 await self.packages()
-            except Unavailable as error:  # nothing has been created: this is no doubt
-                raise Throttled(f"the packages are not known: {error}", retry_after_s=RETRY_S) from error
         package = self._packages.get(run.native_pool)
         if package is None:
             raise Refused(f"package is {run.native_pool!r}, expected one of {sorted(self._packages)}")
@@ -285,8 +278,10 @@ class Cecstack:
                 f"nodes is {run.nodes}: a task that runs its own command has one node here;"
                 f" only the platform's fine-tuning ({RECIPE}) has several"
             )
-        if run.port is not None and not self.traits.services:
+        if (run.kind is Kind.ONLINE or run.port is not None) and not self.traits.services:
             raise Unsupported(f"online services need {', '.join(NEEDED)}, and a platform that lists them")
+        if run.kind is Kind.ONLINE and run.port is None:
+            raise Refused("port is not set, expected the one that the service listens on")
         if not run.image and recipe is None:
             raise Refused("image is '', expected the URL of one: a task here always has an image")
         if run.vip_nodes:
@@ -341,7 +336,7 @@ class Cecstack:
                 told = await self._with_files(run, found.get(id))
                 if told is not None:
                     seen[run.id] = told
-        return seen
+        return await self._checkpoints.added(runs, seen)
 
     async def _with_files(self, run: RunRef, seen: Sighting | None) -> Sighting | None:
         """Add what the shared storage tells: the exit code, and when it was written.
@@ -422,6 +417,10 @@ class Cecstack:
     async def stage(self, copy: CopyRef) -> CopySighting:
         """Over the shared storage: the platform's own way for the bytes is not in its document."""
         return await step(self._storage("the bytes of data sets"), copy)
+
+    async def unstage(self, copy: CopyRef) -> None:
+        """Remove what `stage` brought there."""
+        await remove(self._storage("the bytes of data sets"), copy.dataset)
 
     # ------------------------------------------------------------ the rest
 

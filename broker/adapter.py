@@ -21,6 +21,7 @@ from broker.core.model import (
     CenterId,
     FreeNodes,
     JobId,
+    Kind,
     NodeShape,
     Price,
     RemoteId,
@@ -81,6 +82,7 @@ class Traits:
     gang: bool = False  # several nodes start together or not at all
     priority: bool = False  # RunSpec.priority orders its queue
     vip_wait: bool = False  # RunSpec.vip goes first in its queue
+    vip_flag: bool = False  # RunSpec.vip is passed on, and nobody can say what it does there
     vip_kill: bool = False  # it can stop others for RunSpec.vip with preempt_policy 2
     node_hold: bool = False  # it can hold RunSpec.vip_nodes
     resume: bool = False  # a run can go on from RunSpec.resume_from, or from BROKER_CHECKPOINT_DIR
@@ -93,6 +95,7 @@ class Traits:
     lookup: Lookup = Lookup.NEITHER
     two_phase_create: bool = False
     max_batch: int = 100  # runs per observe call
+    look_pause_s: float = 3.0  # between looks while a run is about to change; at most the poll interval
     report_lag_s: int = 0  # a run that started longer ago than this is in the reported idle figure
     lookup_lag_s: int = 0  # a run created longer ago than this is found if it exists
     submit_timeout_s: int = 30
@@ -177,6 +180,7 @@ class RunSpec:
     env: tuple[tuple[str, str], ...]
     max_run_time_s: int | None
     stop_grace_s: int
+    kind: Kind = Kind.TRAIN
     port: int | None = None
     vip: bool = False
     preempt_policy: int = 1

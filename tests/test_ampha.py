@@ -205,6 +205,7 @@ async def test_of_two_tasks_of_one_name_the_live_one_counts() -> None:
     async with center_and_adapter(settings=SLOW) as (center, adapter):
         ref = await submit(adapter, run(command="sleep 1000"))
         first = the_task(center)
+        first.created_ms -= 2000  # times are told in whole seconds
         again = center.world.create(first.body, first.store, first.user, first.group, "elsewhere")
         assert await adapter.find(ref.id) == f"to:{first.id}", "the older of two that live"
         center.world.end(first, State.TERMINATED)
@@ -282,6 +283,26 @@ async def test_a_resume_without_an_answer_is_found_or_not(call: str, fault: Faul
         assert await again.find(RunId("bkbbbbbbbbbb")) == (first.remote if arrived else None)
         assert sum(not task.state.ended for task in center.world.tasks.values()) == arrived
         await again.aclose()
+
+
+@pytest.mark.parametrize("fault", [Fault.LOST_REPLY, Fault.DROPPED])
+async def test_what_ties_two_runs_goes_with_the_later_one(fault: Fault) -> None:
+    """An obligation: the deletion fails until that is done, and then it is made again."""
+    async with center_and_adapter(settings=SLOW) as (center, adapter):
+        first = await stopped(adapter, CHECKPOINTING)
+        second = await submit(adapter, later(first))
+        await see(adapter, second, RemoteState.RUNNING)
+        (mark,) = center.market.folders["6"]
+        assert mark.startswith(f"broker-resumed/{second.id}.{first.id}.")
+        await adapter.stop(second, grace_s=1)
+        await see(adapter, second, RemoteState.STOPPED)
+        center.faults.plan("delete_own", fault)
+        with pytest.raises(Unavailable):
+            await adapter.delete(second)
+        await adapter.delete(second)
+        assert center.market.folders["6"] == {}
+        await adapter.delete(first)
+        assert center.world.tasks == {}
 
 
 async def test_with_a_shared_storage_the_next_run_is_a_task_of_its_own(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 
 from adapters import cecstack
-from adapters.cecstack import Cecstack as Adapter
 from broker.adapter import (
     Connection,
     CopyRef,
@@ -35,6 +33,7 @@ from tests.cecstack_center import (
     DEADLINE_S,
     KEYS,
     PACKAGE,
+    Center,
     center,
     connect,
     created,
@@ -44,19 +43,13 @@ from tests.cecstack_center import (
     run_spec,
     sent,
     started,
+    there,
     until,
 )
 from tests.emulators.cecstack import Cecstack, Site
 from tests.emulators.faults import Fault
 
-Center = tuple[Cecstack, Adapter]
-
-
-@pytest.fixture
-async def there(tmp_path: Path) -> AsyncIterator[Center]:
-    async with center(tmp_path) as (platform, adapter):
-        yield platform, adapter
-        assert platform.complaints == []
+__all__ = ["there"]
 
 
 # ---------------------------------------------------------------- what is sent
@@ -167,7 +160,7 @@ async def test_a_start_of_what_runs_already_was_made_before(there: Center) -> No
 async def test_a_submission_that_cannot_be_prepared_is_no_doubt(there: Center) -> None:
     platform, adapter = there
     platform.faults.plan("resource.list", Fault.HTML_500)
-    with pytest.raises(Throttled, match="the packages are not known"):
+    with pytest.raises(Throttled, match="not sent: HTTP 500"):
         await adapter.submit(run_spec())
     platform.packages.all[PACKAGE].state = 3
     with pytest.raises(NoCapacity, match="resourceState is 3"):
@@ -239,6 +232,8 @@ async def test_data_sets_are_brought_over_the_shared_storage(tmp_path: Path) -> 
         command = 'test "$(cat $BROKER_DATASETS_DIR/ds-1/x)" = 42'
         run = await started(adapter, command=command, datasets=(("ds-1", copied.remote),))
         await until(adapter, run, RemoteState.SUCCEEDED)
+        await adapter.unstage(CopyRef("ds-1", CenterId("c"), str(source), 2))
+        assert list((shared / "datasets").iterdir()) == []
 
 
 async def test_without_the_storage_there_are_no_logs_and_it_is_said(there: Center) -> None:

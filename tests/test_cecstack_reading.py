@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from adapters.cecstack_wire import NotThere, hmac_sha256, payload, uncertain
 from broker.adapter import Check, Denied, Refused, RemoteState, StatedPool, Unavailable
 from broker.core.model import Accuracy, FreeNodes, NodeShape, Price, RemoteId
 from broker.core.resources import make_spec
-from tests.cecstack_center import PACKAGE, SERVICE, center, connect
+from tests.cecstack_center import PACKAGE, SERVICE, center, connect, there
 from tests.emulators.cecstack import Cecstack, Site
+
+__all__ = ["there"]
 
 ZONE = ZoneInfo("Asia/Shanghai")
 NOW_MS = 1_720_000_000_000
@@ -328,13 +329,6 @@ def test_a_project_as_it_is_listed() -> None:
 # ---------------------------------------------------------------- over the platform
 
 
-@pytest.fixture
-async def there(tmp_path: Path) -> AsyncIterator[tuple[Cecstack, Adapter]]:
-    async with center(tmp_path) as (platform, adapter):
-        yield platform, adapter
-        assert platform.complaints == []
-
-
 async def test_a_probe_is_whole_over_all_pages(there: tuple[Cecstack, Adapter]) -> None:
     platform, adapter = there
     for number in range(250):
@@ -430,13 +424,20 @@ async def test_the_doctor_tells_what_to_check_when_nothing_works(tmp_path: Path)
         (check,) = (await checked(adapter)).values()
         assert (check.name, check.ok) == ("login", False)
         assert "check endpoint, ca_file, region, signature" in check.detail
+        assert all("region" in complaint for complaint in platform.complaints)
+        platform.complaints.clear()
 
 
 async def test_an_operators_raw_call(there: tuple[Cecstack, Adapter]) -> None:
-    _, adapter = there
+    platform, adapter = there
     path = '/api/aidp/v1/project/page?form_data={"page":0,"page_size":5,"str_relate":1,"filters":[]}'
     answer = await adapter.call("GET", path, None)
     assert answer.status == 200
     assert b'"broker"' in answer.body
+    assert platform.seen[-1].query["requestInfo"] == "region1", "it is added where it is not given"
+    await adapter.call("GET", f"{path}&requestInfo=other", None)
+    assert platform.seen[-1].query["requestInfo"] == "other"
+    assert [complaint.partition(": ")[2] for complaint in platform.complaints] == ["requestInfo is 'other'"]
+    platform.complaints.clear()
     with pytest.raises(Refused, match="expected an absolute path"):
         await adapter.call("GET", "https://elsewhere.example/", None)
