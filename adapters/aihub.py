@@ -57,6 +57,7 @@ from adapters.aihub_tasks import (
 from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
+from adapters.sent import preparing
 from broker.adapter import (
     Adapter,
     AdapterError,
@@ -88,8 +89,6 @@ PAGE = 9999
 """page_size of pods, as the document has it."""
 SIGNALLED = 128
 """Exit codes from here on are signals'."""
-NOT_YET_S = 5.0
-"""A run that came before the first probe is sent after this."""
 LOOK_AGAIN_S = 5.0
 """node_tasks are read again for a run in doubt after this."""
 
@@ -247,11 +246,9 @@ class Aihub:
                 self._creating.pop(run.id, None)
 
     async def _before_the_first_probe(self) -> None:
-        """Learn which cluster the stated pool is.  Nothing of the run has been sent yet."""
-        try:
+        """Learn which cluster the stated pool is."""
+        with preparing("create"):
             await self.list_clusters()
-        except Unavailable as error:
-            raise Throttled(str(error), retry_after_s=NOT_YET_S) from None
 
     def _request(self, run: RunSpec) -> tuple[Service, dict[str, Any]]:
         """Where a run goes and what is sent.  Raises Refused for what can never run here."""

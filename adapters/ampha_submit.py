@@ -28,6 +28,7 @@ from adapters.ampha_tasks import (
 from adapters.ampha_wire import Api, PlatformRefused
 from adapters.nodes import misfit, pack, rooms
 from adapters.output import Output, command_line, environment
+from adapters.sent import preparing
 from broker.adapter import (
     AdapterError,
     Denied,
@@ -83,7 +84,8 @@ class Submissions:
                     return self._tried[run.id] or await self._found_again(run.id)
                 if (resumed := await self._resumed(run)) is not None:
                     return resumed
-                body, kind, path = await self._request(run)
+                with preparing("create"):
+                    body, kind, path = await self._request(run)
                 self._trying(run.id)
                 try:
                     answer = await self._api.ask("create", path, body, effect=True)
@@ -105,7 +107,8 @@ class Submissions:
         """
         if run.resume_from is None or self._output is not None:
             return None
-        remote = await self._resume.possible(run.resume_from)
+        with preparing("resume"):
+            remote = await self._resume.possible(run.resume_from)
         if remote is None:
             return None
         self._trying(run.id)

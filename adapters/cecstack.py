@@ -28,6 +28,7 @@ from adapters.cecstack_wire import SIGNERS, NotThere, Wire
 from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
+from adapters.sent import preparing
 from adapters.staging import FOLDER, step
 from broker.adapter import (
     Adapter,
@@ -47,7 +48,6 @@ from broker.adapter import (
     RunRef,
     RunSpec,
     Sighting,
-    Throttled,
     Traits,
     Unavailable,
     Unsupported,
@@ -65,8 +65,6 @@ TRAITS = Traits(
     submit_timeout_s=32,
 )
 """Without optional keys, at an installation that lists slm tasks."""
-RETRY_S: Final = 5.0
-"""After a submission that could not even be prepared."""
 REMEMBERED: Final = 256
 """Submissions whose answer is kept, should the same one be asked for again."""
 _CANNOT_START = (126, 127)  # of a shell: found but not executable, not found
@@ -241,10 +239,8 @@ class Cecstack:
     async def _fitting(self, run: RunSpec) -> Package:
         """The run's package.  Raises Refused when it can never hold the run."""
         if not self._packages:
-            try:
+            with preparing("create"):
                 await self.packages()
-            except Unavailable as error:  # nothing has been created: this is no doubt
-                raise Throttled(f"the packages are not known: {error}", retry_after_s=RETRY_S) from error
         package = self._packages.get(run.native_pool)
         if package is None:
             raise Refused(f"package is {run.native_pool!r}, expected one of {sorted(self._packages)}")

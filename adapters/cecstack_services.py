@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from adapters.cecstack_tasks import remote_id, word
 from adapters.cecstack_wire import Wire, absent
+from adapters.sent import begun
 from adapters.values import whole
 from broker.adapter import AdapterError, RemoteState, RunSpec, Sighting, Unavailable
 from broker.core.model import RemoteId, RunId
@@ -110,19 +111,19 @@ class Services:
             "quantization_bit": 4,
         }
         await self._wire.call("service.create", "POST", _PATH, effect=True, document=body)
-        id = await self._named(run.id, complete=False)
-        if id is None:
-            raise Unavailable(f"service {run.id} was created and is not in the list yet")
-        whole_body = {
-            **body,
-            "model_name": run.id,
-            "model_path": "",
-            "images": run.image,
-            "command": command,
-            "ports": str(run.port),
-            "business_type": "default",
-        }
-        await self._wire.call("service.edit", "PUT", f"{_PATH}{id}", effect=True, document=whole_body)
+        with begun("service.create"):
+            id = await self._named(run.id, complete=False)
+            if id is None:
+                raise Unavailable(f"service {run.id} was created and is not in the list yet")
+            more = {
+                "model_name": run.id,
+                "model_path": "",
+                "images": run.image,
+                "command": command,
+                "ports": str(run.port),
+                "business_type": "default",
+            }
+            await self._wire.call("service.edit", "PUT", f"{_PATH}{id}", effect=True, document=body | more)
         return remote_id(SERVICE, id)
 
     async def publish(self, id: int) -> None:

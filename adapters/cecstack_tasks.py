@@ -20,6 +20,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from adapters.cecstack_wire import NotThere, Wire, absent, uncertain
+from adapters.sent import begun
 from adapters.values import utc_ms, whole
 from broker.adapter import AdapterError, Refused, RemoteState, RunSpec, Sighting, Unavailable
 from broker.core.model import RemoteId, RunId
@@ -245,7 +246,8 @@ class Tasks:
             "args": recipe.args,
             "framework_config": recipe.framework_config,
         }
-        return await self._create(recipe.kind, body)
+        with begun("maas.create"):
+            return await self._create(recipe.kind, body)
 
     async def _create(self, kind: str, body: Mapping[str, Any]) -> RemoteId:
         answer = await self._wire.call("task.create", "POST", _path(kind), effect=True, document=body)

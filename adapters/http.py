@@ -2,7 +2,7 @@
 
 Here: the connections of a center, its limits, what an answer must be to be read at all, and what a
 failure means.  Not here: any platform's paths, envelopes or words; when to log in (session.py), when
-to leave a center alone (breaker.py), what is secret (redaction.py).
+to leave a center alone (breaker.py), what is secret (redaction.py), what may have left (sent.py).
 
 A call states whether it has an effect at the platform, whatever its method: some start jobs by GET.
 
@@ -10,11 +10,15 @@ A call states whether it has an effect at the platform, whatever its method: som
 * A call with an effect has a connection of its own.  On a kept one that the server closes at that
   moment, nobody could say whether the call arrived.
 * A failed call with an effect is Unavailable (effect unknown), unless no connection could be made at
-  all or no login: then it is NotSent, which is Throttled to the callers of an adapter.
+  all or no login: then it is NotSent, which is Throttled to the callers of an adapter.  So is one that
+  is cancelled, as by its caller's deadline, before it has a connection: only what may have left is in
+  doubt.
 * After an expired session a reading call is made once more with the new one; a call with an effect
   only if the platform's answer proves that nothing was done.
 * Redirects are not followed, cookies are not kept, the environment's proxies are not used.
 * The caller sets the deadline by cancelling; `timeout_s` of the connection bounds each call below it.
+  A cancelled call with an effect answers with what it means, as above; whoever cancels for another
+  reason than a deadline has to look whether that was so (broker.connections.timed does).
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from yarl import URL
 from adapters.breaker import Breaker, BreakerOpen
 from adapters.pace import Pace
 from adapters.redaction import Redaction
+from adapters.sent import NEVER_CONNECTED, RETRY_AFTER_S, Line, NotSent, send_once, watched
 from adapters.session import LOGGING_IN, LoggedIn, Session, SessionExpired
 from adapters.values import parse_json
 from broker import __version__
@@ -66,8 +71,6 @@ MAX_ANSWER_BYTES = 16 << 20
 MAX_RAW_BYTES = 2 << 20
 """Of an operator's call; twice what the API shows."""
 CHUNK_BYTES = 64 << 10
-RETRY_AFTER_S = 5.0
-"""After HTTP 429 without Retry-After."""
 MAX_RETRY_AFTER_S = 3600.0
 USER_AGENT = f"computing-broker/{__version__}"
 
@@ -76,14 +79,6 @@ REQUESTS = Counter("broker_center_requests", "HTTP calls to a center", ["center"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _GATEWAY = (502, 503, 504)  # something before the platform answers: the platform itself did not
 _JSON_TYPES = ("", "application/json", "text/json", "text/plain")
-_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-
-
-class NotSent(Throttled):
-    """No connection or no login could be made, or the center is left alone: nothing was sent."""
-
-    def __init__(self, message: str, *, retry_after_s: float = RETRY_AFTER_S) -> None:
-        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class Unintelligible(Unavailable):
@@ -92,21 +87,6 @@ class Unintelligible(Unavailable):
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-class _Aborted(aiohttp.ClientError):
-    """Stands for an error after which aiohttp would send the request again."""
-
-
-async def _send_once(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    try:
-        return await handler(request)
-    except _NEVER_SENT:
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Aborted(str(error) or type(error).__name__) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +237,7 @@ class Http:
         Every error that leaves is an adapter error without secrets.
         """
         # 1. may it be made, and with which session
-        session, outcome = request.session, "NotSent"
+        session, outcome, line = request.session, "NotSent", Line()
         answered: bool | None = None  # None: the center was not asked
         try:
             trial = self.breaker.enter(urgent=request.urgent or LOGGING_IN.get())
@@ -274,7 +254,7 @@ class Http:
             async with self._slots:
                 # 3. the request and its answer
                 answered = False
-                async with self._send(request, used) as response:
+                async with self._send(request, used, line) as response:
                     answered = response.status not in _GATEWAY
                     self._status(request, response)
                     yield response
@@ -296,13 +276,19 @@ class Http:
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             answered = False
-            translated = self._translated(request, error)
+            translated = self._translated(request, error, line)
             outcome = type(translated).__name__
             raise translated from None  # the cause holds URLs and headers
         except asyncio.CancelledError:
             # The caller's deadline: a center that stops in the middle of an answer has not answered.
             outcome, answered = "cancelled", None if answered is None else False
-            raise
+            if not request.effect:
+                raise
+            if not line.connected:
+                outcome = "NotSent"
+                text = f"{request.operation}: not sent, the time was up while it waited for its turn"
+                raise NotSent(text) from None
+            raise Unavailable(f"{request.operation}: no answer when the time was up") from None
         except BaseException as error:
             outcome = type(error).__name__
             raise
@@ -325,7 +311,9 @@ class Http:
         return used
 
     @asynccontextmanager
-    async def _send(self, request: Request, used: LoggedIn | None) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _send(
+        self, request: Request, used: LoggedIn | None, line: Line
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         limit_s = self._limits.timeout_s
         timeout = aiohttp.ClientTimeout(
             total=None if request.transfer else limit_s,
@@ -341,6 +329,7 @@ class Http:
             headers={**(used.headers if used is not None else {}), **request.headers},
             timeout=timeout,
             allow_redirects=False,
+            trace_request_ctx=line,
         ) as response:
             yield response
 
@@ -392,10 +381,10 @@ class Http:
         text = f"HTTP {response.status}: {why}: {start or '(empty)'}"
         return Unintelligible(text, status=response.status)
 
-    def _translated(self, request: Request, error: Exception) -> AdapterError:
+    def _translated(self, request: Request, error: Exception, line: Line) -> AdapterError:
         """What a failed exchange means to the callers of an adapter."""
         text = self.redact.excerpt(str(error)) or type(error).__name__
-        if isinstance(error, _NEVER_SENT):
+        if isinstance(error, NEVER_CONNECTED) or (isinstance(error, TimeoutError) and not line.connected):
             host = URL(request.url).host if isinstance(request.url, str) else request.url.host
             text = f"{request.operation}: no connection to {host}: {text}"
             return NotSent(text) if request.effect else Unavailable(text)
@@ -428,7 +417,8 @@ def _client(tls: ssl.SSLContext | None, *, keep: bool) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": USER_AGENT, "Accept": "application/json, */*;q=0.5"},
         trust_env=False,
-        middlewares=(_send_once,),
+        middlewares=(send_once,),
+        trace_configs=[watched()],
     )
 
 

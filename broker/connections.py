@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
-from broker.adapter import Adapter, AdapterFactory, Connection, Unavailable
+from broker.adapter import Adapter, AdapterError, AdapterFactory, Connection, Unavailable
 from broker.config import CenterSettings
 from broker.core.model import CenterId
 from broker.telemetry import CALLS, log
@@ -102,13 +102,22 @@ class Connections:
 async def timed(center: CenterId, call: str, make: Callable[[], Awaitable[T]], timeout_s: float) -> T:
     """Make one call with a deadline, and record how long it took and how it ended.
 
-    Raises TimeoutError, and what the call raises.
+    Raises TimeoutError, and what the call raises: an adapter may answer its cancellation with the news
+    that nothing was sent.  Who is cancelled himself meanwhile is told so all the same.
     """
     started = asyncio.get_running_loop().time()
     outcome = "ok"
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled_before = task.cancelling()
     try:
         async with asyncio.timeout(timeout_s):
             return await make()
+    except AdapterError as error:
+        outcome = type(error).__name__
+        if task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError from error
+        raise
     except BaseException as error:
         outcome = type(error).__name__
         raise

@@ -167,7 +167,7 @@ async def test_a_start_of_what_runs_already_was_made_before(there: Center) -> No
 async def test_a_submission_that_cannot_be_prepared_is_no_doubt(there: Center) -> None:
     platform, adapter = there
     platform.faults.plan("resource.list", Fault.HTML_500)
-    with pytest.raises(Throttled, match="the packages are not known"):
+    with pytest.raises(Throttled, match="not sent: HTTP 500"):
         await adapter.submit(run_spec())
     platform.packages.all[PACKAGE].state = 3
     with pytest.raises(NoCapacity, match="resourceState is 3"):

@@ -15,8 +15,9 @@ import pytest
 from yarl import URL
 
 from adapters import http
-from adapters.http import Limits, NotSent, Request, Unintelligible, below, open_http
+from adapters.http import Limits, Request, Unintelligible, below, open_http
 from adapters.pace import Pace
+from adapters.sent import RETRY_AFTER_S, NotSent
 from adapters.values import parse_json
 from broker.adapter import AdapterError, Connection, Denied, Refused, Throttled, Unavailable
 from broker.core.model import CenterId
@@ -66,7 +67,7 @@ async def test_without_the_guard_the_same_call_arrives_twice(monkeypatch: pytest
     async def straight(request: Any, handler: Any) -> Any:
         return await handler(request)
 
-    monkeypatch.setattr(http, "_send_once", straight)
+    monkeypatch.setattr(http, "send_once", straight)
     async with opened(lambda r: None if "drop" in r.path else OK) as (server, made):
         await made.json(call(server.url), payload)
         await failing(made, Request("thing", "GET", f"{server.url}/drop", False), Unavailable)
@@ -189,7 +190,7 @@ async def test_what_a_status_means() -> None:
         assert throttled.retry_after_s == 17
         unreadable = await meets("429x")
         assert isinstance(unreadable, Throttled)
-        assert unreadable.retry_after_s == http.RETRY_AFTER_S
+        assert unreadable.retry_after_s == RETRY_AFTER_S
         assert type(await meets("403")) is Denied
         assert type(await meets("422")) is Refused
         assert type(await meets("500")) is Unavailable

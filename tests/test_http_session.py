@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from adapters.breaker import FAILURES, PAUSE_S
-from adapters.http import Limits, NotSent, Request, Unintelligible
+from adapters.http import Limits, Request, Unintelligible
+from adapters.sent import NotSent
 from adapters.session import LoggedIn, Session
 from broker.adapter import AdapterError, Denied, Throttled, Unavailable
 from tests.http_center import (

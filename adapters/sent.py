@@ -1,0 +1,91 @@
+"""Whether a call may have left: what tells a call in doubt from one that was certainly not sent.
+
+Here: the error for a call that was not sent, how far an exchange has come, and what keeps the HTTP
+library from sending one twice.  Not here: calls (http.py), and what a platform did with one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from broker.adapter import Throttled, Unavailable
+
+RETRY_AFTER_S = 5.0
+"""After a call that was not sent, and after HTTP 429 without Retry-After."""
+
+NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+
+class NotSent(Throttled):
+    """No connection or no login could be made, the center is left alone, or the caller's time was up
+    before: nothing was sent."""
+
+    def __init__(self, message: str, *, retry_after_s: float = RETRY_AFTER_S) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+@contextmanager
+def preparing(what: str) -> Iterator[None]:
+    """The reading calls before one with an effect: where they fail or are cancelled, nothing was sent.
+
+    Raises NotSent for that.
+    """
+    try:
+        yield
+    except Unavailable as error:
+        raise NotSent(f"{what}: not sent: {error}") from None
+    except asyncio.CancelledError:
+        raise NotSent(f"{what}: not sent, the time was up while it was prepared") from None
+
+
+@contextmanager
+def begun(what: str) -> Iterator[None]:
+    """The calls after the first one with an effect: that one of them was not sent is no news of all.
+
+    Raises Unavailable for that.
+    """
+    try:
+        yield
+    except Throttled as error:
+        raise Unavailable(f"{what}: begun and not finished: {error}") from None
+
+
+@dataclass(slots=True)
+class Line:
+    """How far one exchange has come: bytes may have left since `connected`."""
+
+    connected: bool = False
+
+
+def watched() -> aiohttp.TraceConfig:
+    """Sets `connected` of the Line that is a request's `trace_request_ctx`."""
+
+    async def connected(_client: aiohttp.ClientSession, trace: Any, _told: object) -> None:
+        trace.trace_request_ctx.connected = True
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_create_end.append(connected)
+    config.on_connection_reuseconn.append(connected)
+    return config
+
+
+class _Aborted(aiohttp.ClientError):
+    """Stands for an error after which aiohttp would send the request again."""
+
+
+async def send_once(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """A middleware: aiohttp would repeat an aborted GET, PUT or DELETE by itself."""
+    try:
+        return await handler(request)
+    except NEVER_CONNECTED:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Aborted(str(error) or type(error).__name__) from error
