@@ -81,7 +81,7 @@ from broker.adapter import (
     Unavailable,
     Unsupported,
 )
-from broker.core.model import RemoteId, RunId
+from broker.core.model import Kind, RemoteId, RunId
 
 __all__ = ["TRAITS", "Aihub", "connect"]
 
@@ -252,6 +252,8 @@ class Aihub:
 
     def _request(self, run: RunSpec) -> tuple[Service, dict[str, Any]]:
         """Where a run goes and what is sent.  Raises Refused for what can never run here."""
+        if run.kind is Kind.ONLINE:
+            raise Unsupported("the platform has no online services for jobs")
         cluster = int(run.native_pool) if run.native_pool.isdecimal() else 0
         pool = self.pools.get(cluster)
         if pool is None:

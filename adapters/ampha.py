@@ -23,6 +23,7 @@ from adapters.ampha_checks import look_over
 from adapters.ampha_commands import commands_of
 from adapters.ampha_logs import Logs
 from adapters.ampha_resume import Resume
+from adapters.ampha_services import ServiceRuns, Services
 from adapters.ampha_submit import Submissions
 from adapters.ampha_tasks import (
     ENDED,
@@ -90,6 +91,8 @@ def traits_of(connection: Connection, settings: Settings) -> Traits:
         TRAITS,
         resume=output,
         results=output,
+        services=settings.services,
+        address=settings.services,
         submit_timeout_s=max(1, round(min(settings.timeout_s * 2, 60))),
         lookup_lag_s=settings.lookup_lag_s,
         report_lag_s=settings.report_lag_s,
@@ -105,13 +108,21 @@ class Ampha:
         self.api = api
         self.tasks = Tasks(api)
         self.assets = Assets(api, connection.prefix)
-        self.commands = commands_of(api, self.tasks, self.assets, connection.prefix)
+        self.services = Services(api)
+        self.commands = commands_of(api, self.tasks, self.assets, self.services, connection.prefix)
         self._output = Output.of(connection)
         self._logs = Logs(api, self.tasks)
         self._resume = Resume(api, self.tasks)
         self._capacity = Capacity(api, connection.pools)
+        self._served = ServiceRuns(self.services, self.assets, api, api.settings.service_gateway)
         self._submissions = Submissions(
-            api, self._capacity, self.tasks, self.assets, self._resume, self._output
+            api,
+            self._capacity,
+            self.tasks,
+            self.assets,
+            self._resume,
+            self._output,
+            self._served if api.settings.services else None,
         )
         self._ended: dict[Remote, tuple[str, Sighting]] = {}  # word and what was seen
         self._starts: dict[Remote, int] = {}
@@ -141,14 +152,11 @@ class Ampha:
         raise Unsupported("a task of this center starts by itself")
 
     async def find(self, run: RunId) -> RemoteId | None:
-        task = await self.tasks.find(run)
-        if task is not None:
-            return task.remote.text
-        resumed = await self._resume.find(run) if self._output is None else None
-        if resumed is None:
+        found = await self._submissions.find(run)
+        if found is None:
             return None
-        self._forget(resumed.text)
-        return resumed.text
+        self._forget(found.text)
+        return found.text
 
     def _forget(self, remote: RemoteId) -> None:
         """A task that goes on has another start, and no end yet."""
@@ -173,7 +181,7 @@ class Ampha:
         """What the first pages of the lists say of each run; what lives is there (6.3)."""
         by_store: dict[Kind, set[str]] = {}
         for remote in remotes.values():
-            if not remote.kind.by_name:
+            if not remote.kind.by_name and remote.kind is not Kind.SERVICE:
                 by_store.setdefault(store_of(remote.kind), set()).add(remote.id)
         by_id: dict[str, Task] = {}
         for store, wanted in by_store.items():
@@ -183,6 +191,8 @@ class Ampha:
 
     async def _look(self, run: RunId, remote: Remote, task: Task | None) -> Sighting | None:
         """One run; None is no news."""
+        if remote.kind is Kind.SERVICE:
+            return await self._served.look(remote.id, run)
         if remote.kind.by_name:
             task = await self.tasks.find(RunId(remote.id))
             if task is None:
@@ -242,6 +252,9 @@ class Ampha:
         remote = await self._known(run)
         if remote is None:
             return
+        if remote.kind is Kind.SERVICE:
+            await self._served.stop(remote.id, run.id)
+            return
         try:
             await self.tasks.stop(remote)
         except PlatformRefused:
@@ -252,7 +265,9 @@ class Ampha:
     async def delete(self, run: RunRef) -> None:
         """Raises Unavailable for a live task: what deleting one does is not documented."""
         remote = await self._known(run)
-        if remote is not None and (task := await self.tasks.detail(remote)) is not None:
+        if remote is not None and remote.kind is Kind.SERVICE:
+            await self._served.delete(remote.id, run.id)
+        elif remote is not None and (task := await self.tasks.detail(remote)) is not None:
             if task.state not in ENDED:
                 raise Unavailable(f"task {task.name} is {task.word}, expected an ended one")
             try:
@@ -276,13 +291,19 @@ class Ampha:
     # ------------------------------------------------------------ files and the rest
 
     async def logs(self, run: RunRef, node: int, offset: int) -> AsyncIterator[bytes]:
+        """A service has one log for all of its instances: it is that of node 0."""
+        if (remote := remote_of(run.remote)).kind is Kind.SERVICE:
+            if node == 0 and (text := await self._served.log(remote.id, run.id))[offset:]:
+                yield text[offset:]
+            return
         if self._output is not None:
             async for chunk in self._output.logs(run.id, node, offset):
                 yield chunk
             return
-        remote = await self._known(run)
-        if remote is None:
+        known = await self._known(run)
+        if known is None:
             return
+        remote = known
         try:
             async for chunk in self._logs.read(remote, node, offset):
                 yield chunk

@@ -1,7 +1,7 @@
-"""Capacity of an Ampha center: resource groups and their nodes, quotas, preset specs (3.1, 3.3, 3.4).
+"""Capacity of an Ampha center: resource groups and their nodes, quotas (3.1, 3.4).
 
-Here: what the platform says turned into pools.  Not here: the calls themselves (ampha_wire) and what
-runs there (ampha_tasks).
+Here: what the platform says turned into pools.  Not here: the calls themselves (ampha_wire), preset specs
+(ampha_specs) and what runs there (ampha_tasks).
 
 A resource group is the native unit; its nodes of one shape are a pool.  The figures of nodes are used
 and never sums of groups, because an instance must fit one node (3.1).  A node or group that is not
@@ -22,25 +22,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from adapters.ampha_specs import Devices, Preset, offered, preset_of, preset_specs
 from adapters.ampha_wire import Api, PlatformRefused, maybe_json, rows_of
 from adapters.nodes import Room, histogram
 from adapters.values import number, whole
 from broker.adapter import Denied, Inventory, PoolReport, StatedPool, Unavailable
-from broker.core.model import Accuracy, NodeShape, Spec
-from broker.core.resources import spec_id
+from broker.core.model import Accuracy, NodeShape
 
 GROUPS = "/api/system/aiResourceGroup/findResourceGroupBySysGroupId"
 REMAINS = "/api/system/config/getRemainResource"
-SPECS = "/api/system/presetSpec/getSpecList"
 NORMAL = 1
 MIG_PARTS = 7
 """Compute slices of a card that MIG profiles are counted in."""
 VGPU_STEP = 10
 """Thousandths: the platform takes whole percents (1.7)."""
 NOTHING: Room = (0, 0, 0, ())
-_SPEC_CARDS = re.compile(r"GPU[：:]\s*(?:(\d+)\*(?P<a>[^|*\s]+)|(?P<b>[^|*\s]+)\s+\d+\*\S+)")
 _PROFILE = re.compile(r"(\d)g\.(\d+)gb(?:\+.*)?")
-_VENDORS = frozenset({"nvidia", "huawei", "gpu"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,13 +239,17 @@ def native_of(group: Group, node: GroupNode) -> str:
     return f"{name}/{shape.cores}c-{shape.memory_gib}g{cards}"
 
 
+def devices_of(group: Group, node: GroupNode) -> Devices:
+    return Devices(node.product, group.share, node.profile)
+
+
 def group_id(native: str) -> str:
     """The group of a pool's native name."""
     return native.partition("/")[0]
 
 
 def pools_of(
-    groups: Iterable[Group], specs: Mapping[str, Spec] | None
+    groups: Iterable[Group], specs: Sequence[Preset] | None
 ) -> tuple[list[PoolReport], list[tuple[str, str]]]:
     """Pools, and what cannot be used with the reason.  `specs`: the platform's own, where it wants them."""
     pools: list[PoolReport] = []
@@ -261,13 +262,13 @@ def pools_of(
         for node in group.nodes:
             by_native.setdefault(native_of(group, node), []).append(node)
         for native, nodes in sorted(by_native.items()):
-            offered = () if specs is None else _offered(nodes[0], specs.values())
-            if specs is not None and not offered:
+            listed = () if specs is None else offered(specs, nodes[0].shape, devices_of(group, nodes[0]))
+            if specs is not None and not listed:
                 odd.append((native, "no preset spec of the platform fits its nodes"))
                 continue
             free = histogram([node.room if group.usable else NOTHING for node in nodes])
             names = tuple(node.name for node in nodes)
-            pools.append(PoolReport(native, nodes[0].shape, len(nodes), free, offered, node_names=names))
+            pools.append(PoolReport(native, nodes[0].shape, len(nodes), free, listed, node_names=names))
     return pools, odd
 
 
@@ -319,91 +320,6 @@ def within(pool: PoolReport, quota: Quota) -> PoolReport:
     return replace(pool, free=histogram(rooms))
 
 
-# ---------------------------------------------------------------- preset specs
-
-
-async def preset_specs(api: Api) -> dict[str, Spec]:
-    """The platform's specs for the broker's account."""
-    return read_specs(await api.ask("specs", SPECS, {"specList": None}))
-
-
-def read_specs(found: Any) -> dict[str, Spec]:
-    """Preset specs of whole cards by the platform's id (3.3); others are left out."""
-    specs: dict[str, Spec] = {}
-    if not isinstance(found, Mapping):
-        raise Unavailable("preset specs: the answer is no object")
-    for row in [*(found.get("cpuSpecList") or []), *(found.get("gpuSpecList") or [])]:
-        cards = whole(row.get("numberOfGpus"), "numberOfGpus") or 0
-        if str(row.get("gpuShare") or "none") != "none" or not row.get("specId"):
-            continue
-        shape = NodeShape(
-            arch="",
-            cores=_down(row.get("cpuCoresNumber"), "cpuCoresNumber"),
-            memory_gib=_down(row.get("memorySize"), "memorySize"),
-            accelerator=_spec_model(row) if cards else "",
-            accelerators=cards,
-        )
-        specs[str(row["specId"])] = Spec(spec_id(shape), str(row.get("specName") or ""), shape)
-    return specs
-
-
-def _spec_model(row: Mapping[str, Any]) -> str:
-    """The product of a spec: its model where told, else from its name (null in every sample, 3.3)."""
-    if row.get("gpuModel"):
-        return str(row["gpuModel"])
-    found = _SPEC_CARDS.search(str(row.get("specName") or ""))
-    return str(found["a"] or found["b"]) if found else ""
-
-
-def _offered(node: GroupNode, specs: Iterable[Spec]) -> tuple[Spec, ...]:
-    """Those that fit a node, as specs of its product and architecture."""
-    fitting = []
-    for spec in specs:
-        if _fits(spec.shape, node):
-            shape = replace(
-                spec.shape,
-                arch=node.shape.arch,
-                accelerator=node.shape.accelerator,
-                accelerator_memory_gib=node.shape.accelerator_memory_gib,
-            )
-            fitting.append(Spec(spec_id(shape), spec.name, shape))
-    return tuple(fitting)
-
-
-def _fits(want: NodeShape, node: GroupNode) -> bool:
-    have = node.shape
-    if have.accelerators and have.card_permille < 1000:  # specs of instances are not read
-        return False
-    if bool(want.accelerators) is not bool(have.accelerators):
-        return False
-    if want.accelerators and not same_product(want.accelerator, node.product):
-        return False
-    return (
-        want.cores <= have.cores
-        and want.memory_gib <= have.memory_gib
-        and want.accelerators <= have.accelerators
-    )
-
-
-def preset_id(shape: NodeShape, group: Group, specs: Mapping[str, Spec]) -> str | None:
-    """The platform's id of the spec with this shape, for nodes of a group."""
-    for id, spec in specs.items():
-        size = (spec.shape.cores, spec.shape.memory_gib, spec.shape.accelerators)
-        fits = any(_fits(spec.shape, node) for node in group.nodes)
-        if fits and size == (shape.cores, shape.memory_gib, shape.accelerators):
-            return id
-    return None
-
-
-def same_product(one: str, other: str) -> bool:
-    """Whether two of the platform's spellings mean one product: all words equal, vendors aside (T16)."""
-    return _words(one) == _words(other)
-
-
-def _words(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z0-9]+", name.lower())) - _VENDORS
-
-
 def layout(text: Any) -> list[dict[str, int]]:
     """Instances by profile for each card of a split node (3.1): JSON in a text; an unsplit card is {}."""
     cards = maybe_json(text)
@@ -424,7 +340,7 @@ class Capacity:
     def __init__(self, api: Api, stated: Sequence[StatedPool]) -> None:
         self._api = api
         self._stated = stated
-        self._specs: dict[str, Spec] = {}
+        self._specs: list[Preset] = []
         self.groups: dict[str, Group] = {}
 
     async def probe(self) -> Inventory:
@@ -448,7 +364,7 @@ class Capacity:
         self.groups = {group.id: group for group in groups}
         return groups
 
-    async def _read_specs(self) -> dict[str, Spec]:
+    async def _read_specs(self) -> list[Preset]:
         self._specs = await preset_specs(self._api)
         return self._specs
 
@@ -465,9 +381,10 @@ class Capacity:
             await self._read()
         return self.groups.get(id)
 
-    async def preset(self, shape: NodeShape, group: Group) -> str | None:
-        """The platform's id of the preset spec with this shape."""
-        return preset_id(shape, group, self._specs or await self._read_specs())
+    async def preset(self, shape: NodeShape, group: Group, node: GroupNode) -> Preset | None:
+        """The platform's spec with this shape, on such a node of a group."""
+        specs = self._specs or await self._read_specs()
+        return preset_of(specs, shape, node.shape, devices_of(group, node))
 
     async def bad_nodes(self) -> frozenset[str]:
         """Addresses of the nodes that are not normal now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from adapters.ampha_assets import Assets
-from adapters.ampha_capacity import preset_specs
+from adapters.ampha_specs import preset_specs
 from adapters.ampha_tasks import SUFFIX, Kind, Task, Tasks
 from adapters.ampha_wire import Api, Role
 from broker.adapter import AdapterError, Check, Denied, Inventory, RemoteState

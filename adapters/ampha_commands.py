@@ -17,6 +17,7 @@ from typing import Any
 
 from adapters.ampha_assets import Assets
 from adapters.ampha_rooms import Rooms
+from adapters.ampha_services import Services
 from adapters.ampha_tasks import KERNEL, Kind, Tasks
 from adapters.ampha_wire import Api, Role, maybe_json, rows_of, total_of
 from adapters.values import number, utc_ms, whole
@@ -36,9 +37,11 @@ ID = Argument("id", "Its id.", required=True)
 TASK = Argument("task", "The run's id, which is the task's name.", required=True)
 
 
-def commands_of(api: Api, tasks: Tasks, assets: Assets, prefix: str) -> tuple[VendorCommand, ...]:
+def commands_of(
+    api: Api, tasks: Tasks, assets: Assets, services: Services, prefix: str
+) -> tuple[VendorCommand, ...]:
     """All commands of a center."""
-    office, rooms = Office(api, prefix), Rooms(api)
+    office, rooms = Office(api, prefix), Rooms(api, services)
     inside = Inside(api, tasks)
     return (*office.commands(), *inside.commands(), *assets.commands(), *rooms.commands())
 

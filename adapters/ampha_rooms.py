@@ -1,7 +1,7 @@
 """Notebooks and online services of an Ampha center, for operators (8, 9).
 
-Here: their calls and their words of state, which are numbers of two vocabularies (15.4, 15.5).  Not
-here: jobs; neither is a job of the broker.
+Here: notebooks with their words of state (15.5), and what operators do with services, whose calls are in
+ampha_services.  Not here: jobs of the queue.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from adapters.ampha_services import MODEL, Services, status_of, word_of
 from adapters.ampha_wire import Api, rows_of, total_of
 from adapters.values import whole
 from broker.adapter import Argument, ArgumentKind, Refused, Unavailable, VendorCommand
 
 BOOKS = "/api/kernel/notebooks"
-MODEL = "/api/model/"
 PAGE = 100
 MAX_PAGES = 100
 NOTEBOOK_WORDS = {
@@ -28,26 +28,15 @@ NOTEBOOK_WORDS = {
     7: "failed",
     8: "being created",
 }
-SERVICE_WORDS = {
-    0: "failed",
-    1: "running",
-    2: "starting",
-    3: "ready",
-    4: "failed",
-    5: "stopping",
-    6: "stopped",
-    7: "to be created",
-    10: "recovering",
-    11: "being stopped by the platform",
-}
 Arguments = Mapping[str, Any]
 
 
 class Rooms:
     """What keeps running until somebody ends it."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, services: Services) -> None:
         self._api = api
+        self._services = services
 
     def commands(self) -> tuple[VendorCommand, ...]:
         name = Argument("name", "Its name.", required=True)
@@ -139,63 +128,37 @@ class Rooms:
     # ------------------------------------------------------------ online services
 
     async def services(self, _: Arguments) -> Any:
-        return [_service(row) for row in await self._services("")]
+        return [_service(row) for row in await self._services.rows()]
 
-    async def _services(self, name: str) -> list[dict[str, Any]]:
-        account = await self._api.account()
-        found: list[dict[str, Any]] = []
-        for page in range(1, MAX_PAGES + 1):
-            criteria = {"createUser": account.id, "name": name}
-            body = {"pageNum": page, "pageSize": PAGE, "queryCriteria": criteria}
-            answer = await self._api.ask("services", MODEL + "modelServer/findModelServerPageList", body)
-            rows = rows_of(answer, "online services")
-            found += rows
-            total = total_of(answer, "total")
-            if len(rows) < PAGE or (total is not None and page * PAGE >= total):
-                return found
-        raise Unavailable(f"the list of services has more than {MAX_PAGES} pages")
-
-    async def _detail(self, name: str) -> Mapping[str, Any]:
-        """A service with its version: stops and starts want the version's id (T36)."""
-        ids = [str(row.get("id")) for row in await self._services(name) if row.get("name") == name]
+    async def _detail(self, given: Arguments) -> Mapping[str, Any]:
+        ids = await self._services.named(given["name"])
         if len(ids) != 1:
-            raise Refused(f"name is {name!r}: {len(ids)} services have it, expected one")
-        found = await self._api.ask("service", MODEL + "modelServer/findModelServerById", {"id": ids[0]})
-        if not isinstance(found, Mapping):
-            raise Unavailable("findModelServerById: the answer is no object")
-        return found
+            raise Refused(f"name is {given['name']!r}: {len(ids)} services have it, expected one")
+        return await self._services.detail(ids[0])
 
     async def service(self, given: Arguments) -> Any:
-        return _service(await self._detail(given["name"]))
+        return _service(await self._detail(given))
 
     async def create_service(self, given: Arguments) -> Any:
-        body = _document(given["request"])
-        id = await self._api.ask(
-            "create_service", MODEL + "modelServer/createUnionModelServer", body, effect=True
-        )
-        return {"id": id}
+        return {"id": await self._services.create(_document(given["request"]))}
 
     async def start_service(self, given: Arguments) -> Any:
-        return await self._version("start_service", "startModelIntegrally", given["name"])
+        await self._services.start(await self._detail(given))
+        return {"asked": True}
 
     async def stop_service(self, given: Arguments) -> Any:
-        return await self._version("stop_service", "stopModelIntegrally", given["name"])
+        await self._services.stop(await self._detail(given))
+        return {"asked": True}
 
     async def delete_service(self, given: Arguments) -> Any:
-        return await self._version("delete_service", "deleteModelServerVersionIntegrally", given["name"])
-
-    async def _version(self, operation: str, call: str, name: str) -> Any:
-        body = {"id": _version_id(await self._detail(name))}
-        await self._api.ask(operation, f"{MODEL}modelServerVersion/{call}", body, effect=True)
+        await self._services.delete(await self._detail(given))
         return {"asked": True}
 
     async def service_log(self, given: Arguments) -> Any:
-        body = {"id": _version_id(await self._detail(given["name"]))}
-        text = await self._api.ask("service_log", MODEL + "modelServerVersion/getModelServerPodLog", body)
-        return {"log": text if isinstance(text, str) else ""}
+        return {"log": await self._services.log(await self._detail(given))}
 
     async def service_calls(self, given: Arguments) -> Any:
-        id = str((await self._detail(given["name"])).get("id"))
+        id = str((await self._detail(given)).get("id"))
         path = MODEL + "modelServer/modelServerCallStatistics"
         return rows_of(await self._api.ask("service_calls", path, {"id": id}), "calls of a service")
 
@@ -221,21 +184,12 @@ def _notebook(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _service(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The version's state wins over the service's (15.4); numbers may be text."""
     versions = [v for v in row.get("modelServerVersions") or [] if isinstance(v, Mapping)]
-    status = whole((versions[0] if versions else row).get("status"), "status")
     return {
         "id": row.get("id"),
         "name": row.get("name"),
-        "status": SERVICE_WORDS.get(status if status is not None else -1, f"unknown ({status})"),
+        "status": word_of(status_of(row)),
         "url": row.get("url"),
         "predictUrl": row.get("predictUrl"),
         "replicas": whole(versions[0].get("replica"), "replica") if versions else None,
     }
-
-
-def _version_id(detail: Mapping[str, Any]) -> str:
-    versions = [v for v in detail.get("modelServerVersions") or [] if isinstance(v, Mapping)]
-    if len(versions) != 1:
-        raise Refused(f"the service has {len(versions)} versions, expected one")
-    return str(versions[0].get("modelServerVersionId"))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from adapters.ampha_assets import Assets, data_of
 from adapters.ampha_capacity import Capacity, Group, GroupNode, group_id, native_of
 from adapters.ampha_resume import Resume
+from adapters.ampha_services import MODEL, ServiceRuns, is_service
 from adapters.ampha_tasks import (
     CREATES,
     Kind,
@@ -44,6 +45,7 @@ from broker.core.model import NodeShape, RemoteId, RunId
 DATA_IN_JOB = "/ampha/dataset"
 """Where a task finds its data set, as the platform's own log lines show it (7)."""
 DATASETS_IN_JOB = "/tmp/broker-datasets"
+CREATE_SERVICE = MODEL + "modelServer/createUnionModelServer"
 MAX_REMEMBERED = 10_000
 
 _FULL = re.compile(r"配额|余量|不足|上限|超过|超出|quota|insufficient", re.IGNORECASE)
@@ -65,8 +67,10 @@ class Submissions:
         assets: Assets,
         resume: Resume,
         output: Output | None,
+        services: ServiceRuns | None,
     ) -> None:
         self._api = api
+        self._services = services
         self._capacity = capacity
         self._tasks = tasks
         self._assets = assets
@@ -129,18 +133,25 @@ class Submissions:
         """What is sent.  Raises Refused for what never fits; nothing has an effect yet."""
         settings = self._api.settings
         group, node = await self._group(run)
+        if is_service(run):
+            if self._services is None:
+                raise Unsupported("online services are not set up for this center (online_services)")
+            return await self._services.request(run, group), Kind.SERVICE, CREATE_SERVICE
         image = await self._assets.picture(run.image)
         if image is None:
             raise Refused(
                 f"image is {run.image!r}, which the center does not list; `broker images` shows what it has"
             )
-        spec_id = None
+        preset = None
         if settings.preset:
-            spec_id = await self._capacity.preset(run.spec.shape, group)
-            if spec_id is None:
+            preset = await self._capacity.preset(run.spec.shape, group, node)
+            if preset is None:
                 raise Refused(f"spec {run.spec.name!r} is none of the center's preset specs (spec_mode)")
-        if len(run.datasets) > 1:
-            raise Refused(f"datasetIds has {len(run.datasets)} entries, a task of this center reads one")
+        if len(run.datasets) > 1 and not settings.extra_inputs:
+            raise Refused(
+                f"datasetIds has {len(run.datasets)} entries, a task of this center reads one"
+                " (its operator may set extra_inputs)"
+            )
         kind, path = CREATES[settings.task_api]
         body = create_body(
             run,
@@ -154,9 +165,11 @@ class Submissions:
                 share=group.share,
                 profile=node.profile,
                 card_gib=node.shape.accelerator_memory_gib,
-            ),
-            spec_id=spec_id,
-            data=data_of(run.datasets[0][1]) if run.datasets else None,
+            )
+            if preset is None
+            else preset.resource(),
+            spec_id=None if preset is None else preset.id,
+            data=[data_of(remote) for _, remote in run.datasets],
         )
         return body, kind, path
 
@@ -172,8 +185,9 @@ class Submissions:
                 "BROKER_CHECKPOINT_DIR": f"/tmp/{run.job}",
             }
         links = "".join(
-            f"mkdir -p {DATASETS_IN_JOB}; ln -sfn {DATA_IN_JOB} {DATASETS_IN_JOB}/{shlex.quote(dataset)}; "
-            for dataset, _ in run.datasets
+            f"mkdir -p {DATASETS_IN_JOB};"
+            f" ln -sfn {shlex.quote(self._place(at, remote))} {DATASETS_IN_JOB}/{shlex.quote(dataset)}; "
+            for at, (dataset, remote) in enumerate(run.datasets)
         )
         made = "" if self._output else f"mkdir -p /tmp/{run.id} /tmp/{run.job}; "
         line = command_line(
@@ -184,6 +198,12 @@ class Submissions:
             master="${MASTER_ADDR:-127.0.0.1}",
         )
         return links + made + line
+
+    def _place(self, at: int, remote: str) -> str:
+        """Where a task finds its data sets: the first as documented, the others as the operator says."""
+        if at == 0:
+            return DATA_IN_JOB
+        return self._api.settings.extra_inputs.replace("{key}", data_of(remote).key)
 
     async def _group(self, run: RunSpec) -> tuple[Group, GroupNode]:
         """The group of a run's pool, which can hold it when it is empty, and such a node.  Raises Refused."""
@@ -204,6 +224,10 @@ class Submissions:
     async def _accepted(self, run: RunId, kind: Kind, answer: object) -> RemoteId:
         """The id of a task that was accepted: told, or in a list, or its name until it is (6.3)."""
         told = answer.get("taskId") if isinstance(answer, Mapping) else None
+        if kind is Kind.SERVICE:
+            told = answer
+            if not isinstance(told, str) or not told:
+                raise Unavailable(f"service {run} was accepted without an id")
         if told:
             return Remote(kind, str(told)).text
         try:
@@ -229,14 +253,20 @@ class Submissions:
 
     async def _found_again(self, run: RunId) -> RemoteId:
         """The task of a creation whose outcome was not known.  Raises Unavailable."""
-        task = await self._tasks.find(run)
-        found = task.remote if task else None
-        if found is None and self._output is None:
-            found = await self._resume.find(run)
+        found = await self.find(run)
         if found is None:
             raise Unavailable(f"{run} has been sent already and is not in the center's lists (yet)")
         self._tried[run] = found.text
         return found.text
+
+    async def find(self, run: RunId) -> Remote | None:
+        """What has been created for a run, by its name."""
+        task = await self._tasks.find(run)
+        if task is not None:
+            return task.remote
+        if self._services is not None and (service := await self._services.find(run)) is not None:
+            return Remote(Kind.SERVICE, service)
+        return await self._resume.find(run) if self._output is None else None
 
     def _trying(self, run: RunId) -> None:
         """Whatever becomes of the next call, it is not made again for this run."""

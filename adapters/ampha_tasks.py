@@ -9,7 +9,7 @@ two of the three ways to create one do not tell its id (T1).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -58,6 +58,7 @@ class Kind(StrEnum):
     OPERATOR = "to"  # trainOperator, made there
     COMPUTATION = "ct"  # trainOperator, made by computationTask (createWay userDefined)
     FINE_TUNE = "llm"  # fineTune
+    SERVICE = "svc"  # an online service, whose calls are in ampha_services
     NEW = "new"  # accepted, by its name
     NAME = "name"  # what is not ours by its form, by that name
 
@@ -163,6 +164,11 @@ class Data:
     version: str
     version_id: str
 
+    @property
+    def key(self) -> str:
+        """What it is called among further inputs."""
+        return self.name
+
 
 def create_body(
     run: RunSpec,
@@ -174,9 +180,10 @@ def create_body(
     command: str,
     gpu: Mapping[str, Any],
     spec_id: str | None,
-    data: Data | None,
+    data: Sequence[Data],
 ) -> dict[str, Any]:
-    """What creates a task (6.1, 6.2).  `zone` has zoneId, zoneName and resourceGroupKey.
+    """What creates a task (6.1, 6.2).  `zone` has zoneId, zoneName and resourceGroupKey; the first of `data`
+    is the task's input, the others are its further ones.
 
     One entry of `resource` with `numbers` nodes, which is the layout that samples show (T10).  Values
     where the document contradicts itself: T9, T11.
@@ -210,8 +217,8 @@ def create_body(
         "algorithmPath": settings.algorithm_path,
         "startupFile": settings.startup_file,
         "command": command,
-        "inputType": "local" if data is None else "aiAssets",
-        "inputDir": "/" if data is None else data.path,
+        "inputType": "aiAssets" if data else "local",
+        "inputDir": data[0].path if data else "/",
         "storageMedium": "1201",
         "outputDir": "/output",
         "originModelDir": "",
@@ -226,13 +233,16 @@ def create_body(
         "userId": account.id,
         "userName": account.name,
     }
-    if data is not None:
+    if data:
         body |= {
-            "datasetId": data.id,
-            "datasetName": data.name,
-            "datasetVersion": data.version,
-            "datasetVersionId": data.version_id,
+            "datasetId": data[0].id,
+            "datasetName": data[0].name,
+            "datasetVersion": data[0].version,
+            "datasetVersionId": data[0].version_id,
         }
+    if len(data) > 1:  # of the first call alone (6.1)
+        inputs = [{"key": each.key, "value": each.path} for each in data[1:]]
+        body["extraMultipleDirBo"] = {"extraMultipleInputDirs": inputs, "extraMultipleOutputDirs": []}
     if api is TaskApi.TRAIN_OPERATOR:
         body["taskType"] = "3"
     else:

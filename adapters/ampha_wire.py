@@ -97,6 +97,9 @@ class Settings:
     report_lag_s: int
     algorithm_path: str
     startup_file: str
+    extra_inputs: str  # where a task finds a further data set, with {key}; "" where nobody has told
+    services: bool
+    service_gateway: str
 
     @classmethod
     def read(cls, connection: Connection) -> Settings:
@@ -126,7 +129,22 @@ class Settings:
             report_lag_s=int(options.get("report_lag_s", 10)),
             algorithm_path=str(options.get("algorithm_path", "/")),
             startup_file=str(options.get("startup_file", "main.sh")),
+            extra_inputs=_extra_inputs(options),
+            services=options.get("online_services", "none") == "models",
+            service_gateway=str(options.get("service_gateway", "")).rstrip("/"),
         )
+
+
+def _extra_inputs(options: Mapping[str, Any]) -> str:
+    """Raises ValueError."""
+    text = str(options.get("extra_inputs", ""))
+    if text and (not text.startswith("/") or "{key}" not in text):
+        raise ValueError(f"extra_inputs is {text!r}, expected an absolute path with {{key}}")
+    if text and options.get("task_api", TaskApi.TRAIN_OPERATOR) != TaskApi.TRAIN_OPERATOR:
+        raise ValueError(
+            f"extra_inputs needs task_api = {str(TaskApi.TRAIN_OPERATOR)!r}: only its call has them"
+        )
+    return text
 
 
 def _bytes(options: Mapping[str, Any], name: str, sizes: tuple[int, ...]) -> bytes:

@@ -52,7 +52,7 @@ from broker.adapter import (
     Unavailable,
     Unsupported,
 )
-from broker.core.model import Accuracy, RemoteId, RunId
+from broker.core.model import Accuracy, Kind, RemoteId, RunId
 
 TRAITS = Traits(
     any_image_url=True,
@@ -220,7 +220,7 @@ class Cecstack:
             return await self.tasks.create_maas(run, recipe, package=package.native, project=project)
         env = environment(run, self._surroundings())
         command = run.command if self._output is None else command_line(run, env, self._output)
-        if run.port is not None:
+        if run.kind is Kind.ONLINE or run.port is not None:
             assert self.services is not None
             return await self.services.create(
                 run, package=package.native, project=project, command=run.command, env=env
@@ -281,8 +281,10 @@ class Cecstack:
                 f"nodes is {run.nodes}: a task that runs its own command has one node here;"
                 f" only the platform's fine-tuning ({RECIPE}) has several"
             )
-        if run.port is not None and not self.traits.services:
+        if (run.kind is Kind.ONLINE or run.port is not None) and not self.traits.services:
             raise Unsupported(f"online services need {', '.join(NEEDED)}, and a platform that lists them")
+        if run.kind is Kind.ONLINE and run.port is None:
+            raise Refused("port is not set, expected the one that the service listens on")
         if not run.image and recipe is None:
             raise Refused("image is '', expected the URL of one: a task here always has an image")
         if run.vip_nodes:

@@ -21,6 +21,7 @@ from broker.core.model import (
     CenterId,
     FreeNodes,
     JobId,
+    Kind,
     NodeShape,
     Price,
     RemoteId,
@@ -177,6 +178,7 @@ class RunSpec:
     env: tuple[tuple[str, str], ...]
     max_run_time_s: int | None
     stop_grace_s: int
+    kind: Kind = Kind.TRAIN
     port: int | None = None
     vip: bool = False
     preempt_policy: int = 1

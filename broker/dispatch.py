@@ -216,6 +216,7 @@ class Dispatch:
             env=request.env,
             max_run_time_s=request.max_run_time_s,
             stop_grace_s=request.stop_grace_s,
+            kind=request.kind,
             port=request.port,
             datasets=remotes,
         )

@@ -205,6 +205,7 @@ async def test_of_two_tasks_of_one_name_the_live_one_counts() -> None:
     async with center_and_adapter(settings=SLOW) as (center, adapter):
         ref = await submit(adapter, run(command="sleep 1000"))
         first = the_task(center)
+        first.created_ms -= 2000  # times are told in whole seconds
         again = center.world.create(first.body, first.store, first.user, first.group, "elsewhere")
         assert await adapter.find(ref.id) == f"to:{first.id}", "the older of two that live"
         center.world.end(first, State.TERMINATED)

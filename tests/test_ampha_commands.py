@@ -223,8 +223,12 @@ async def test_a_notebook_lives() -> None:
 async def test_a_service_lives() -> None:
     async with center_and_adapter() as (center, adapter):
         zone = center.world.groups[0]
+        (model,) = center.model.versions.values()
         version = {
-            **dict.fromkeys(("modelId", "modelVersionId", "modelInfo", "volumePath"), "x"),
+            "modelId": center.model.id,
+            "modelVersionId": model.id,
+            "modelInfo": f"DeepSeek-14B/{model.name}",
+            "volumePath": model.path,
             "createUser": "6",
             "userName": "sbb",
             "cpu": 1,

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from adapters.ampha_capacity import layout, read_groups, read_quota, read_specs, same_product
+from adapters.ampha_capacity import layout, read_groups, read_quota
+from adapters.ampha_specs import Preset, read_specs, same_product
 from adapters.ampha_tasks import Kind, Remote, named, read_pod, read_task, remote_of, sighting
 from adapters.ampha_wire import (
     NotRouted,
@@ -295,11 +296,42 @@ def test_quotas_count_where_they_are_set_up() -> None:
     )
 
 
-def test_specs_take_the_model_from_the_name() -> None:
-    row = {"specId": "1", "gpuShare": "none", "cpuCoresNumber": 5, "memorySize": 8, "numberOfGpus": 3}
-    name = "GPU：3*Nvidia/A100-PCIE-80GB | CPU：5核 8GB"
-    (spec,) = read_specs({"gpuSpecList": [{**row, "gpuModel": None, "specName": name}]}).values()
-    assert (spec.shape.accelerator, spec.shape.accelerators) == ("Nvidia/A100-PCIE-80GB", 3)
+ROW = {"specId": "1", "gpuShare": "none", "cpuCoresNumber": 5, "memorySize": 8, "numberOfGpus": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        (
+            {"gpuModel": None, "specName": "GPU：3*Nvidia/A100-PCIE-80GB | CPU：5核 8GB"},
+            Preset("1", "GPU：3*Nvidia/A100-PCIE-80GB | CPU：5核 8GB", 5, 8, 3, "Nvidia/A100-PCIE-80GB"),
+        ),
+        ({"gpuModel": "Nvidia/A100"}, Preset("1", "", 5, 8, 3, "Nvidia/A100")),
+        ({"numberOfGpus": 0}, Preset("1", "", 5, 8, 0)),
+        (
+            {
+                "gpuShare": "mig",
+                "migType": "1g.10gb",
+                "specName": "GPU：Nvidia/A800 3*1g.10gb | CPU：5核 8GB",
+            },
+            Preset(
+                *("1", "GPU：Nvidia/A800 3*1g.10gb | CPU：5核 8GB", 5, 8, 3, "Nvidia/A800", "mig", "1g.10gb")
+            ),
+        ),
+        (
+            {"gpuShare": "vgpu", "gpuModel": "A", "gpuMemory": 32302, "computility": "10"},
+            Preset("1", "", 5, 8, 3, "A", "vgpu", percent=10, mib=32302),
+        ),
+        ({"gpuShare": "mig"}, None),
+        ({"gpuShare": "vgpu", "gpuMemory": 32302}, None),
+        ({"gpuShare": "vgpu", "gpuMemory": 1, "computility": 0}, None),
+        ({"gpuShare": "other"}, None),
+        ({"cpuCoresNumber": None}, None),
+    ],
+)
+def test_preset_specs_as_they_are_listed(changes: dict[str, Any], found: Preset | None) -> None:
+    """The model is told by the name alone in every sample (3.3); what is unclear is left out."""
+    assert read_specs({"gpuSpecList": [{**ROW, **changes}]}) == ([found] if found else [])
 
 
 @pytest.mark.parametrize(
@@ -346,6 +378,11 @@ def test_the_vector_of_a_sealed_password() -> None:
             "password_iv has 1 bytes, expected 16",
         ),
         ({"task_api": "other"}, "other"),
+        ({"extra_inputs": "/more"}, "extra_inputs is '/more', expected an absolute path with {key}"),
+        (
+            {"extra_inputs": "/more/{key}", "task_api": "fineTune"},
+            "extra_inputs needs task_api = 'trainOperator'",
+        ),
     ],
 )
 def test_options_that_cannot_be_meant(options: dict[str, Any], text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from adapters import ampha
+from adapters.ampha_assets import data_of
 from adapters.ampha_capacity import GROUPS
 from broker.adapter import (
     CopyRef,
@@ -158,6 +159,38 @@ async def test_preset_specs_are_the_slices() -> None:
             await adapter.submit(run("bkbbbbbbbbbb", shape=replace(spec.shape, cores=9)))
 
 
+async def test_preset_specs_of_instances_and_of_parts() -> None:
+    """A task repeats the spec's own numbers, which the emulator compares; memory of parts is in M."""
+    split = group(nodes(1, cards=2, mig=[{"1g.10gb": 7}, {}]), name="split", share="mig")
+    shared = group(nodes(1, cards=2), name="shared", share="vgpu")
+    settings = {"preset": True, **SLOW}
+    async with center_and_adapter(groups=[split, shared], settings=settings, spec_mode="preset") as (
+        center,
+        adapter,
+    ):
+        inventory = await adapter.probe()
+        pools = {pool.native: pool for pool in inventory.pools}
+        small, part = pools[f"{split.id}/1g.10gb"], pools[shared.id]
+        assert [spec.shape for spec in small.specs] == [
+            NodeShape("X86", 2, 8, "A800-PCIE-80GB", 1, 10, card_permille=142)
+        ]
+        assert [spec.shape for spec in part.specs] == [
+            NodeShape("X86", 4, 16, "A800-PCIE-80GB", 1, 31, card_permille=100)
+        ]
+        whole_cards = inventory.quarantined
+        assert whole_cards == ((f"{split.id}/card", "no preset spec of the platform fits its nodes"),)
+        await adapter.submit(run(pool=small.native, shape=small.specs[0].shape))
+        await adapter.submit(run("bkbbbbbbbbbb", pool=part.native, shape=part.specs[0].shape))
+        asked = [task.body["resource"][0] for task in center.world.tasks.values()]
+        assert [(a["specId"], a["gpuResource"]) for a in asked] == [
+            (center.specs[2]["specId"], {"gpuShare": "mig", "gpuNum": 1, "migRes": "1g.10gb"}),
+            (
+                center.specs[3]["specId"],
+                {"gpuShare": "vgpu", "gpuNum": 1, "gpuMem": 32302, "gpuCores": 10},
+            ),
+        ]
+
+
 # ---------------------------------------------------------------- data sets
 
 
@@ -203,6 +236,34 @@ async def test_a_data_set_arrives_whole_and_is_read(data: Path, monkeypatch: pyt
         body = the_task(center).body
         assert (body["inputDir"], body["datasetId"], body["inputType"]) == (version.path, made.id, "aiAssets")
         assert "ln -sfn /ampha/dataset /tmp/broker-datasets/ds-1" in body["command"]
+
+
+async def test_further_data_sets_go_where_the_operator_says(data: Path) -> None:
+    """6.1 has them in one of the three calls, and does not say where a task finds them."""
+    async with center_and_adapter(extra_inputs="/ampha/more/{key}") as (center, adapter):
+        wanted = [CopyRef(name, CenterId("c"), str(data), 5 + 2048) for name in ("corpus", "labels")]
+        copies = [(await staged(adapter, copy))[0] for copy in wanted]
+        both = tuple((copy.dataset, copy.remote) for copy in copies)
+        await adapter.submit(run(datasets=both))
+        body = the_task(center).body
+        paths = [data_of(copy.remote).path for copy in copies]
+        assert body["inputDir"] == paths[0]
+        assert body["extraMultipleDirBo"] == {
+            "extraMultipleInputDirs": [{"key": "bk-labels", "value": paths[1]}],
+            "extraMultipleOutputDirs": [],
+        }
+        links = body["command"].split("export")[0]
+        assert "ln -sfn /ampha/dataset /tmp/broker-datasets/corpus" in links
+        assert "ln -sfn /ampha/more/bk-labels /tmp/broker-datasets/labels" in links
+
+
+@pytest.mark.parametrize("task_api", ["trainOperator", "fineTune"])
+async def test_without_that_a_job_has_one_data_set(task_api: str) -> None:
+    async with center_and_adapter(task_api=task_api) as (center, adapter):
+        two = (("a", "1|2|a|v|/p"), ("b", "1|2|b|v|/p"))
+        with pytest.raises(Refused, match="datasetIds has 2 entries"):
+            await adapter.submit(run(datasets=two))
+        assert center.world.tasks == {}
 
 
 async def test_what_cannot_be_cleaned_away_is_tried_again(data: Path) -> None:

@@ -407,6 +407,9 @@ AMPHA = Platform(
         "report_lag_s": Key(v.whole(0, 3600), 10),  # a task started longer ago than this is in what is free
         "algorithm_path": Key(v.filled, "/"),
         "startup_file": Key(v.filled, "main.sh"),
+        "extra_inputs": Key(v.filled, Absent.OMITTED),  # where tasks find a further data set, with {key}
+        "online_services": Key(v.choice("none", "models"), "none"),
+        "service_gateway": Key(v.http_url, Absent.OMITTED),
     },
     required=("username", "password"),
     optional=(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import ge
 from typing import TYPE_CHECKING, Any
 
+from tests.emulators.ampha.market import MODEL
+from tests.emulators.ampha.parts import Need
 from tests.emulators.ampha.wire import (
     USR,
     Answer,
@@ -21,6 +24,7 @@ from tests.emulators.ampha.wire import (
     text,
     thing,
 )
+from tests.emulators.faults import Fault
 
 if TYPE_CHECKING:
     from tests.emulators.ampha.world import World
@@ -61,6 +65,47 @@ class Rooms:
 
             self.world.later(after, arrive)
 
+    # ------------------------------------------------------------ what services take of nodes
+
+    def begin(self, room: Room) -> None:
+        """A service gets nodes for its instances, or asks again a second later."""
+        if room.status not in (2, 7, 10):
+            return
+        if not self._place(room):
+            self.world.later(1, lambda: self.begin(room))
+            return
+        room.status = 2
+        self.goes(room, (5, 1))
+
+    def _place(self, room: Room) -> bool:
+        asked = room.body["modelServerVersions"][0]
+        group = next(g for g in self.world.groups if g.id == asked["resourceGroupId"])
+        need = Need(asked["cpu"], asked["memory"], asked["gpu"])
+        for _ in range(asked["predictMinReplicas"]):
+            free = [
+                n
+                for n in group.nodes
+                if n.status == 1 and all(map(ge, n.free(), (need.cores, need.memory_gib, need.cards)))
+            ]
+            if not free:
+                self.release(room)
+                return False
+            free[0].used.append((room.id, need))
+        return True
+
+    def release(self, room: Room) -> None:
+        for group in self.world.groups:
+            for node in group.nodes:
+                node.used = [(id, need) for id, need in node.used if id != room.id]
+        self.world.schedule()
+
+    def end(self, room: Room, *steps: tuple[float, int]) -> None:
+        """Through these states; what it had is free when it is at the last."""
+        self.goes(room, *steps)
+        epoch = room.epoch
+        after = sum(seconds for seconds, _ in steps)
+        self.world.later(after, lambda: self.release(room) if room.epoch == epoch else None)
+
     def stop_of(self, users: list[str]) -> None:
         for room in self.notebooks.values():
             if room.user in users and room.status in (3, 4, 8):
@@ -69,7 +114,7 @@ class Rooms:
         for room in self.services.values():
             if room.user in users and room.status in (1, 2, 3, 7):
                 room.status = 5
-                self.goes(room, (2, 6))
+                self.end(room, (2, 6))
 
 
 # ---------------------------------------------------------------- notebooks
@@ -156,15 +201,49 @@ async def delete_notebook(call: Call) -> Answer:
 
 
 async def create_service(call: Call) -> Answer:
+    if call.wants(Fault.DUPLICATE_NAME):
+        raise No("服务名称已存在")
     rooms, world = call.center.rooms, call.center.world
     room = Room(world.hex(), call.body, call.user, 7, world.now(), version=world.hex())
     if any(
         r.body["modelServer"]["name"] == call.body["modelServer"]["name"] for r in rooms.services.values()
     ):
         raise No("服务名称已存在")
+    _check_service(call)
     rooms.services[room.id] = room
-    rooms.goes(room, (1, 2), (5, 1))
+    world.later(1, lambda: rooms.begin(room))
     return e2(room.id, "保存成功!")
+
+
+def _check_service(call: Call) -> None:
+    """One version, of a model of the list with all that belongs to it, in a group as it is listed."""
+    server, versions = call.body["modelServer"], call.body["modelServerVersions"]
+    if len(versions) != 1:
+        raise No("参数错误，版本数量不支持")
+    version = versions[0]
+    zone = (version["resourceGroupId"], version["resourceGroupName"], version["resourceGroupKey"])
+    if zone not in {(g.id, g.name, g.key) for g in call.center.world.groups}:
+        raise No("参数错误，资源组不存在")
+    asset = call.center.market.assets.get(version["modelId"])
+    model = asset.versions.get(version["modelVersionId"]) if asset and asset.category == MODEL else None
+    if asset is None or model is None:
+        raise No("参数错误，模型不存在")
+    said, expected = (
+        (version["modelInfo"], version["volumePath"]),
+        (f"{asset.name}/{model.name}", model.path),
+    )
+    if said != expected:
+        call.center.complain(call.operation, f"model {said}, expected {expected}")
+    kind = (
+        server["isLargeModel"],
+        version["deploymentMode"],
+        version["framework"],
+        version["customImageFlag"],
+    )
+    if kind[0] and kind not in {(1, 1, 12, 12), (3, 2, 14, 14)}:
+        call.center.complain(call.operation, f"isLargeModel, deploymentMode and frameworks are {kind}")
+    if version["gpuShare"] != "none":
+        call.center.complain(call.operation, "gpuShare is not documented for services but as none")
 
 
 def _service(call: Call) -> Room:
@@ -233,16 +312,16 @@ async def start_service(call: Call) -> Answer:
     if room.status not in (3, 6, 4):
         raise No("当前状态不支持启动")
     room.status = 2
-    call.center.rooms.goes(room, (5, 1))
+    call.center.rooms.begin(room)
     return e2("创建crd资源结果,已存在，更新成功", "服务启动成功!")
 
 
 async def stop_service(call: Call) -> Answer:
     room = _of_version(call)
-    if room.status not in (1, 2, 3, 7, 10):
+    if call.wants(Fault.STOP_REFUSED) or room.status not in (1, 2, 3, 7, 10):
         raise No("当前状态不支持停止")
     room.status = 5
-    call.center.rooms.goes(room, (2, 6))
+    call.center.rooms.end(room, (2, 6))
     return {"code": 200, "success": True, "message": "服务停止成功!"}
 
 

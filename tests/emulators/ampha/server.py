@@ -61,6 +61,16 @@ SPECS: list[dict[str, Any]] = [
         "gpuShare": "mig",
         "migType": "1g.10gb",
     },
+    {
+        "specId": "5d1e8f4bb6c94ad5a2f1c7d3e9f0a1b2",
+        "specName": "GPU：1*Nvidia/A800-PCIE-80GB 显存：32302MB  算力：10% | CPU：4核 16GB",
+        "cpuCoresNumber": 4,
+        "memorySize": 16,
+        "numberOfGpus": 1,
+        "gpuShare": "vgpu",
+        "gpuMemory": 32302,
+        "computility": 10,
+    },
 ]
 
 
@@ -101,6 +111,7 @@ class Ampha:
         self.ended: dict[str, float] = {}  # token -> when it ends (monotonic)
         self.image = self.market.add("ai-common", market.IMAGE, version="v1.0.0")
         self.algorithm = self.market.add("script", market.ALGORITHM)
+        self.model = self.market.add("DeepSeek-14B", market.MODEL)
         self._runner: web.AppRunner | None = None
         self._ticking: asyncio.Task[None] | None = None
         self.url = ""

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+from tests.emulators.ampha.market import DATASET
 from tests.emulators.ampha.parts import State, Task
 from tests.emulators.ampha.requests import CREATE, CREATE_A, CREATE_C, LIST, LIST_C, TASK, TASKS, WAY
 from tests.emulators.ampha.wire import (
@@ -81,10 +82,34 @@ def _check_assets(call: Call) -> None:
     said = (body["imageName"], body["imageVersion"], body["image"])
     if said != (asset.name, version.name, version.path):
         call.center.complain(call.operation, f"image {said} is not that of {body['imageVersionId']}")
+    paths = {v.path for a in market.assets.values() if a.category == DATASET for v in a.versions.values()}
+    for pair in body.get("extraMultipleDirBo", {}).get("extraMultipleInputDirs", []):
+        if pair["value"] not in paths:
+            call.center.complain(call.operation, f"a further input is {pair['value']}, which is no data set")
     if call.center.world.settings.preset:
         for item in body["resource"]:
-            if item.get("specId") not in {s["specId"] for s in call.center.specs}:
-                raise No("规格不存在")
+            _check_spec(call, item)
+
+
+def _check_spec(call: Call, item: dict[str, Any]) -> None:
+    """With a preset spec its own numbers are sent (3.3)."""
+    spec = next((s for s in call.center.specs if s["specId"] == item.get("specId")), None)
+    if spec is None:
+        raise No("规格不存在")
+    gpu = item["gpuResource"]
+    said = {
+        "cpuCoresNumber": item["cpuNumber"],
+        "memorySize": item["memory"],
+        "numberOfGpus": gpu["gpuNum"],
+        "gpuShare": gpu["gpuShare"],
+        "migType": gpu.get("migRes"),
+        "gpuMemory": gpu.get("gpuMem"),
+        "computility": gpu.get("gpuCores"),
+    }
+    plain = {"gpuShare": "none", "migType": None, "gpuMemory": None, "computility": None}
+    wrong = {name: value for name, value in said.items() if value != {**plain, **spec}[name]}
+    if wrong:
+        call.center.complain(call.operation, f"spec {spec['specName']} was asked for with {wrong}")
 
 
 async def create_a(call: Call) -> Answer:
