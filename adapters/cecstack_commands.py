@@ -1,7 +1,7 @@
 """What only a CECSTACK can do, for operators: `broker cecstack …`.  The scheduler never uses it.
 
-Here: packages bought and returned, projects, data sets, images, notebooks and evaluations (chapters 2,
-4 to 10).  Not here: runs.
+Here: packages bought and returned, projects, the debugging of services, notebooks and evaluations
+(chapters 2 to 9).  Not here: what is stored there (cecstack_assets.py), runs.
 
 Money is spent once: a purchase is one request, never repeated, from a quote that the operator has from
 the platform's console, because no call gives one; what came of it is looked up by its order.
@@ -10,26 +10,31 @@ the platform's console, because no call gives one; what came of it is looked up 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from adapters.cecstack_assets import (
+    DESCRIPTION,
+    ID,
+    NAME,
+    PACKAGE,
+    PROJECT,
+    Given,
+    assets,
+    deleting,
+    either,
+    number_of,
+    segment,
+)
 from adapters.cecstack_packages import Package, Project
-from adapters.cecstack_wire import NotThere, Wire, absent
+from adapters.cecstack_wire import Wire
 from adapters.values import parse_json, whole
 from broker.adapter import Argument, ArgumentKind, Refused, Unavailable, VendorCommand
 
 NOTEBOOK_TYPE: Final = 1
-IMAGE_TYPE: Final = 4
-"""`type` of deleteInstance (§2.6, §8.3)."""
+"""`type` of deleteInstance (§2.6)."""
 PURCHASE_TIMEOUT_S: Final = 120
 
-Given = Mapping[str, Any]
-
-_ID = Argument("id", "its number at the platform", ArgumentKind.WHOLE, required=True)
-_PROJECT = Argument("project", "number of the project", ArgumentKind.WHOLE, required=True)
-_PACKAGE = Argument("package", "resourceId of a package, AIDP-…", required=True)
-_NAME = Argument("name", "its name at the platform", required=True)
-_DESCRIPTION = Argument("description", "free text")
 _CAP = Argument("at-most-fen", "refuse a quote above this price, in fen", ArgumentKind.WHOLE, required=True)
 
 
@@ -48,8 +53,8 @@ def commands_of(center: Center) -> tuple[VendorCommand, ...]:
         *_packages(center),
         *_purchases(center.wire),
         *_projects(center),
-        *_datasets(center.wire),
-        *_images(center.wire),
+        *assets(center.wire),
+        *_services(center.wire),
         *_notebooks(center.wire),
         *_evaluations(center.wire),
     )
@@ -79,7 +84,7 @@ def _packages(center: Center) -> tuple[VendorCommand, ...]:
     return (
         VendorCommand("packages", "the account's packages, with what is left of them", show_all),
         VendorCommand("order", "the package that an order became", order, (number,)),
-        VendorCommand("storages", "storage that was bought under a name", storages, (_NAME,)),
+        VendorCommand("storages", "storage that was bought under a name", storages, (NAME,)),
     )
 
 
@@ -104,7 +109,7 @@ def _purchases(wire: Wire) -> tuple[VendorCommand, ...]:
 
     async def give_back(given: Given) -> Any:
         text, _ = _quote(given["quote"])
-        path = f"/v1/resource/{_segment(given['package'])}"
+        path = f"/v1/resource/{segment(given['package'])}"
         found = await wire.call("resource.giveback", "DELETE", path, effect=True, text=text)
         return {"order": _order(found, "resource.giveback")}
 
@@ -133,7 +138,7 @@ def _purchases(wire: Wire) -> tuple[VendorCommand, ...]:
             "return-package",
             "return a package or a dedicated pool, from a refund's quote",
             give_back,
-            (_PACKAGE, refund),
+            (PACKAGE, refund),
             PURCHASE_TIMEOUT_S,
         ),
     )
@@ -164,13 +169,6 @@ def _order(found: Any, operation: str) -> str:
     if not isinstance(found, str | int) or isinstance(found, bool) or not str(found):
         raise Unavailable(f"{operation}: expected an order, got {str(found)[:200]}: look at the packages")
     return str(found)
-
-
-def _segment(text: str) -> str:
-    """One step of a path.  Raises Refused."""
-    if not text.replace("-", "").isalnum() or not text.isascii():
-        raise Refused(f"id is {text!r}, expected letters, digits and '-'")
-    return text
 
 
 # ---------------------------------------------------------------- projects
@@ -215,110 +213,28 @@ def _projects(center: Center) -> tuple[VendorCommand, ...]:
     packages = Argument("package", "resourceId of a package, AIDP-…", required=True, many=True)
     return (
         VendorCommand("projects", "the account's projects, with their packages", show_all),
-        VendorCommand("project-create", "create a project", create, (_NAME, _DESCRIPTION)),
-        VendorCommand("project-bind", "let a project use packages", bind("related"), (_PROJECT, packages)),
+        VendorCommand("project-create", "create a project", create, (NAME, DESCRIPTION)),
+        VendorCommand("project-bind", "let a project use packages", bind("related"), (PROJECT, packages)),
         VendorCommand(
-            "project-unbind", "take packages from a project", bind("unRelated"), (_PROJECT, packages)
+            "project-unbind", "take packages from a project", bind("unRelated"), (PROJECT, packages)
         ),
-        VendorCommand("project-delete", "delete a project", delete, (_ID,)),
+        VendorCommand("project-delete", "delete a project", delete, (ID,)),
     )
 
 
-# ---------------------------------------------------------------- data sets and images
+# ---------------------------------------------------------------- online services
 
 
-def _datasets(wire: Wire) -> tuple[VendorCommand, ...]:
-    def rows() -> AsyncIterator[dict[str, Any]]:
-        return wire.rows("dataset.page", "/v1/dataset/page", related="str_relate")
+def _services(wire: Wire) -> tuple[VendorCommand, ...]:
+    async def debug(given: Given) -> Any:
+        """§3.6, a GET that prepares a debugging task; until it is ready the answer has no address."""
+        path = f"/alpha/inferenceservice_modelview/deploy/debug/restful/{given['id']}"
+        url = await wire.call("service.debug", "GET", path, effect=True)
+        ready = isinstance(url, str) and bool(url)
+        return {"url": url if ready else None, "hint": "" if ready else "being prepared: ask again"}
 
-    async def show_all(_given: Given) -> Any:
-        return [row async for row in rows()]
-
-    async def register(given: Given) -> Any:
-        """§10.1, without an id in its answer; the bytes are brought by other means (trap 32)."""
-        project, name, version = given["project"], given["name"], given["version"]
-        body = {
-            "name": name,
-            "describe": given.get("description", ""),
-            "label": "",
-            "sourceType": given.get("type", "text"),
-            "source": "",
-            "status": "",
-            "downloadUrl": f"/mnt/{project}/{name}/{version}",
-            "markStatus": "2",
-            "clearStatus": "",
-            "projectId": project,
-            "version": version,
-            "storageType": 0,
-        }
-        await wire.call("dataset.insert", "POST", "/v1/dataset/insert", effect=True, document=body)
-        async for row in rows():
-            if row.get("name") == name and row.get("version") == version:
-                return {"id": row.get("id"), "path": body["downloadUrl"]}
-        raise Unavailable("the data set was registered and is not in the list yet: see `datasets`")
-
-    async def delete(given: Given) -> Any:
-        """§10.4 by DELETE with a body, which a proxy may drop: the query says it too (trap 5)."""
-        id = given["id"]
-        await wire.call(
-            "dataset.delete",
-            "DELETE",
-            "/v1/dataset/delete",
-            effect=True,
-            query={"id": id},
-            document={"id": id},
-        )
-        return {"deleted": id}
-
-    version = Argument("version", "its version, such as v1", required=True)
-    kind = Argument("type", "what it holds, such as text")
-    return (
-        VendorCommand("datasets", "the data sets that are registered there", show_all),
-        VendorCommand(
-            "dataset-register",
-            "register a data set; its files must be brought to the path that is answered",
-            register,
-            (_PROJECT, _NAME, version, kind, _DESCRIPTION),
-        ),
-        VendorCommand("dataset-delete", "delete a data set", delete, (_ID,)),
-    )
-
-
-def _images(wire: Wire) -> tuple[VendorCommand, ...]:
-    async def build(given: Given) -> Any:
-        """§8.2; the platform does not tell how the build goes."""
-        body = {
-            "project": given["project"],
-            "image_type": "基础镜像构建",
-            "base_image": given["base"],
-            "consecutive_build": True,
-            "volume_mount": given["volume"],
-            "describe": given.get("description", ""),
-            "target_image": given["target"],
-            "resourceId": given["package"],
-            "specCode": given["spec-code"],
-            "resource_memory": given["memory"],
-            "resource_cpu": given["cpu"],
-            "resource_gpu": given.get("gpu", "0"),
-            "exclusive": "",
-        }
-        found = await wire.call(
-            "image.build", "POST", "/v1/docker_modelview/api/", effect=True, document=body
-        )
-        return {"id": _id(found)}
-
-    arguments = (
-        *(_PROJECT, _PACKAGE, Argument("base", "URL of the image to start from", required=True)),
-        Argument("target", "URL of the image to make", required=True),
-        Argument("volume", "volume to mount, such as kubeflow-user-workspace(pvc):/mnt", required=True),
-        Argument("spec-code", "specCode of the package", required=True),
-        *(Argument("cpu", "cores", required=True), Argument("memory", "GB", required=True)),
-        *(Argument("gpu", 'cards, such as "1(H800)"'), _DESCRIPTION),
-    )
-    return (
-        VendorCommand("image-build", "build an image on a package", build, arguments),
-        VendorCommand("image-delete", "delete an image", _delete(wire, IMAGE_TYPE), (_ID,)),
-    )
+    help = "debug an online service: asked again until it tells an address"
+    return (VendorCommand("service-debug", help, debug, (ID,)),)
 
 
 # ---------------------------------------------------------------- notebooks
@@ -335,7 +251,7 @@ def _notebooks(wire: Wire) -> tuple[VendorCommand, ...]:
         found = await wire.call(
             "notebook.create", "POST", "/v1/notebook_modelview", effect=True, document=body
         )
-        return {"id": _id(found)}
+        return {"id": number_of(found)}
 
     async def edit(given: Given) -> Any:
         path = f"/v1/notebook_modelview/api/{given['id']}"
@@ -353,17 +269,17 @@ def _notebooks(wire: Wire) -> tuple[VendorCommand, ...]:
         return {"id": given["id"], "console": console}
 
     shape = (
-        *(_NAME, _PACKAGE, Argument("image", "URL of its image", required=True)),
+        *(NAME, PACKAGE, Argument("image", "URL of its image", required=True)),
         *(Argument("cpu", "cores", required=True), Argument("memory", "GB", required=True)),
-        *(Argument("gpu", 'cards, such as "1(H800)"'), _DESCRIPTION),
+        *(Argument("gpu", 'cards, such as "1(H800)"'), DESCRIPTION),
     )
     gpu_type = Argument("image-gpu-type", "whose cards the image is for, such as nvidia")
     return (
-        VendorCommand("notebook-create", "create a notebook", create, (_PROJECT, *shape, gpu_type)),
-        VendorCommand("notebook-edit", "change a notebook", edit, (_ID, *shape)),
-        VendorCommand("notebook-stop", "stop a notebook; reset brings it back", stop, (_ID,)),
-        VendorCommand("notebook-reset", "restart a notebook", reset, (_ID,)),
-        VendorCommand("notebook-delete", "delete a notebook", _delete(wire, NOTEBOOK_TYPE), (_ID,)),
+        VendorCommand("notebook-create", "create a notebook", create, (PROJECT, *shape, gpu_type)),
+        VendorCommand("notebook-edit", "change a notebook", edit, (ID, *shape)),
+        VendorCommand("notebook-stop", "stop a notebook; reset brings it back", stop, (ID,)),
+        VendorCommand("notebook-reset", "restart a notebook", reset, (ID,)),
+        VendorCommand("notebook-delete", "delete a notebook", deleting(wire, NOTEBOOK_TYPE), (ID,)),
     )
 
 
@@ -392,15 +308,10 @@ def _evaluations(wire: Wire) -> tuple[VendorCommand, ...]:
     """§7.9 to §7.14.  Their text and their samples contradict each other in the methods (trap 16): the
     text's is used, and the sample's where the installation has no route for it, which has no effect."""
 
-    async def either(operation: str, path: str, body: Any, *methods: str, effect: bool) -> Any:
+    async def asked(word: str, body: Any, *methods: str, effect: bool) -> Any:
         """GET with a body too: a proxy may drop it (trap 4)."""
-        for method in methods:
-            try:
-                return await wire.call(operation, method, path, effect=effect, document=body)
-            except Unavailable as error:
-                if not absent(error) or method == methods[-1]:
-                    raise
-        raise AssertionError("the last method answers or raises")
+        places = [(method, f"{_EVALUATION}/{word}") for method in methods]
+        return await either(wire, f"evaluation.{word}", places, body, effect=effect)
 
     async def create(given: Given) -> Any:
         """The answer has no id, and there is no list: it is read at the console (trap 14)."""
@@ -415,49 +326,48 @@ def _evaluations(wire: Wire) -> tuple[VendorCommand, ...]:
 
     async def start(given: Given) -> Any:
         body = {"id": given["id"]}
-        await either("evaluation.start", f"{_EVALUATION}/start", body, "POST", "GET", effect=True)
+        await either(
+            wire,
+            "evaluation.start",
+            [(m, f"{_EVALUATION}/start") for m in ("POST", "GET")],
+            body,
+            effect=True,
+        )
         return {"started": given["id"]}
 
     async def stop(given: Given) -> Any:
         body = {"id": given["id"]}
-        await either("evaluation.stop", f"{_EVALUATION}/stop", body, "GET", "POST", effect=True)
+        await either(
+            wire, "evaluation.stop", [(m, f"{_EVALUATION}/stop") for m in ("GET", "POST")], body, effect=True
+        )
         return {"stopped": given["id"]}
 
     async def delete(given: Given) -> Any:
         body = {"evalIds": [str(given["id"])]}
-        await either("evaluation.delete", f"{_EVALUATION}/delete", body, "GET", "POST", effect=True)
+        await either(
+            wire,
+            "evaluation.delete",
+            [(m, f"{_EVALUATION}/delete") for m in ("GET", "POST")],
+            body,
+            effect=True,
+        )
         return {"deleted": given["id"]}
 
     async def show(given: Given) -> Any:
         body = {"id": given["id"]}
-        return await either("evaluation.detail", f"{_EVALUATION}/detail", body, "GET", "POST", effect=False)
+        return await either(
+            wire,
+            "evaluation.detail",
+            [(m, f"{_EVALUATION}/detail") for m in ("GET", "POST")],
+            body,
+            effect=False,
+        )
 
     body = Argument("body", "file with the fields of the evaluation", ArgumentKind.FILE, required=True)
     return (
         VendorCommand("evaluation-create", "create an evaluation of a model", create, (body,)),
-        VendorCommand("evaluation-start", "start an evaluation", start, (_ID,)),
-        VendorCommand("evaluation-stop", "stop an evaluation", stop, (_ID,)),
-        VendorCommand("evaluation-show", "an evaluation as the platform tells it", show, (_ID,)),
-        VendorCommand("evaluation-delete", "delete an evaluation", delete, (_ID,)),
+        VendorCommand("evaluation-start", "start an evaluation", start, (ID,)),
+        VendorCommand("evaluation-stop", "stop an evaluation", stop, (ID,)),
+        VendorCommand("evaluation-show", "an evaluation as the platform tells it", show, (ID,)),
+        VendorCommand("evaluation-delete", "delete an evaluation", delete, (ID,)),
     )
-
-
-def _delete(wire: Wire, kind: int) -> Any:
-    """One call deletes things of all kinds: the number of the kind must be right (trap 6)."""
-
-    async def delete(given: Given) -> Any:
-        query = {"id": given["id"], "type": kind}
-        try:
-            await wire.call("instance.delete", "DELETE", "/v1/deleteInstance", effect=True, query=query)
-        except NotThere:
-            return {"deleted": None}
-        return {"deleted": given["id"]}
-
-    return delete
-
-
-def _id(found: Any) -> int:
-    id = whole(found.get("id"), "id") if isinstance(found, dict) else None
-    if id is None:
-        raise Unavailable(f"expected an id in the answer, got {str(found)[:200]}")
-    return id

@@ -169,6 +169,56 @@ async def test_images_are_built_and_deleted(there: Center) -> None:
     assert await give(adapter, "image-delete", id=built["id"]) == {"deleted": built["id"]}
 
 
+async def test_a_file_of_a_data_set_is_registered(there: Center) -> None:
+    platform, adapter = there
+    found = await give(adapter, "dataset-register", project=platform.project, name="aa11", version="v2")
+    given = {"path": f"{found['path']}/oa3", "upload": "a2ff35d0", "file": "oaast.json"}
+    assert await give(adapter, "dataset-file", **given) == {"registered": f"{found['path']}/oa3/oaast.json"}
+    assert platform.records.files == [
+        {
+            "namespace": "ccos-aidp",
+            "dstpath": f"{found['path']}/oa3",
+            "uploadId": "a2ff35d0",
+            "filename": "oaast.json",
+        }
+    ]
+    with pytest.raises(Refused, match="below no data set"):
+        await give(adapter, "dataset-file", **{**given, "path": "/mnt/1/other"})
+
+
+@pytest.mark.parametrize("long_push", [False, True])
+async def test_an_image_is_uploaded_and_pushed(there: Center, long_push: bool) -> None:
+    """Trap 10: text and sample have different paths; a path without a route has no effect."""
+    platform, adapter = there
+    platform.site.long_push = long_push
+    begun = await give(adapter, "image-upload", image="test:v1")
+    assert begun == {"instance": "ccr-unws3g1ctn", "registryProject": "library"}
+    given = {"instance": begun["instance"], "image": "test:v1", "upload": "77e9f31c"}
+    assert await give(adapter, "image-push", **given) == {"status": "Pushing"}
+    expected = {"hash_md5": "", "image_name": "test:v1", "upload_id": "77e9f31c"}
+    assert platform.records.pushed == [expected]
+    with pytest.raises(Refused, match="no upload"):
+        await give(adapter, "image-push", **{**given, "image": "other:v1"})
+    with pytest.raises(Refused, match="expected letters, digits and '-'"):
+        await give(adapter, "image-push", **{**given, "instance": "../x"})
+
+
+async def test_a_push_without_an_answer_is_not_repeated(there: Center) -> None:
+    platform, adapter = there
+    instance = (await give(adapter, "image-upload", image="test:v1"))["instance"]
+    platform.faults.plan("image.push", Fault.LOST_REPLY)
+    with pytest.raises(Unavailable):
+        await give(adapter, "image-push", instance=instance, image="test:v1", upload="77e9")
+    assert (sent(platform, "image.push"), len(platform.records.pushed)) == (1, 1)
+
+
+async def test_the_life_of_a_lab(there: Center) -> None:
+    platform, adapter = there
+    id = (await give(adapter, "lab-create", project=platform.project, name="lab-1"))["id"]
+    assert await give(adapter, "lab-delete", id=id) == {"deleted": id}
+    assert await give(adapter, "lab-delete", id=id) == {"deleted": None}
+
+
 # ---------------------------------------------------------------- notebooks
 
 
@@ -263,6 +313,16 @@ async def test_the_life_of_a_service(there: Center) -> None:
     await adapter.delete(run)
     assert (await adapter.observe([run]))[run.id].state is RemoteState.GONE
     assert platform.records.services == {}
+
+
+async def test_a_service_is_debugged_once_it_is_prepared(there: Center) -> None:
+    """§3.6: the first answer has no address."""
+    _, adapter = there
+    spec = run_spec(port=8080)
+    id = int((await adapter.submit(spec)).partition(":")[2])
+    assert await give(adapter, "service-debug", id=id) == {"url": None, "hint": "being prepared: ask again"}
+    found = await give(adapter, "service-debug", id=id)
+    assert found == {"url": "http://10.252.128.161:8080/debug", "hint": ""}
 
 
 async def test_a_service_that_lacks_its_second_half_is_never_found(there: Center) -> None:

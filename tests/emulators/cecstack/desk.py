@@ -36,6 +36,7 @@ class Site:
     service_list: bool = True
     redirect: int = 308  # of a collection without its slash
     failures_in_body: bool = False  # HTTP 200 and status -1
+    long_push: bool = False  # /library/push, as the text has it; the sample has /push
     evaluation_start: str = "POST"  # as the text has it; the sample has GET
     unknown_words: Mapping[str, str] = field(default_factory=dict)  # e.g. {"Running": "运行中"}
 

@@ -83,6 +83,8 @@ class Records:
     datasets: dict[int, dict[str, Any]] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
+    uploads: set[tuple[str, str, str]] = field(default_factory=set)  # registry instance, project, image
+    pushed: list[dict[str, Any]] = field(default_factory=list)
     notebooks: dict[int, dict[str, Any]] = field(default_factory=dict)
     services: dict[int, Service] = field(default_factory=dict)
     evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)

@@ -35,7 +35,12 @@ class ServiceCalls:
             ("GET", "/alpha/images_modelview/api/", "image.list", self._images),
             ("POST", "/v1/docker_modelview/api/", "image.build", self._build),
             ("POST", "/v1/images/preUpload", "image.preupload", self._pre_upload),
-            ("POST", "/v1/instances/{ccr}/projects/{project}/push", "image.push", self._push),
+            (
+                "POST",
+                "/v1/instances/{ccr}/projects/{project}{longer:(?:/library)?}/push",
+                "image.push",
+                self._push,
+            ),
             ("POST", "/v1/notebook_modelview", "notebook.create", self._add_notebook),
             ("PUT", "/v1/notebook_modelview/api/{id}", "notebook.edit", self._edit_notebook),
             ("GET", "/v1/resource/stopInstance", "notebook.stop", self._stop_notebook),
@@ -67,7 +72,11 @@ class ServiceCalls:
         return wire.plain(seen.number, True)
 
     async def _add_file(self, request: web.Request, seen: Seen) -> Any:
-        self._desk.records.files.append(self._desk.checked(seen, records.DATASET_FILE))
+        body = self._desk.checked(seen, records.DATASET_FILE)
+        roots = [f"{dataset['downloadUrl']}/" for dataset in self._desk.records.datasets.values()]
+        if not any(f"{body['dstpath']}/".startswith(root) for root in roots):
+            raise Failure(f"dstpath {body['dstpath']} is below no data set", status=422)
+        self._desk.records.files.append(body)
         return wire.plain(seen.number, True)
 
     async def _datasets(self, request: web.Request, seen: Seen) -> Any:
@@ -98,11 +107,18 @@ class ServiceCalls:
         body = self._desk.checked(
             seen, wire.must(str, "projectName", "imageName") | wire.must(dict, "abortController")
         )
-        data = {"instanceId": "ccr-unws3g1ctn", "projectName": body["projectName"]}
-        return wire.plain(seen.number, data)
+        place = ("ccr-unws3g1ctn", body["projectName"], body["imageName"])
+        self._desk.records.uploads.add(place)
+        return wire.plain(seen.number, {"instanceId": place[0], "projectName": place[1]})
 
     async def _push(self, request: web.Request, seen: Seen) -> Any:
-        self._desk.checked(seen, wire.must(str, "hash_md5", "image_name", "upload_id"))
+        if bool(request.match_info["longer"]) is not self._desk.site.long_push:
+            return not_there()
+        body = self._desk.checked(seen, wire.must(str, "hash_md5", "image_name", "upload_id"))
+        place = (request.match_info["ccr"], request.match_info["project"], body["image_name"])
+        if place not in self._desk.records.uploads:
+            raise Failure(f"no upload of {place} was begun", status=422)
+        self._desk.records.pushed.append(body)
         return wire.plain(seen.number, {"status": "Pushing"})
 
     # ------------------------------------------------------------ notebooks
