@@ -54,6 +54,7 @@ from adapters.aihub_tasks import (
     skus_per_node,
     training_only,
 )
+from adapters.checkpoints import SharedCheckpoints
 from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
@@ -130,6 +131,7 @@ class Aihub:
         self.settings = settings
         self.services = services
         self.output = Output.of(connection)
+        self._checkpoints = SharedCheckpoints(self.output)
         self.traits = traits_of(settings, self.output)
         self.commands = commands_of(self)
         self.ours = Ours(connection.prefix)
@@ -349,7 +351,7 @@ class Aihub:
                 raise found
         if failures and not seen:
             raise failures[0]
-        return seen
+        return await self._checkpoints.added(runs, seen)
 
     async def _look(self, ref: RunRef) -> Sighting:
         task = TaskId.read(ref.remote, self.settings.usual)

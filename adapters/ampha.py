@@ -36,6 +36,7 @@ from adapters.ampha_tasks import (
     store_of,
 )
 from adapters.ampha_wire import Api, PlatformRefused, Role, Settings, open_api
+from adapters.checkpoints import SharedCheckpoints
 from adapters.http import Request, below
 from adapters.output import Output
 from broker.adapter import (
@@ -111,6 +112,7 @@ class Ampha:
         self.services = Services(api)
         self.commands = commands_of(api, self.tasks, self.assets, self.services, connection.prefix)
         self._output = Output.of(connection)
+        self._checkpoints = SharedCheckpoints(self._output)
         self._logs = Logs(api, self.tasks)
         self._resume = Resume(api, self.tasks)
         self._capacity = Capacity(api, connection.pools)
@@ -170,7 +172,8 @@ class Ampha:
         remotes = {ref.id: self._remote(ref.remote) for ref in runs}
         tasks = await self._listed(remotes)
         seen = await asyncio.gather(*(self._look(id, remote, tasks[id]) for id, remote in remotes.items()))
-        return {id: one for id, one in zip(remotes, seen, strict=True) if one is not None}
+        found = {id: one for id, one in zip(remotes, seen, strict=True) if one is not None}
+        return await self._checkpoints.added(runs, found)
 
     def _remote(self, text: RemoteId) -> Remote:
         """A RemoteId, taken apart; with the task's id where a name has led to it since."""

@@ -25,6 +25,7 @@ from adapters.cecstack_services import NEEDED, SERVICE, Services
 from adapters.cecstack_settings import Settings
 from adapters.cecstack_tasks import ENDED, RECIPE, Recipe, Tasks, parted, sighting
 from adapters.cecstack_wire import SIGNERS, NotThere, Wire
+from adapters.checkpoints import SharedCheckpoints
 from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
@@ -114,6 +115,7 @@ class Cecstack:
         self._settings = settings
         self._clock = clock
         self._output = settings.output
+        self._checkpoints = SharedCheckpoints(settings.output)
         self._packages: dict[str, Package] = {}
         self._project: Project | None = None
         self._making: dict[RunId, asyncio.Lock] = {}
@@ -339,7 +341,7 @@ class Cecstack:
                 told = await self._with_files(run, found.get(id))
                 if told is not None:
                     seen[run.id] = told
-        return seen
+        return await self._checkpoints.added(runs, seen)
 
     async def _with_files(self, run: RunRef, seen: Sighting | None) -> Sighting | None:
         """Add what the shared storage tells: the exit code, and when it was written.

@@ -1,7 +1,7 @@
 """Evidence of checkpoints: when something in a job's BROKER_CHECKPOINT_DIR was last written.
 
 What belongs here: looking at a folder that the broker and its jobs share, cheaply and at most so
-often.  What does not: where that folder is, which every adapter knows for itself, and what follows.
+often.  What does not: where that folder is, which local.py and output.py know, and what follows.
 
 A file that is being written counts: nobody here knows a job's format, and what is half written is
 renamed into place by the jobs that mind.
@@ -9,11 +9,18 @@ renamed into place by the jobs that mind.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import time
 from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
+
+from adapters.output import Output
+from broker.adapter import RunRef, Sighting
+from broker.core.model import RunId
 
 PERIOD_S = 5.0
 """A folder is looked at again after so long at the earliest."""
@@ -39,6 +46,31 @@ class Checkpoints:
             self._seen = {f: seen for f, seen in self._seen.items() if now - seen[0] < self._period_s}
         self._seen[folder] = (now, newest_change_ms(folder))
         return self._seen[folder][1]
+
+
+class SharedCheckpoints:
+    """Of all jobs of a center, on the storage that they share with the broker; None: there is none."""
+
+    def __init__(self, output: Output | None, period_s: float = PERIOD_S) -> None:
+        self._output = output
+        self._folders = Checkpoints(period_s)
+
+    async def added(
+        self, runs: Collection[RunRef], seen: Mapping[RunId, Sighting]
+    ) -> Mapping[RunId, Sighting]:
+        """What was seen of runs, with the newest checkpoint of each one's job."""
+        if self._output is None:
+            return seen
+        return await asyncio.to_thread(self._added, self._output, runs, seen)
+
+    def _added(
+        self, output: Output, runs: Collection[RunRef], seen: Mapping[RunId, Sighting]
+    ) -> Mapping[RunId, Sighting]:
+        return {
+            ref.id: replace(seen[ref.id], checkpoint_ms=self._folders.newest_ms(output.checkpoints(ref.job)))
+            for ref in runs
+            if ref.id in seen
+        }
 
 
 def newest_change_ms(folder: Path, *, entries: int = MOST_ENTRIES) -> int | None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from adapters.files import content, results_below
 from broker.adapter import Check, Connection, Refused, ResultFile, RunSpec, Unavailable
-from broker.core.model import RunId
+from broker.core.model import JobId, RunId
 
 NO_STORAGE = 74
 """Exit code of a command that finds no storage to write to; EX_IOERR of sysexits."""
@@ -117,6 +117,10 @@ class Output:
             ' && mv -f "$_o/exit-$BROKER_NODE_RANK.new" "$_o/exit-$BROKER_NODE_RANK"',
             'exit "$_c"',
         ]
+
+    def checkpoints(self, job: JobId) -> Path:
+        """A job's BROKER_CHECKPOINT_DIR as the broker sees it."""
+        return self.here / "checkpoints" / job
 
     # ------------------------------------------------------------ reading back
 

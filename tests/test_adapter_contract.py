@@ -57,6 +57,7 @@ class Behaviour(Enum):
     SUCCEED = "print LOG, leave RESULTS, end with 0"
     FAIL = "end with 3"
     STAY = "go on for much longer than the test"
+    SAVE = "leave a checkpoint, then STAY"
 
 
 @dataclass
@@ -143,6 +144,7 @@ SHELL = {
     ),
     Behaviour.FAIL: "exit 3",
     Behaviour.STAY: "sleep 600",
+    Behaviour.SAVE: 'echo 1 >"$BROKER_CHECKPOINT_DIR/step"; sleep 600',
 }
 
 
@@ -174,6 +176,7 @@ async def fake_subject(path: Path) -> AsyncIterator[Subject]:
         Behaviour.SUCCEED: fake.Script(queue_s=2, run_s=5, log=LOG, results=RESULTS),
         Behaviour.FAIL: fake.Script(exit_code=3, run_s=5),
         Behaviour.STAY: fake.Script(run_s=10**9, stop_s=2),
+        Behaviour.SAVE: fake.Script(run_s=10**9, stop_s=2, checkpoint_s=5),
     }
     now_ms = [1_700_000_000_000]
     adapter = fake.Fake(CenterId("c"), lambda: now_ms[0], pools=[POOL])
@@ -343,6 +346,26 @@ async def test_results(subject: Subject) -> None:
     assert found == RESULTS
     unknown = never_submitted(subject)
     assert [r async for r in subject.adapter.results(unknown)] == []
+
+
+async def test_a_checkpoint_is_seen(subject: Subject) -> None:
+    """Where a run can go on from an earlier one, what has been saved is known: only the rest is lost."""
+    assert subject.adapter.traits.resume
+    saving, other = await subject.submit(Behaviour.SAVE), await subject.submit(Behaviour.STAY)
+    started = await subject.see(saving, RemoteState.RUNNING)
+    await subject.see(other, RemoteState.RUNNING)
+    until = time.monotonic() + DEADLINE_S
+    async for _ in subject.tick():
+        seen = await subject.adapter.observe([saving, other])
+        if (saved_ms := seen[saving.id].checkpoint_ms) is not None:
+            break
+        assert time.monotonic() < until, f"no checkpoint: {seen}"
+    assert started.started_ms is not None
+    assert saved_ms is not None
+    assert saved_ms // 1000 >= started.started_ms // 1000
+    assert seen[other.id].checkpoint_ms is None
+    for ref in (saving, other):
+        await subject.adapter.stop(ref, grace_s=0)
 
 
 async def test_a_deleted_run_is_gone(subject: Subject) -> None:
