@@ -37,7 +37,7 @@ from adapters.aihub_capacity import (
 )
 from adapters.aihub_checks import checks_of
 from adapters.aihub_commands import commands_of
-from adapters.aihub_data import DATASETS, Data
+from adapters.aihub_data import Data
 from adapters.aihub_search import Search, trim
 from adapters.aihub_services import Missing, NameTaken, Service, Services
 from adapters.aihub_settings import TRAITS, Settings, traits_of
@@ -59,6 +59,7 @@ from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
 from adapters.sent import preparing
+from adapters.staging import FOLDER, remove
 from broker.adapter import (
     Adapter,
     AdapterError,
@@ -290,7 +291,7 @@ class Aihub:
         if not run.datasets:
             return {}
         if self.output is not None:
-            return {"BROKER_DATASETS_DIR": f"{self.output.in_job}/{DATASETS}"}
+            return {"BROKER_DATASETS_DIR": f"{self.output.in_job}/{FOLDER}"}
         return {"BROKER_DATASETS": " ".join(f"{id}={remote}" for id, remote in run.datasets)}
 
     async def _create(self, run: RunId, service: Service, body: dict[str, Any]) -> RemoteId:
@@ -463,6 +464,11 @@ class Aihub:
 
     async def stage(self, copy: CopyRef) -> CopySighting:
         return await self.data.stage(copy)
+
+    async def unstage(self, copy: CopyRef) -> None:
+        """What jobs read of it; a data set that is registered stays, for the platform has no deletion."""
+        if self.output is not None:
+            await remove(self.output, copy.dataset)
 
     async def call(self, method: str, path: str, body: bytes | None) -> RawAnswer:
         return await self.services.raw(method, path, body)

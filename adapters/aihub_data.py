@@ -22,12 +22,11 @@ from aiohttp import FormData
 
 from adapters.aihub_services import Missing, NameTaken, Service, Services, WrongMethod
 from adapters.output import Output
+from adapters.staging import FOLDER
 from broker.adapter import CopyRef, CopySighting, CopyState, Refused, Unavailable, Unsupported
 
 ZIP = 1  # upload_type of a zip file
 MAX_VERSIONS = 100
-DATASETS = "datasets"
-"""Folder of the shared storage that holds copies, each named by the data set's id."""
 
 
 class Data:
@@ -48,7 +47,7 @@ class Data:
 
     def place(self, dataset: str) -> str:
         """Where jobs find a data set, "" where they cannot."""
-        return f"{self._output.in_job}/{DATASETS}/{dataset}" if self._output is not None else ""
+        return f"{self._output.in_job}/{FOLDER}/{dataset}" if self._output is not None else ""
 
     async def stage(self, copy: CopyRef) -> CopySighting:
         """One step: to the shared storage; through the relay; a data set; a version; ready.
@@ -62,7 +61,7 @@ class Data:
                 " broker, or dataset_url, s3_url and s3_token to register them at the platform"
             )
         if self._output is not None:
-            await asyncio.to_thread(_copy, Path(copy.source), self._output.here / DATASETS, copy.dataset)
+            await asyncio.to_thread(_copy, Path(copy.source), self._output.here / FOLDER, copy.dataset)
             if not self.registers:
                 return CopySighting(CopyState.READY, self.place(copy.dataset), copy.bytes)
         name = f"{self._prefix}-{copy.dataset}"

@@ -280,6 +280,8 @@ class Ampha:
                     raise
         if self._output is not None:
             await self._output.delete(run.id)
+        else:
+            await self._resume.forget(run.id)
 
     async def _known(self, run: RunRef) -> Remote | None:
         """The task of a run; None when there is none.  Raises Unavailable while it may still appear."""
@@ -328,6 +330,9 @@ class Ampha:
             except AdapterError as error:  # the next step tries again
                 return replace(seen, state=CopyState.MOVING, message=str(error))
         return seen
+
+    async def unstage(self, copy: CopyRef) -> None:
+        await self.assets.unstage(copy)
 
     async def checks(self) -> AsyncIterator[Check]:
         async for check in look_over(self.api, self.probe, self.assets, self.tasks):

@@ -278,6 +278,16 @@ class Assets:
 
         await self._api.send_form("upload_part", FILES + "uploadFile", form)
 
+    async def unstage(self, copy: CopyRef) -> None:
+        """Remove the files of our data set, and what is on its way; its entry in the list stays empty, for
+        deleting one is not documented (4.4)."""
+        await self.clean(copy)
+        name = f"{self._prefix}-{_plain(copy.dataset)}"
+        for asset in await self.listed("dataset", title=name):
+            if asset.name == name and (paths := sorted(await self.files(asset.id, asset.version_id))):
+                body = {"id": asset.id, "versionId": asset.version_id, "filePaths": paths}
+                await self._api.ask("delete_files", HUB + "data/deleteFiles", body, effect=True)
+
     async def clean(self, copy: CopyRef) -> None:
         """Remove what was on its way from the user's private files."""
         account = await self._api.account()

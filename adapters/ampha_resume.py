@@ -5,7 +5,8 @@ from BROKER_CHECKPOINT_DIR, which are new tasks.
 
 The platform resumes a task as itself, under the name of the earlier run, so the later run could not be
 looked up by its name.  A folder in the user's private files, made before the call, ties the two: its
-name is `<later run>.<earlier run>.<a pod of the earlier one>`.  A task that has ended and has that pod
+name is `<later run>.<earlier run>.<a pod of the earlier one>`, and it goes when the later run is deleted.  A
+task that has ended and has that pod
 no more has been resumed and has ended again.
 """
 
@@ -67,6 +68,14 @@ class Resume:
             return task.remote
         still_there = pod in {each.uid for each in await self._tasks.pods(task.remote)}
         return None if still_there or not pod else task.remote
+
+    async def forget(self, run: RunId) -> None:
+        """Remove what ties a run to an earlier one; nothing where there is nothing."""
+        marks = [f"/{FOLDER}/{name}" for name in await self._marks(run) if name.startswith(f"{run}.")]
+        if marks:
+            account = await self._api.account()
+            body = {"sPath": marks, "userId": account.id}
+            await self._api.ask("forget_resume", FILES + "deleteFileOrDictory", body, effect=True)
 
     async def _marks(self, run: RunId) -> list[str]:
         account = await self._api.account()

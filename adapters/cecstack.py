@@ -30,7 +30,7 @@ from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
 from adapters.sent import preparing
-from adapters.staging import FOLDER, step
+from adapters.staging import FOLDER, remove, step
 from broker.adapter import (
     Adapter,
     Catalogue,
@@ -422,6 +422,9 @@ class Cecstack:
     async def stage(self, copy: CopyRef) -> CopySighting:
         """Over the shared storage: the platform's own way for the bytes is not in its document."""
         return await step(self._storage("the bytes of data sets"), copy)
+
+    async def unstage(self, copy: CopyRef) -> None:
+        await remove(self._storage("the bytes of data sets"), copy.dataset)
 
     # ------------------------------------------------------------ the rest
 

@@ -1,7 +1,7 @@
 """Data sets for platforms that share a storage with the broker and have no call to bring them there.
 
-Here: one bounded step of a copy at a time, from where the last one stopped.  Not here: which storage
-(output.py) and when a step is made (broker/stage.py).
+Here: one bounded step of a copy at a time, from where the last one stopped, and its removal.  Not here:
+which storage (output.py) and when a step is made (broker/stage.py).
 
     datasets/<id>.part/    while it is being copied
     datasets/<id>/         whole: BROKER_DATASETS_DIR is the folder above
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +59,32 @@ def _step(output: Output, copy: CopyRef, most: int) -> CopySighting:
     part.mkdir(parents=True, exist_ok=True)  # an empty data set is one too
     part.rename(final)
     return CopySighting(CopyState.READY, remote, done)
+
+
+async def remove(output: Output, dataset: str) -> None:
+    """Remove a copy, whole or half; nothing where there is none.
+
+    Raises Unavailable when the storage is not there or the copy cannot be removed.
+    """
+    if not _NAME.fullmatch(dataset):
+        return  # such a copy was never made
+    await asyncio.to_thread(_remove, output, dataset)
+
+
+def _remove(output: Output, dataset: str) -> None:
+    if not output.here.is_dir():
+        raise Unavailable(f"output.here is {str(output.here)!r}, which is no folder: is it mounted?")
+    for name in (dataset, f"{dataset}.part"):
+        path = output.here / FOLDER / name
+        try:
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Unavailable(f"{path} cannot be removed: {error.strerror or error}") from error
 
 
 def _append(source: Path, target: Path, start: int, count: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapters.aihub_data import DATASETS
+from adapters.staging import FOLDER
 from broker.adapter import (
     Check,
     CopyRef,
@@ -66,7 +66,7 @@ async def given(center: Center, name: str, arguments: Mapping[str, Any] | None =
 async def test_a_data_set_goes_to_the_storage_and_through_the_relay(tmp_path: Path, source: Path) -> None:
     async with opened(tmp_path) as center:
         seen = await staged(center, copy_of(center, source))
-        here = tmp_path / "storage" / "broker" / DATASETS / "ds-1"
+        here = tmp_path / "storage" / "broker" / FOLDER / "ds-1"
         assert seen == CopySighting(CopyState.READY, str(here), 6)
         assert (here / "train" / "a.csv").read_text() == "1,2\n"
         (path,) = center.hub.data.objects
@@ -79,6 +79,10 @@ async def test_a_data_set_goes_to_the_storage_and_through_the_relay(tmp_path: Pa
         assert (version.asked["upload_path"], version.asked["upload_type"]) == (path, 1)
         names = {request.path.partition("?")[2] for request in center.asked("version")}
         assert "name=bk-ds-1/V1" in names or "name=bk-ds-1%2FV1" in names
+        await center.adapter.unstage(copy_of(center, source))
+        assert not here.exists()
+        assert (await staged(center, copy_of(center, source))).state is CopyState.READY
+        assert len(center.hub.data.datasets) == 1, "what is registered stays, and is used again"
 
 
 async def test_a_run_finds_its_data_sets(tmp_path: Path, source: Path) -> None:

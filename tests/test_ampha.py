@@ -285,6 +285,26 @@ async def test_a_resume_without_an_answer_is_found_or_not(call: str, fault: Faul
         await again.aclose()
 
 
+@pytest.mark.parametrize("fault", [Fault.LOST_REPLY, Fault.DROPPED])
+async def test_what_ties_two_runs_goes_with_the_later_one(fault: Fault) -> None:
+    """An obligation: the deletion fails until that is done, and then it is made again."""
+    async with center_and_adapter(settings=SLOW) as (center, adapter):
+        first = await stopped(adapter, CHECKPOINTING)
+        second = await submit(adapter, later(first))
+        await see(adapter, second, RemoteState.RUNNING)
+        (mark,) = center.market.folders["6"]
+        assert mark.startswith(f"broker-resumed/{second.id}.{first.id}.")
+        await adapter.stop(second, grace_s=1)
+        await see(adapter, second, RemoteState.STOPPED)
+        center.faults.plan("delete_own", fault)
+        with pytest.raises(Unavailable):
+            await adapter.delete(second)
+        await adapter.delete(second)
+        assert center.market.folders["6"] == {}
+        await adapter.delete(first)
+        assert center.world.tasks == {}
+
+
 async def test_with_a_shared_storage_the_next_run_is_a_task_of_its_own(tmp_path: Path) -> None:
     output = {"in_job": "/mnt/broker", "here": str(tmp_path)}
     async with center_and_adapter(settings=SLOW, output=output) as (center, adapter):

@@ -238,6 +238,23 @@ async def test_a_data_set_arrives_whole_and_is_read(data: Path, monkeypatch: pyt
         assert "ln -sfn /ampha/dataset /tmp/broker-datasets/ds-1" in body["command"]
 
 
+@pytest.mark.parametrize("call", ["delete_own", "delete_files"])
+async def test_a_copy_is_removed_and_can_be_brought_again(data: Path, call: str) -> None:
+    """The platform has no deletion of a data set: its files go, and its entry is used again."""
+    async with center_and_adapter() as (center, adapter):
+        copy, _ = await staged(adapter, CopyRef("ds-1", CenterId("c"), str(data), 5 + 2048))
+        center.faults.plan(call, Fault.DROPPED)
+        with pytest.raises(Unavailable):
+            await adapter.unstage(copy)
+        await adapter.unstage(copy)
+        await adapter.unstage(copy)  # of what is not there: done
+        (made,) = [a for a in center.market.assets.values() if a.category == 1]
+        (version,) = made.versions.values()
+        assert (version.files, center.market.files["6"]) == ({}, {})
+        await staged(adapter, CopyRef("ds-1", CenterId("c"), str(data), 5 + 2048))
+        assert len(version.files) == 3
+
+
 async def test_further_data_sets_go_where_the_operator_says(data: Path) -> None:
     """6.1 has them in one of the three calls, and does not say where a task finds them."""
     async with center_and_adapter(extra_inputs="/ampha/more/{key}") as (center, adapter):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters.output import Output
-from adapters.staging import step
+from adapters.staging import remove, step
 from broker.adapter import CopyRef, CopySighting, CopyState, Unavailable
 from broker.core.model import CenterId
 
@@ -73,3 +73,24 @@ async def test_what_is_missing_is_told(tmp_path: Path, copy: CopyRef) -> None:
     gone = CopyRef("ds-2", copy.center, str(tmp_path / "nothing"), 1)
     with pytest.raises(Unavailable, match="'ds-2' is not at"):
         await step(output(tmp_path), gone)
+
+
+async def test_a_copy_is_removed_whole_or_half(tmp_path: Path, copy: CopyRef) -> None:
+    folder = tmp_path / "shared/datasets"
+    while (await step(output(tmp_path), copy)).state is not CopyState.READY:
+        pass
+    (folder / "ds-2.part").mkdir()
+    (folder / "ds-3").mkdir()
+    for dataset in ("ds-1", "ds-2", "ds-2", "never", "../shared"):
+        await remove(output(tmp_path), dataset)
+    assert [path.name for path in folder.iterdir()] == ["ds-3"]
+    with pytest.raises(Unavailable, match="is it mounted"):
+        await remove(Output("/mnt/broker", tmp_path / "gone"), "ds-1")
+
+
+async def test_a_link_in_the_place_of_a_copy_leads_nowhere(tmp_path: Path, copy: CopyRef) -> None:
+    (tmp_path / "shared/datasets").mkdir()
+    (tmp_path / "shared/datasets/ds-1").symlink_to(copy.source)
+    await remove(output(tmp_path), "ds-1")
+    assert there(Path(copy.source)) == FILES
+    assert list((tmp_path / "shared/datasets").iterdir()) == []
