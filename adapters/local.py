@@ -76,6 +76,7 @@ TRAITS = Traits(
     idle=Accuracy.EXACT,
     lookup=Lookup.FIND_BY_NAME,
     max_batch=1000,
+    look_pause_s=0.5,
 )
 MIN_FREE_BYTES = 1 << 30  # below this `broker doctor` complains
 _ARCHES = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM", "arm64": "ARM"}

@@ -94,6 +94,7 @@ class Traits:
     lookup: Lookup = Lookup.NEITHER
     two_phase_create: bool = False
     max_batch: int = 100  # runs per observe call
+    look_pause_s: float = 3.0  # between looks while a run is about to change; at most the poll interval
     report_lag_s: int = 0  # a run that started longer ago than this is in the reported idle figure
     lookup_lag_s: int = 0  # a run created longer ago than this is found if it exists
     submit_timeout_s: int = 30

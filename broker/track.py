@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from broker.adapter import Adapter, AdapterError, Lookup, RemoteState, RunRef, Sighting
+from broker.adapter import Adapter, AdapterError, Lookup, RemoteState, RunRef, Sighting, Traits
 from broker.config import SchedulerSettings
 from broker.connections import Connections, timed
 from broker.core import events
@@ -34,9 +34,6 @@ from broker.logs import append_log
 from broker.store import Store, debts, runs
 from broker.store.runs import Watched
 from broker.telemetry import log
-
-HOT_S = 0.5
-"""Pause between looks while a stop is on its way, a run is about to start or a log is read."""
 
 DOUBT_HOT_S = 120
 """A run is looked for that often for so long after its submission; later with the others."""
@@ -69,11 +66,12 @@ class Track:
         self._answered_ms = store.clock()
 
     async def once(self) -> float | None:
-        """One look; the pause until the next when it should be short."""
+        """One look; the pause until the next when it should be short (see pause_s)."""
         watched = await self._store.read(runs.watched, self._center, self._store.clock())
         if not watched:
             self._answered_ms = self._store.clock()
             return None
+        began = asyncio.get_running_loop().time()
         try:
             adapter = await self._connections.adapter(self._center)
             await self._look(adapter, watched)
@@ -84,7 +82,18 @@ class Track:
         self._answered_ms = self._store.clock()
         await self._limits(watched)
         await self._copy_logs(adapter, watched)
-        return HOT_S if any(_hot(w, self._store.clock()) for w in watched) else None
+        if not any(_hot(w, self._store.clock()) for w in watched):
+            return None
+        return self.pause_s(adapter.traits, asyncio.get_running_loop().time() - began)
+
+    def pause_s(self, traits: Traits, took_s: float) -> float:
+        """Until the next look while a stop is on its way, a run is about to start or a log is read.
+
+        A look at a remote center is calls, which share its `requests_per_s` with submissions and stops:
+        so no shorter than the look itself took, and never longer than where nothing is about to happen.
+        """
+        period_s = self._connections.settings(self._center).poll_interval_s
+        return min(period_s, max(traits.look_pause_s, took_s))
 
     # ------------------------------------------------------------ looking
 

@@ -15,6 +15,7 @@ from broker.adapter import (
     RemoteState,
     RunRef,
     Sighting,
+    Traits,
 )
 from broker.chores import DAY_MS, Chores
 from broker.collect import TRIES
@@ -59,6 +60,30 @@ async def test_a_run_that_never_arrived_and_turns_up_is_stopped(tmp_path: Path) 
         settled = len(await broker.rows(Event, kind="run.settled"))
         await broker.pass_time(60)
         assert len(await broker.rows(Event, kind="run.settled")) == settled
+
+
+async def test_a_run_that_is_about_to_change_is_looked_at_sooner(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a", traits=Traits(look_pause_s=4.0))) as broker:
+        broker.fakes[A].script(Script(queue_s=60, run_s=5000))
+        looks = broker.tracks[A]
+        assert await looks.once() is None, "there is nothing to look at"
+        await broker.submit()
+        await broker.round()
+        assert await looks.once() == 4.0, "it waits there"
+        await broker.pass_time(70)
+        assert await looks.once() is None, "it runs"
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "took_s", "next_s"),
+    [(0.5, 0.1, 0.5), (3.0, 0.1, 3.0), (3.0, 7.0, 7.0), (3.0, 20.0, 15.0), (60.0, 0.1, 15.0)],
+)
+async def test_looks_leave_calls_for_what_has_an_effect(
+    tmp_path: Path, pause_s: float, took_s: float, next_s: float
+) -> None:
+    """No more than half of the time is spent looking; the poll interval of 15 s is often enough."""
+    async with harness(tmp_path, center("a")) as broker:
+        assert broker.tracks[A].pause_s(Traits(look_pause_s=pause_s), took_s) == next_s
 
 
 async def test_a_run_over_its_time_is_stopped_and_failed(tmp_path: Path) -> None:
