@@ -69,7 +69,7 @@ MAX_REMEMBERED = 10_000
 
 TRAITS = Traits(
     gang=True,  # a task starts when all of its instances fit
-    priority=False,  # the urgent flag is sent for VIP jobs; what it does is not documented (10)
+    vip_flag=True,  # the urgent flag; what it does is not documented (10)
     logs=True,
     any_image_url=False,
     idle=Accuracy.EXACT,

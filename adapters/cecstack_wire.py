@@ -163,9 +163,11 @@ class Wire:
         return await self.http.json(request, envelope)
 
     async def raw(self, method: str, path: str, body: bytes | None) -> RawAnswer:
-        """An operator's call: the path from the host on, with its query."""
+        """An operator's call: the path from the host on, with its query; the region is added to it."""
         url = below(self._endpoint, path)
         pairs = parse_qsl(url.raw_query_string, keep_blank_values=True)
+        if not any(name == "requestInfo" for name, _ in pairs):
+            pairs.insert(0, ("requestInfo", self.region))
         request = self._request("call", method, url.raw_path, pairs, body or b"", effect=True, urgent=False)
         return await self.http.raw(request)
 

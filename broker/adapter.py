@@ -82,6 +82,7 @@ class Traits:
     gang: bool = False  # several nodes start together or not at all
     priority: bool = False  # RunSpec.priority orders its queue
     vip_wait: bool = False  # RunSpec.vip goes first in its queue
+    vip_flag: bool = False  # RunSpec.vip is passed on, and nobody can say what it does there
     vip_kill: bool = False  # it can stop others for RunSpec.vip with preempt_policy 2
     node_hold: bool = False  # it can hold RunSpec.vip_nodes
     resume: bool = False  # a run can go on from RunSpec.resume_from, or from BROKER_CHECKPOINT_DIR

@@ -231,7 +231,7 @@ class Dispatch:
         request = submission.request
         allowed = bool(self._connections.settings(submission.center).connection.get("allow_preempt_kill"))
         kills = traits.vip_kill and allowed and not submission.victims
-        vip = request.tier is Tier.VIP and (traits.vip_wait or kills)
+        vip = request.tier is Tier.VIP and (traits.vip_wait or traits.vip_flag or kills)
         return replace(
             spec,
             vip=vip,

@@ -62,6 +62,10 @@ def test_a_job_and_its_operators(broker: DaemonProcess, center: Ampha) -> None:
     job = str(client.create_job({"jobName": "one", "config": config})["metadata"]["id"])
     eventually("it has succeeded", lambda: client.job(job)["status"] == "SUCCEEDED")
     run = client.job(job)["runs"][-1]["taskId"]
+    vip = {"jobName": "two", "config": {**config, "isVip": True}}
+    second = str(broker.client("root").create_job(vip)["metadata"]["id"])
+    eventually("it has succeeded", lambda: broker.client("root").job(second)["status"] == "SUCCEEDED")
+    assert [task.body["isUrgentTask"] for task in center.world.tasks.values()] == ["N", "Y"]
     # 3. what only this platform can do
     pods = broker.command("ampha", "pods", "--task", run, "--json", env=root)
     assert pods.returncode == 0, pods.stderr

@@ -433,10 +433,15 @@ async def test_the_doctor_tells_what_to_check_when_nothing_works(tmp_path: Path)
 
 
 async def test_an_operators_raw_call(there: tuple[Cecstack, Adapter]) -> None:
-    _, adapter = there
+    platform, adapter = there
     path = '/api/aidp/v1/project/page?form_data={"page":0,"page_size":5,"str_relate":1,"filters":[]}'
     answer = await adapter.call("GET", path, None)
     assert answer.status == 200
     assert b'"broker"' in answer.body
+    assert platform.seen[-1].query["requestInfo"] == "region1", "it is added where it is not given"
+    await adapter.call("GET", f"{path}&requestInfo=other", None)
+    assert platform.seen[-1].query["requestInfo"] == "other"
+    assert [complaint.partition(": ")[2] for complaint in platform.complaints] == ["requestInfo is 'other'"]
+    platform.complaints.clear()
     with pytest.raises(Refused, match="expected an absolute path"):
         await adapter.call("GET", "https://elsewhere.example/", None)

@@ -467,6 +467,7 @@ PLAIN = (False, 1, (), int(Tier.NORMAL))
         ({}, True, PLAIN),
         ({"priority": True}, True, (False, 1, (), int(Tier.VIP))),
         ({"vip_wait": True}, True, (True, 1, (), int(Tier.NORMAL))),
+        ({"vip_flag": True}, True, (True, 1, (), int(Tier.NORMAL))),
         ({"vip_wait": True, "vip_kill": True}, False, (True, 1, (), int(Tier.NORMAL))),
         ({"vip_wait": True, "vip_kill": True}, True, (True, 2, (), int(Tier.NORMAL))),
         ({"vip_kill": True}, False, PLAIN),
