@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 from adapters.aihub_capacity import (
@@ -60,6 +60,7 @@ from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
 from adapters.sent import preparing
 from adapters.staging import FOLDER, remove
+from adapters.values import Clock, now_ms
 from broker.adapter import (
     Adapter,
     AdapterError,
@@ -121,12 +122,7 @@ class Aihub:
     """
 
     def __init__(
-        self,
-        connection: Connection,
-        settings: Settings,
-        services: Services,
-        *,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        self, connection: Connection, settings: Settings, services: Services, *, clock: Clock = now_ms
     ) -> None:
         self.center = connection.center
         self.settings = settings

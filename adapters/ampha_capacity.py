@@ -16,7 +16,6 @@ are partly used only their sum is told, so no more than its mean is taken for fr
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from typing import Any
 from adapters.ampha_specs import Devices, Preset, offered, preset_of, preset_specs
 from adapters.ampha_wire import Api, PlatformRefused, maybe_json, rows_of
 from adapters.nodes import Room, histogram
-from adapters.values import number, whole
+from adapters.values import now_ms, number, whole
 from broker.adapter import Denied, Inventory, PoolReport, StatedPool, Unavailable
 from broker.core.model import Accuracy, NodeShape
 
@@ -344,7 +343,7 @@ class Capacity:
         self.groups: dict[str, Group] = {}
 
     async def probe(self) -> Inventory:
-        as_of_ms = int(time.time() * 1000)
+        as_of_ms = now_ms()
         groups = await self._read()
         specs = await self._read_specs() if self._api.settings.preset else None
         quota = await self._quota()

@@ -10,7 +10,6 @@ say that it was asked.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -20,7 +19,7 @@ from adapters.ampha_rooms import Rooms
 from adapters.ampha_services import Services
 from adapters.ampha_tasks import KERNEL, Kind, Tasks
 from adapters.ampha_wire import Api, Role, maybe_json, rows_of, total_of
-from adapters.values import number, utc_ms, whole
+from adapters.values import now_ms, number, utc_ms, whole
 from broker.adapter import Argument, ArgumentKind, Refused, Unavailable, VendorCommand
 
 ORDERS = "/api/resource/workOrder/"
@@ -370,7 +369,7 @@ class Inside:
         if not starts:
             return {}
         ends = [pod.ended_ms for pod in pods if pod.ended_ms is not None]
-        end = max(ends) if len(ends) == len(pods) else int(time.time() * 1000)
+        end = max(ends) if len(ends) == len(pods) else now_ms()
         start = max(min(starts), end - given.get("minutes", 60) * 60_000)
         body = {"startTime": start, "endTime": max(end, start + 1), "podNames": [pod.name for pod in pods]}
         found = await self._api.ask("monitoring", MONITORING, body, roles=(Role.USER,))

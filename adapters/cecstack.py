@@ -12,8 +12,7 @@ they come from the shared storage where `output` is stated, else they are declar
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -31,6 +30,7 @@ from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
 from adapters.sent import preparing
 from adapters.staging import FOLDER, remove, step
+from adapters.values import Clock, now_ms
 from broker.adapter import (
     Adapter,
     Catalogue,
@@ -103,12 +103,7 @@ class Cecstack:
     """One account's project at one center.  `clock` gives milliseconds since the epoch."""
 
     def __init__(
-        self,
-        connection: Connection,
-        settings: Settings,
-        wire: Wire,
-        *,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        self, connection: Connection, settings: Settings, wire: Wire, *, clock: Clock = now_ms
     ) -> None:
         self.center = connection.center
         self.wire = wire

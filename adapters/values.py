@@ -1,4 +1,5 @@
-"""Reading what platforms write: strict JSON, numbers in strings, blanks, local times without a zone.
+"""Reading what platforms write: strict JSON, numbers in strings, blanks, local times without a zone; and
+the time that it is here.
 
 Here: what more than one platform writes the same way.  Not here: any platform's fields.  A value that
 is none of these raises Unavailable with the field's name: the answer cannot be relied on.
@@ -8,12 +9,22 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from broker.adapter import Unavailable
+
+Clock = Callable[[], int]
+"""Milliseconds since the epoch."""
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
 
 BLANKS = frozenset({"", "-", "--", "null", "None", "未知", "无限制"})
 _TIME = re.compile(

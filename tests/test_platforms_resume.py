@@ -103,7 +103,7 @@ def test_a_displaced_job_goes_on_from_what_it_saved(platform: str, tmp_path: Pat
         lower = create(alice, "lower", COUNTING, image, resumable=True)
         # 1. what it has saved is known, and only the time since then would be lost
         started_ms, saved_ms = eventually("a checkpoint was seen", lambda: known_ms(tmp_path, lower))
-        assert alice.explain(lower)["placement"]["checkpointTime"]  # type: ignore[index]
+        assert alice.explain(lower)["placement"]["checkpointTime"]
         resumable = request(1, resumable=True)
         seen = replace(claim(started_ms=started_ms), checkpoint_ms=saved_ms, request=resumable)
         now_ms = saved_ms + 60_000
