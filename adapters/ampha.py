@@ -297,18 +297,19 @@ class Ampha:
 
     async def logs(self, run: RunRef, node: int, offset: int) -> AsyncIterator[bytes]:
         """A service has one log for all of its instances: it is that of node 0."""
-        if (remote := remote_of(run.remote)).kind is Kind.SERVICE:
-            if node == 0 and (text := await self._served.log(remote.id, run.id))[offset:]:
+        told = remote_of(run.remote)
+        if told.kind is Kind.SERVICE:
+            text = await self._served.log(told.id, run.id) if node == 0 else b""
+            if text[offset:]:
                 yield text[offset:]
             return
         if self._output is not None:
             async for chunk in self._output.logs(run.id, node, offset):
                 yield chunk
             return
-        known = await self._known(run)
-        if known is None:
+        remote = await self._known(run)
+        if remote is None:
             return
-        remote = known
         try:
             async for chunk in self._logs.read(remote, node, offset):
                 yield chunk
@@ -332,6 +333,7 @@ class Ampha:
         return seen
 
     async def unstage(self, copy: CopyRef) -> None:
+        """Remove what `stage` brought there."""
         await self.assets.unstage(copy)
 
     async def checks(self) -> AsyncIterator[Check]:

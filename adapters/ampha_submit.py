@@ -223,11 +223,11 @@ class Submissions:
 
     async def _accepted(self, run: RunId, kind: Kind, answer: object) -> RemoteId:
         """The id of a task that was accepted: told, or in a list, or its name until it is (6.3)."""
-        told = answer.get("taskId") if isinstance(answer, Mapping) else None
         if kind is Kind.SERVICE:
-            told = answer
-            if not isinstance(told, str) or not told:
+            if not isinstance(answer, str) or not answer:
                 raise Unavailable(f"service {run} was accepted without an id")
+            return Remote(kind, answer).text
+        told = answer.get("taskId") if isinstance(answer, Mapping) else None
         if told:
             return Remote(kind, str(told)).text
         try:

@@ -419,6 +419,7 @@ class Cecstack:
         return await step(self._storage("the bytes of data sets"), copy)
 
     async def unstage(self, copy: CopyRef) -> None:
+        """Remove what `stage` brought there."""
         await remove(self._storage("the bytes of data sets"), copy.dataset)
 
     # ------------------------------------------------------------ the rest

@@ -103,7 +103,7 @@ async def timed(center: CenterId, call: str, make: Callable[[], Awaitable[T]], t
     """Make one call with a deadline, and record how long it took and how it ended.
 
     Raises TimeoutError, and what the call raises: an adapter may answer its cancellation with the news
-    that nothing was sent.  Who is cancelled himself meanwhile is told so all the same.
+    that nothing was sent.  A caller that is itself cancelled meanwhile is told so all the same.
     """
     started = asyncio.get_running_loop().time()
     outcome = "ok"
