@@ -87,6 +87,12 @@ class Center:
     async def look(self, ref: RunRef) -> Sighting:
         return (await self.adapter.observe([ref]))[ref.id]
 
+    async def running(self) -> RunRef:
+        """A run that was submitted and runs."""
+        ref = await self.submit()
+        await self.see(ref, RemoteState.RUNNING)
+        return ref
+
     async def see(self, ref: RunRef, *states: RemoteState) -> Sighting:
         """Look until the run is in one of `states`; fails when it ends otherwise or the deadline passes."""
         until = time.monotonic() + DEADLINE_S

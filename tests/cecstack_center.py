@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adapters import cecstack
 from adapters.cecstack import Cecstack as Adapter
 from broker.adapter import Connection, RemoteState, RunRef, RunSpec, Sighting, StatedPool
@@ -51,11 +53,17 @@ async def connect(platform: Cecstack, *, pools: Sequence[StatedPool] = (), **mor
     return adapter
 
 
+Center = tuple[Cecstack, Adapter]
+
+
 @asynccontextmanager
 async def center(
     folder: Path, *, site: Site | None = None, pools: Sequence[StatedPool] = (), **more: Any
-) -> AsyncIterator[tuple[Cecstack, Adapter]]:
-    """A platform with one package of two H800 and a second of CPUs, and the adapter over it."""
+) -> AsyncIterator[Center]:
+    """A platform with one package of two H800 and a second of CPUs, and the adapter over it.
+
+    What the platform complains of fails the test.
+    """
     async with Cecstack(folder, site=site) as platform:
         platform.add(PACKAGE, cpu=50, memory_gib=200, gpus=2, product="H800", name="gpus")
         adapter = await connect(platform, pools=pools, **more)
@@ -63,6 +71,13 @@ async def center(
             yield platform, adapter
         finally:
             await adapter.aclose()
+        assert platform.complaints == []
+
+
+@pytest.fixture
+async def there(tmp_path: Path) -> AsyncIterator[Center]:
+    async with center(tmp_path) as found:
+        yield found
 
 
 def run_spec(number: int = 1, *, shape: NodeShape = NODE, **changes: Any) -> RunSpec:

@@ -25,6 +25,19 @@ from broker.on_store import add_user
 
 PASSWORD = "correct horse"
 
+A800_POOL = """
+[[centers.pools]]
+native = "29"
+arch = "X86"
+cores = 128
+memory_gib = 1024
+accelerator = "Nvidia/GPU/A800"
+accelerators = 8
+accelerator_memory_gib = 80
+nodes = 4
+"""
+"""Four nodes of eight A800."""
+
 PATIENCE_S = 60
 """Bound of every wait; reached only when something is broken."""
 

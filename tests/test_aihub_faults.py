@@ -211,8 +211,7 @@ async def test_a_probe_is_whole_or_raises(tmp_path: Path, operation: str, fault:
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_stale_answer_is_believed_until_the_next(tmp_path: Path, mode: str) -> None:
     async with opened(tmp_path, mode=mode) as center:
-        ref = await center.submit()
-        await center.see(ref, RemoteState.RUNNING)
+        ref = await center.running()
         center.hub.faults.plan(detail(mode), Fault.STALE_READ)
         assert (await center.look(ref)).state is RemoteState.PENDING
         assert (await center.look(ref)).state is RemoteState.RUNNING
@@ -221,8 +220,7 @@ async def test_a_stale_answer_is_believed_until_the_next(tmp_path: Path, mode: s
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_task_that_vanishes_is_gone_by_the_platforms_word_only(tmp_path: Path, mode: str) -> None:
     async with opened(tmp_path, mode=mode) as center:
-        ref = await center.submit()
-        await center.see(ref, RemoteState.RUNNING)
+        ref = await center.running()
         center.hub.faults.plan(detail(mode), Fault.VANISHED_TASK)
         assert (await center.look(ref)).state is RemoteState.GONE
         assert (await center.look(ref)).state is RemoteState.RUNNING
@@ -234,16 +232,14 @@ async def test_a_task_that_vanishes_is_gone_by_the_platforms_word_only(tmp_path:
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_lost_node_fails_the_run_or_starts_it_again(tmp_path: Path, mode: str) -> None:
     async with opened(tmp_path, mode=mode) as center:
-        ref = await center.submit()
-        await center.see(ref, RemoteState.RUNNING)
+        ref = await center.running()
         center.hub.faults.plan(detail(mode), Fault.NODE_LOSS)
         await center.look(ref)
         seen = await center.see(ref, RemoteState.FAILED)
         assert seen.exit_code is None, "the command did not end by itself"
         assert seen.evicted_by == ""
     async with opened(tmp_path / "again", mode=mode, switches=Switches(lost_node_status=1)) as center:
-        ref = await center.submit()
-        await center.see(ref, RemoteState.RUNNING)
+        ref = await center.running()
         center.hub.faults.plan(detail(mode), Fault.NODE_LOSS)
         await center.look(ref)
         while len(center.hub.platform.executions) < 2:
@@ -261,8 +257,7 @@ async def test_a_lost_node_fails_the_run_or_starts_it_again(tmp_path: Path, mode
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_stop_that_was_not_confirmed_is_asked_again(tmp_path: Path, mode: str, fault: Fault) -> None:
     async with opened(tmp_path, mode=mode, timeout_s=1.0) as center:
-        ref = await center.submit()
-        await center.see(ref, RemoteState.RUNNING)
+        ref = await center.running()
         center.hub.faults.plan(stop(mode), fault)
         with pytest.raises(Unavailable):
             await center.adapter.stop(ref, grace_s=1)
@@ -285,8 +280,7 @@ async def test_a_stop_of_an_ended_task_is_done_however_the_platform_takes_it(
 
 async def test_a_stop_is_made_while_the_center_is_left_alone(tmp_path: Path) -> None:
     async with opened(tmp_path, timeout_s=1.0) as center:
-        ref = await center.submit()
-        await center.see(ref, RemoteState.RUNNING)
+        ref = await center.running()
         center.hub.faults.plan("training", *[Fault.DROPPED] * FAILURES)
         for _ in range(FAILURES):
             with pytest.raises(Unavailable):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 
 from adapters import cecstack
-from adapters.cecstack import Cecstack as Adapter
 from broker.adapter import (
     Connection,
     CopyRef,
@@ -35,6 +33,7 @@ from tests.cecstack_center import (
     DEADLINE_S,
     KEYS,
     PACKAGE,
+    Center,
     center,
     connect,
     created,
@@ -44,19 +43,13 @@ from tests.cecstack_center import (
     run_spec,
     sent,
     started,
+    there,
     until,
 )
 from tests.emulators.cecstack import Cecstack, Site
 from tests.emulators.faults import Fault
 
-Center = tuple[Cecstack, Adapter]
-
-
-@pytest.fixture
-async def there(tmp_path: Path) -> AsyncIterator[Center]:
-    async with center(tmp_path) as (platform, adapter):
-        yield platform, adapter
-        assert platform.complaints == []
+__all__ = ["there"]
 
 
 # ---------------------------------------------------------------- what is sent

@@ -13,11 +13,10 @@ import pytest
 from adapters.cecstack import Cecstack as Adapter
 from broker.adapter import Refused, RemoteState, RunRef, Unavailable, commands_of
 from broker.core.model import RemoteId, RunId
-from tests.cecstack_center import PACKAGE, SERVICE, center, ref, run_spec
+from tests.cecstack_center import PACKAGE, SERVICE, Center, center, ref, run_spec
 from tests.emulators.cecstack import Cecstack
 from tests.emulators.faults import Fault
 
-Center = tuple[Cecstack, Adapter]
 QUOTE: Mapping[str, Any] = {
     "queryPriceResult": {
         "showPriceSwitch": "on",
@@ -41,9 +40,8 @@ REFUND: Mapping[str, Any] = {"queryPriceResult": {"remainFee": 194, "totalFee": 
 
 @pytest.fixture
 async def there(tmp_path: Path) -> AsyncIterator[Center]:
-    async with center(tmp_path, **SERVICE) as (platform, adapter):
-        yield platform, adapter
-        assert platform.complaints == []
+    async with center(tmp_path, **SERVICE) as found:
+        yield found
 
 
 async def give(adapter: Adapter, word: str, /, **arguments: Any) -> Any:

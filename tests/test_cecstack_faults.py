@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from adapters.cecstack import Cecstack as Adapter
 from broker.adapter import (
     AdapterError,
     Refused,
@@ -23,6 +22,7 @@ from broker.core.model import NodeShape, RemoteId, RunId
 from tests.cecstack_center import (
     NODE,
     PACKAGE,
+    Center,
     center,
     connect,
     created,
@@ -31,19 +31,13 @@ from tests.cecstack_center import (
     run_spec,
     sent,
     started,
+    there,
     until,
 )
-from tests.emulators.cecstack import Cecstack, Site
+from tests.emulators.cecstack import Site
 from tests.emulators.faults import TRANSPORT, Fault
 
-Center = tuple[Cecstack, Adapter]
-
-
-@pytest.fixture
-async def there(tmp_path: Path) -> AsyncIterator[Center]:
-    async with center(tmp_path) as (platform, adapter):
-        yield platform, adapter
-        assert platform.complaints == []
+__all__ = ["there"]
 
 
 # ---------------------------------------------------------------- what is refused

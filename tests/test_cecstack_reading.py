@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from adapters.cecstack_wire import NotThere, hmac_sha256, payload, uncertain
 from broker.adapter import Check, Denied, Refused, RemoteState, StatedPool, Unavailable
 from broker.core.model import Accuracy, FreeNodes, NodeShape, Price, RemoteId
 from broker.core.resources import make_spec
-from tests.cecstack_center import PACKAGE, SERVICE, center, connect
+from tests.cecstack_center import PACKAGE, SERVICE, center, connect, there
 from tests.emulators.cecstack import Cecstack, Site
+
+__all__ = ["there"]
 
 ZONE = ZoneInfo("Asia/Shanghai")
 NOW_MS = 1_720_000_000_000
@@ -328,13 +329,6 @@ def test_a_project_as_it_is_listed() -> None:
 # ---------------------------------------------------------------- over the platform
 
 
-@pytest.fixture
-async def there(tmp_path: Path) -> AsyncIterator[tuple[Cecstack, Adapter]]:
-    async with center(tmp_path) as (platform, adapter):
-        yield platform, adapter
-        assert platform.complaints == []
-
-
 async def test_a_probe_is_whole_over_all_pages(there: tuple[Cecstack, Adapter]) -> None:
     platform, adapter = there
     for number in range(250):
@@ -430,6 +424,8 @@ async def test_the_doctor_tells_what_to_check_when_nothing_works(tmp_path: Path)
         (check,) = (await checked(adapter)).values()
         assert (check.name, check.ok) == ("login", False)
         assert "check endpoint, ca_file, region, signature" in check.detail
+        assert all("region" in complaint for complaint in platform.complaints)
+        platform.complaints.clear()
 
 
 async def test_an_operators_raw_call(there: tuple[Cecstack, Adapter]) -> None:

@@ -11,6 +11,7 @@ from broker.adapter import Image, StatedPool
 from broker.config import ConfigError, Problem, Settings
 from broker.config.schema import keys_of, restart_keys
 from broker.core.model import CenterState, NodeShape, Price
+from tests.daemon_process import A800_POOL
 
 CONFIG = Path(__file__).parent.parent / "config"
 BASE = Path("/etc/broker")
@@ -70,16 +71,8 @@ def test_an_empty_file_gives_the_documented_defaults() -> None:
 def test_a_center_becomes_domain_types() -> None:
     found = settings(
         CENTER
+        + A800_POOL
         + """
-[[centers.pools]]
-native = "29"
-arch = "X86"
-cores = 128
-memory_gib = 1024
-accelerator = "Nvidia/GPU/A800"
-accelerators = 8
-accelerator_memory_gib = 80
-nodes = 4
 [[centers.prices]]
 accelerator = "Nvidia/GPU/A800"
 price = 12.5

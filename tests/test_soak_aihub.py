@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon_process import A800_POOL
 from tests.emulators.aihub import (
     S3_TOKEN,
     Cluster,
@@ -84,15 +85,7 @@ output = {{ in_job = "{storage}", here = "{storage}" }}
 username = "broker"
 password = "open sesame"
 s3_token = "{S3_TOKEN}"
-[[centers.pools]]
-native = "29"
-arch = "X86"
-cores = 128
-memory_gib = 1024
-accelerator = "Nvidia/GPU/A800"
-accelerators = 8
-accelerator_memory_gib = 80
-nodes = 4
+{A800_POOL}
 [[centers.prices]]
 accelerator = "Nvidia/GPU/A800"
 price = 12.5
