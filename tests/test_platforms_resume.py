@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from broker.client import Client
+from broker.core.claims import Claims
 from broker.core.policy import victims
 from tests.builders import claim, request
 from tests.daemon_process import daemon, eventually
@@ -107,7 +108,7 @@ def test_a_displaced_job_goes_on_from_what_it_saved(platform: str, tmp_path: Pat
         resumable = request(1, resumable=True)
         seen = replace(claim(started_ms=started_ms), checkpoint_ms=saved_ms, request=resumable)
         now_ms = saved_ms + 60_000
-        columns = victims([seen], np.zeros(1, dtype=np.int64), now_ms)
+        columns = victims([seen], Claims.of([seen]).columns, np.zeros(1, dtype=np.int64), now_ms)
         assert columns.lost_s.tolist() == [60]
         # 2. a VIP job displaces it
         (steps,) = tmp_path.rglob(f"checkpoints/{lower}/step")
