@@ -243,11 +243,13 @@ class Soak:
         return bool(row["state"] == "QUEUED" and row["avoid"] not in ("[]", None))
 
     def _resolve(self, client: Client, root: Client) -> None:
-        """The operator settles what is in doubt still, or has vanished at the platform.
+        """The operator settles what is in doubt still, or has vanished at the platform, before it started
+        or after.
 
         A job that would have to keep away from its only center for a while is stopped by its owner.
         """
         alive = set(self.truth.alive())
+        started = {execution.name for execution in self.truth.executions()}
         for name, job in self.jobs.items():
             found = client.job(job)
             if found["status"] in ENDED:
@@ -257,7 +259,8 @@ class Soak:
             elif found["runs"][-1]["state"] == "DOUBT":
                 self._settle(client, root, name)
             elif found["runs"][-1]["state"] == "LOST" and found["runs"][-1]["taskId"] not in alive:
-                root.resolve_job(job, {"ended": "FAILED"})  # it has vanished there
+                ran = found["runs"][-1]["taskId"] in started
+                root.resolve_job(job, {"ended": "FAILED"} if ran else {"neverRan": True})
         deadline = time.monotonic() + PATIENCE_S
         while True:
             left = [name for name, seen in self._statuses(client).items() if seen not in ENDED]
