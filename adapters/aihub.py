@@ -59,7 +59,6 @@ from adapters.http import open_http
 from adapters.nodes import misfit
 from adapters.output import Output, command_line, environment
 from adapters.sent import preparing
-from adapters.staging import FOLDER, remove
 from adapters.values import Clock, now_ms
 from broker.adapter import (
     Adapter,
@@ -287,7 +286,7 @@ class Aihub:
         if not run.datasets:
             return {}
         if self.output is not None:
-            return {"BROKER_DATASETS_DIR": f"{self.output.in_job}/{FOLDER}"}
+            return {}  # links to them, made by the command
         return {"BROKER_DATASETS": " ".join(f"{id}={remote}" for id, remote in run.datasets)}
 
     async def _create(self, run: RunId, service: Service, body: dict[str, Any]) -> RemoteId:
@@ -462,9 +461,7 @@ class Aihub:
         return await self.data.stage(copy)
 
     async def unstage(self, copy: CopyRef) -> None:
-        """What jobs read of it; a data set that is registered stays, for the platform has no deletion."""
-        if self.output is not None:
-            await remove(self.output, copy.dataset)
+        await self.data.unstage(copy)
 
     async def call(self, method: str, path: str, body: bytes | None) -> RawAnswer:
         return await self.services.raw(method, path, body)

@@ -22,7 +22,7 @@ from aiohttp import FormData
 
 from adapters.aihub_services import Missing, NameTaken, Service, Services, WrongMethod
 from adapters.output import Output
-from adapters.staging import FOLDER
+from adapters.staging import FOLDER, remove
 from broker.adapter import CopyRef, CopySighting, CopyState, Refused, Unavailable, Unsupported
 
 ZIP = 1  # upload_type of a zip file
@@ -75,6 +75,14 @@ class Data:
             said = found.get("message") or "no reason given"
             return CopySighting(CopyState.FAILED, message=f"the platform could not make {name}: {said}")
         return await self._next(copy, name, found)
+
+    async def unstage(self, copy: CopyRef) -> None:
+        """Off the shared storage.  Raises Unsupported where it is registered at the platform too."""
+        if self._output is not None:
+            await remove(self._output, copy.dataset)
+        if self.registers:
+            name = f"{self._prefix}-{copy.dataset}"
+            raise Unsupported(f"the platform has no call to delete the data set {name}")
 
     async def _next(self, copy: CopyRef, name: str, found: Mapping[str, Any] | None) -> CopySighting:
         """The step that is due where there is no version under way and none that is ready."""

@@ -140,7 +140,12 @@ class Ampha:
         return await self._capacity.probe()
 
     async def catalogue(self) -> Catalogue:
-        return Catalogue(images=await self.assets.images())
+        return Catalogue(
+            images=await self.assets.images(),
+            datasets=await self.assets.offered("dataset"),
+            models=await self.assets.offered("model"),
+            apps=await self.assets.offered("algo"),
+        )
 
     # ------------------------------------------------------------ a run's life
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 
+import broker.adapter
 from adapters.ampha_tasks import Data, Picture
 from adapters.ampha_wire import Api, rows_of, total_of
 from adapters.values import whole
@@ -59,6 +60,8 @@ class Asset:
     version_id: str
     path: str
     schema: int | None = None
+    author: str = ""
+    tags: tuple[str, ...] = ()
 
     @property
     def remote(self) -> str:
@@ -116,6 +119,20 @@ class Assets:
                 arch=SCHEMAS.get(a.schema, "") if a.schema is not None else "",
             )
             for a in assets
+        )
+
+    async def offered(self, kind: str) -> tuple[broker.adapter.Asset, ...]:
+        """Data sets, models or algorithms, each version one, without what the broker brought there."""
+        return tuple(
+            broker.adapter.Asset(
+                native=a.version_id,
+                title=f"{a.name}:{a.version}",
+                labels=",".join(a.tags),
+                owner=a.author,
+                remote=a.remote if kind == "dataset" else "",
+            )
+            for a in await self.listed(kind)
+            if not a.name.startswith(f"{self._prefix}-")
         )
 
     async def picture(self, native: str) -> Picture | None:
@@ -309,6 +326,8 @@ def _versions(row: Mapping[str, Any]) -> list[Asset]:
                     version_id=str(version["id"]),
                     path=str(version["path"]),
                     schema=schema,
+                    author=str(row.get("author") or ""),
+                    tags=tuple(str(tag) for tag in row.get("taskTags") or []),
                 )
             )
     return found

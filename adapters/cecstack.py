@@ -33,6 +33,7 @@ from adapters.staging import FOLDER, remove, step
 from adapters.values import Clock, now_ms
 from broker.adapter import (
     Adapter,
+    Asset,
     Catalogue,
     Check,
     Connection,
@@ -189,7 +190,26 @@ class Cecstack:
             if key and url:
                 processor = _PROCESSORS.get(str(row.get("gpu_type") or "").lower(), "")
                 images.append(Image(key, url, str(row.get("title") or ""), processor=processor))
-        return Catalogue(tuple({image.id: image for image in images}.values()))
+        return Catalogue(
+            images=tuple({image.id: image for image in images}.values()), datasets=await self._public_data()
+        )
+
+    async def _public_data(self) -> tuple[Asset, ...]:
+        """§10.3, those that are public; how a task reads one is not in the document."""
+        found = []
+        async for row in self.wire.rows("dataset.page", "/v1/dataset/page", related="str_relate"):
+            id, name, version = (str(row.get(key) or "") for key in ("id", "name", "version"))
+            if row.get("isPublic") and id and name:
+                found.append(
+                    Asset(
+                        native=id,
+                        title=f"{name}:{version}" if version else name,
+                        desc=str(row.get("describe") or ""),
+                        labels=str(row.get("sourceType") or ""),
+                        owner=str(row.get("createdBy") or ""),
+                    )
+                )
+        return tuple(found)
 
     # ------------------------------------------------------------ a run's life
 
@@ -215,7 +235,7 @@ class Cecstack:
         project = self._project.id
         if recipe is not None:
             return await self.tasks.create_maas(run, recipe, package=package.native, project=project)
-        env = environment(run, self._surroundings())
+        env = environment(run, self._surroundings(run))
         command = run.command if self._output is None else command_line(run, env, self._output)
         if run.kind is Kind.ONLINE or run.port is not None:
             assert self.services is not None
@@ -226,10 +246,10 @@ class Cecstack:
             run, package=package.native, project=project, command=command, env=env
         )
 
-    def _surroundings(self) -> dict[str, str]:
-        """What a task of one node finds beside its own variables."""
+    def _surroundings(self, run: RunSpec) -> dict[str, str]:
+        """What a task of one node finds beside its own variables; a service has no shell to make links."""
         found = {"BROKER_NODE_RANK": "0", "BROKER_MASTER_ADDR": "127.0.0.1"}
-        if self._output is not None:
+        if self._output is not None and run.port is not None:
             found["BROKER_DATASETS_DIR"] = f"{self._output.in_job}/{FOLDER}"
         return found
 

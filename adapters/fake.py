@@ -92,7 +92,7 @@ _ERRORS: Mapping[Fault, Callable[[str], AdapterError]] = {
     Fault.DENIED: Denied,
     Fault.THROTTLED: lambda message: Throttled(message, retry_after_s=5.0),
 }
-_WITH_EFFECT = frozenset({"submit", "start", "stop", "delete", "stage"})
+_WITH_EFFECT = frozenset({"submit", "start", "stop", "delete", "stage", "unstage"})
 _NEVER_MS = 2**62
 
 
@@ -441,6 +441,10 @@ class Fake:
         fault = self._begin("stage")
         self._reply(fault, "stage")
         return CopySighting(CopyState.READY, remote=f"/data/{copy.dataset}", bytes_done=copy.bytes)
+
+    async def unstage(self, copy: CopyRef) -> None:
+        fault = self._begin("unstage")
+        self._reply(fault, "unstage")
 
     async def catalogue(self) -> Catalogue:
         self._begin("catalogue")

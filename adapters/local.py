@@ -7,7 +7,7 @@ Here: the adapter protocol and exact capacity.  Not here: one run's directory an
 
     runs/<run_id>/         see local_runner.py; without spec.json it does not count and is removed
     checkpoints/<job_id>/  BROKER_CHECKPOINT_DIR: the same for all attempts, kept when a run is deleted
-    datasets/<dataset>     BROKER_DATASETS_DIR: a link to each staged data set
+    datasets/<dataset>     each staged data set: a link to it, with run_as a copy that the jobs' user reads
     trash/                 what is being deleted
 
 Commands run by /bin/sh -c on the machine itself: images are ignored.  A daemon that takes `work_dir`
@@ -37,6 +37,8 @@ from adapters.checkpoints import Checkpoints
 from adapters.files import content, results_below
 from adapters.local_runner import PATH, LocalRun, Owner, boot_id, launcher, make_dir, reap
 from adapters.nodes import Held, histogram, misfit, pack, rooms
+from adapters.output import Output
+from adapters.staging import remove, step
 from broker.adapter import (
     Adapter,
     Catalogue,
@@ -262,10 +264,7 @@ class Local:
             on = self._place(spec, self._live())
             path = self._dir / "runs" / spec.id
             checkpoints = self._dir / "checkpoints" / spec.job
-            shared = {
-                "BROKER_CHECKPOINT_DIR": str(checkpoints),
-                "BROKER_DATASETS_DIR": str(self._dir / "datasets"),
-            }
+            shared = {"BROKER_CHECKPOINT_DIR": str(checkpoints)}
             try:
                 if path.exists():  # the rest of a creation that failed
                     self._to_trash(path)
@@ -289,6 +288,11 @@ class Local:
                 raise Refused(f"env name is {key!r}, expected letters, digits and '_' (a shell drops others)")
             if "\0" in value:
                 raise Refused(f"env value of {key} has a NUL character, expected text without")
+        for dataset, place in spec.datasets:
+            if not _NAME.fullmatch(dataset):
+                raise Refused(f"data set {dataset!r} cannot be the name of a file")
+            if not place.startswith("/") or not os.path.exists(place):
+                raise Refused(f"data set {dataset!r} is at {place!r}, which is no existing absolute path")
         if not spec.command.strip() or "\0" in spec.command:
             raise Refused(f"command is {spec.command!r}, expected text for /bin/sh -c")
         pool = self._settings.pools.get(spec.native_pool)
@@ -384,8 +388,24 @@ class Local:
             yield result
 
     async def stage(self, copy: CopyRef) -> CopySighting:
-        """Nothing is copied: jobs find a link to the source in BROKER_DATASETS_DIR."""
-        return await asyncio.to_thread(self._stage, copy)
+        """Nothing is copied where jobs run as the daemon's user: they get a link to the source."""
+        if self._settings.owner is None:
+            return await asyncio.to_thread(self._stage, copy)
+        await asyncio.to_thread(self._drop_link, copy)
+        seen = await step(Output(str(self._dir), self._dir), copy)
+        if seen.state is CopyState.READY:
+            await asyncio.to_thread(_let_read, Path(seen.remote))
+        return seen
+
+    async def unstage(self, copy: CopyRef) -> None:
+        """Remove a link or copy; runs that were started with a link to the source keep it."""
+        await asyncio.to_thread(self._drop_link, copy)
+        await remove(Output(str(self._dir), self._dir), copy.dataset)
+
+    def _drop_link(self, copy: CopyRef) -> None:
+        link = self._dir / "datasets" / copy.dataset
+        if _NAME.fullmatch(copy.dataset) and link.is_symlink():
+            link.unlink()
 
     def _stage(self, copy: CopyRef) -> CopySighting:
         source = Path(copy.source)
@@ -442,6 +462,16 @@ class Local:
             return await asyncio.to_thread(locked)
         except OSError as error:
             raise Unavailable(f"work_dir {self._dir}: {error}") from error
+
+
+def _let_read(folder: Path) -> None:
+    """Files and folders that the jobs' user can read, whatever the umask is."""
+    for parent, _, names in os.walk(folder):
+        os.chmod(parent, 0o755)
+        for name in names:
+            path = Path(parent, name)
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o444)
 
 
 def _held(live: list[LocalRun], pool: str) -> list[Held]:

@@ -8,6 +8,7 @@ a thread, one call at a time.
     env-<rank>       the command's environment, as shell assignments
     node-<rank>/     working directory and HOME; log: standard output and error
     output/          BROKER_OUTPUT_DIR of all ranks
+    datasets/        BROKER_DATASETS_DIR: a link to each data set that the run names
     alive-<rank>     the supervisor's process id, believed only while the file is locked
     started-<rank>   made exclusively right before the command; its modification time is the start
     exit-<rank>      renamed into place at the end: exit code, end in ms, ended | stopped | lost, why
@@ -168,6 +169,9 @@ class LocalRun:
         try:
             path.chmod(0o711 if owner else 0o700)
             make_dir(path / "output", owner)
+            make_dir(path / "datasets", owner)
+            for dataset, place in spec.datasets:
+                (path / "datasets" / dataset).symlink_to(place)
             for rank in range(spec.nodes):
                 node = path / f"node-{rank}"
                 make_dir(node, owner)
@@ -460,6 +464,7 @@ def _environment(spec: RunSpec, path: Path, rank: int, shared: Mapping[str, str]
         BROKER_NODE_COUNT=str(spec.nodes),
         BROKER_MASTER_ADDR="127.0.0.1",
         BROKER_OUTPUT_DIR=str(path / "output"),
+        BROKER_DATASETS_DIR=str(path / "datasets"),
         **shared,
     )
     if spec.port is not None:

@@ -7,6 +7,7 @@ same folder as jobs and as the broker see it:
     <run id>/log-<rank>        standard output and error of one node
     <run id>/exit-<rank>       its exit code, renamed into place at the end
     <run id>/results/          BROKER_OUTPUT_DIR
+    <run id>/datasets/         BROKER_DATASETS_DIR: a link to each data set that the run names
     checkpoints/<job id>/      BROKER_CHECKPOINT_DIR: the same for all runs of a job, never removed here
 
 What is read back was written by jobs: a link that leads out of the run's folder is not followed.
@@ -71,6 +72,8 @@ def command_line(
         f'BROKER_MASTER_ADDR="{master}"',
         "export BROKER_NODE_RANK BROKER_MASTER_ADDR",
     ]
+    if output is not None and "BROKER_DATASETS_DIR" not in env:
+        steps += output.data_links(run)
     steps += output.steps(run) if output is not None else [f"exec /bin/sh -c {shlex.quote(run.command)}"]
     return "; ".join(steps)
 
@@ -86,6 +89,16 @@ class Output:
     def of(cls, connection: Connection) -> Output | None:
         stated = connection.options.get("output")
         return cls(stated["in_job"].rstrip("/"), Path(stated["here"])) if stated else None
+
+    def data_links(self, run: RunSpec) -> list[str]:
+        """What makes BROKER_DATASETS_DIR; the ranks of a run make the same links."""
+        folder = f"{self.in_job}/{run.id}/datasets"
+        steps = [f"BROKER_DATASETS_DIR={shlex.quote(folder)}", "export BROKER_DATASETS_DIR"]
+        steps.append('mkdir -p "$BROKER_DATASETS_DIR"')
+        for dataset, place in run.datasets:
+            link = f'"$BROKER_DATASETS_DIR"/{shlex.quote(dataset)}'
+            steps.append(f"ln -sfn {shlex.quote(place)} {link} 2>/dev/null || [ -e {link} ]")
+        return steps
 
     def steps(self, run: RunSpec) -> list[str]:
         """The end of `command_line`: the job's command with its output kept and its exit code told.

@@ -4,7 +4,7 @@ Here: one bounded step of a copy at a time, from where the last one stopped, and
 which storage (output.py) and when a step is made (broker/stage.py).
 
     datasets/<id>.part/    while it is being copied
-    datasets/<id>/         whole: BROKER_DATASETS_DIR is the folder above
+    datasets/<id>/         whole: runs that name it get a link to it
 """
 
 from __future__ import annotations

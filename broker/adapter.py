@@ -151,11 +151,39 @@ class Image:
     installed_lib: tuple[str, ...] = ()
 
 
+class AssetKind(StrEnum):
+    DATASET = "dataset"
+    MODEL = "model"
+    APP = "app"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A data set, model or application that a center has of its own.
+
+    `native` is the center's own id of it; `id` the logical one, "": the broker makes one of its own.
+    `labels` are words between commas.  `remote` is what RunSpec.datasets tells of a data set; "": jobs
+    cannot be given it.
+    """
+
+    native: str
+    title: str
+    id: str = ""
+    desc: str = ""
+    labels: str = ""
+    owner: str = ""
+    bytes: int = 0
+    remote: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """What else a platform lists; a part it does not have is empty."""
 
     images: tuple[Image, ...] = ()
+    datasets: tuple[Asset, ...] = ()
+    models: tuple[Asset, ...] = ()
+    apps: tuple[Asset, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +278,7 @@ class CopyState(StrEnum):
     MOVING = "MOVING"
     READY = "READY"
     FAILED = "FAILED"
+    EVICTING = "EVICTING"  # the broker's own: its removal is owed; no adapter answers it
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +378,8 @@ class Adapter(Protocol):
     """One center's platform.
 
     Two optional tables are looked up by name: `commands`, of VendorCommand, and `callbacks`, of
-    Callback.
+    Callback.  Optional too is `async def unstage(copy: CopyRef) -> None`, which removes a copy that
+    `stage` made, whole or half; one that is not there is done, not an error.
     """
 
     center: CenterId
@@ -440,6 +470,11 @@ AdapterFactory = Callable[[Connection], Awaitable[Adapter]]
 def commands_of(adapter: Adapter) -> tuple[VendorCommand, ...]:
     """The vendor commands of an adapter, if it has any."""
     return tuple(getattr(adapter, "commands", ()))
+
+
+def unstage_of(adapter: Adapter) -> Callable[[CopyRef], Awaitable[None]] | None:
+    """What removes copies of data sets from an adapter's center; None where nothing can."""
+    return getattr(adapter, "unstage", None)
 
 
 def callbacks_of(adapter: Adapter) -> tuple[Callback, ...]:

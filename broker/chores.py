@@ -18,7 +18,7 @@ from broker.config import StoreSettings
 from broker.files import DataDirectory
 from broker.interpreter import collect_and_keep
 from broker.leader import Lease
-from broker.store import Store, accounts, forecasts, keys, learned, retention, runs
+from broker.store import Store, accounts, copies, forecasts, keys, learned, retention, runs
 from broker.telemetry import FORECAST_COVERAGE, FORECAST_ERROR, LIVE, LOOP_ERRORS, WRITER_BACKLOG, log
 
 DAY_MS = 86_400_000
@@ -26,6 +26,8 @@ TOKEN_GRACE_MS = 30 * DAY_MS
 """An expired token or API key is told from an unknown one (0102, 0101) for so long."""
 
 RUNS_PER_PASS = 1000
+ORPHAN_AGE_S = 86_400
+"""Files are recorded at once when they are whole; such old ones never will be."""
 
 
 class Chores:
@@ -53,6 +55,7 @@ class Chores:
         every(self._tracked(self.release_runs), "cron", minute=41, id="release_runs")
         soon = datetime.now(UTC) + timedelta(seconds=60)  # the first rounds have been made
         every(self._tracked(self.collect_garbage), "interval", hours=1, next_run_time=soon, id="garbage")
+        every(self._tracked(self.sweep_datasets), "cron", minute=53, id="sweep_datasets")
         self._calendar.start()
 
     async def stop(self) -> None:
@@ -125,6 +128,14 @@ class Chores:
             forecasts=forecast,
             run_histories=histories,
         )
+
+    async def sweep_datasets(self) -> None:
+        """Files of data sets that nobody recorded: a daemon died between storing and recording them."""
+        known = await self._store.read(copies.stored_here)
+        before_s = self._store.clock() / 1000 - ORPHAN_AGE_S
+        swept = await asyncio.to_thread(self._files.sweep_datasets, known, before_s)
+        if swept:
+            log.warning("orphan_datasets_removed", datasets=swept)
 
     async def release_runs(self) -> None:
         """Logs and results past their retention, here and at the centers."""

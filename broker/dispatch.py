@@ -38,7 +38,7 @@ from broker.core.model import (
 )
 from broker.core.retry import debt_pause_s
 from broker.leader import Lease
-from broker.store import LostLease, Store, StoreUnavailable, centers, datasets, debts, outbox, runs
+from broker.store import LostLease, Store, StoreUnavailable, centers, copies, debts, outbox, runs
 from broker.store.debts import Debt
 from broker.store.outbox import Submission
 from broker.telemetry import DEBTS, log
@@ -203,7 +203,7 @@ class Dispatch:
             if submission.center not in natives:
                 raise Refused(f"the center no longer offers image {request.image_id!r}")
             image = natives[submission.center]
-        remotes = await self._store.read(datasets.remotes, submission.center, request.datasets)
+        remotes = await self._store.read(copies.remotes, submission.center, request.datasets)
         spec = RunSpec(
             id=submission.run,
             job=submission.job,

@@ -7,6 +7,7 @@ came from outside goes through `inside` first.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 
@@ -40,6 +41,24 @@ class DataDirectory:
 
     def incoming(self, name: str) -> Path:
         return self.root / "incoming" / name
+
+    def remove_dataset(self, dataset: str) -> None:
+        """Remove a data set's files at once; those that are missing are no error."""
+        gone = self.incoming(f"{dataset}.gone")
+        try:
+            self.dataset(dataset).rename(gone)  # whoever looks sees all of it or nothing
+        except FileNotFoundError:
+            return
+        shutil.rmtree(gone, ignore_errors=True)  # what is left goes with `incoming`
+
+    def sweep_datasets(self, known: Collection[str], before_s: float) -> list[str]:
+        """Remove data sets that are not `known` and were put here before a moment; which."""
+        swept = []
+        for folder in (self.root / "datasets").iterdir():
+            if folder.name not in known and folder.lstat().st_ctime < before_s:
+                self.remove_dataset(folder.name)
+                swept.append(folder.name)
+        return sorted(swept)
 
     def remove_run(self, run: str) -> None:
         """Remove a run's logs and results; missing ones are no error."""

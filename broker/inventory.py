@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
-from broker.adapter import Adapter, AdapterError, Image, Inventory, PoolReport, Traits
+from broker.adapter import Adapter, AdapterError, Asset, AssetKind, Image, Inventory, PoolReport, Traits
 from broker.config import CenterSettings, SchedulerSettings
 from broker.connections import Connections, timed
 from broker.core.model import CenterId, CenterState, Health, NodeShape, Price, Spec
 from broker.core.resources import Catalogue, make_spec
 from broker.leader import Lease
 from broker.reports import checked, distinct
-from broker.store import Store, centers
+from broker.store import Store, assets, centers
 from broker.telemetry import CENTER_UP, log
 
 CATALOGUE_PERIOD_S = 600
-"""Images change rarely."""
+"""What else a center lists changes rarely."""
 
 
 class Poll:
@@ -44,7 +44,7 @@ class Poll:
         self._catalogue = catalogue
         self._settings = settings
         self._health = Health.UNKNOWN
-        self._images_ms: int | None = None
+        self._listed_ms: int | None = None
         self._quarantined: Mapping[str, str] = {}
 
     async def once(self) -> None:
@@ -56,7 +56,6 @@ class Poll:
             adapter = await self._connections.adapter(self._center)
             inventory = await timed(self._center, "probe", adapter.probe, self._settings.probe_timeout_s)
             sound = checked(inventory, self._store.clock())
-            await self._images(adapter, settings)
         except (AdapterError, TimeoutError) as error:
             await self._silent(f"{type(error).__name__}: {error}".rstrip(": "))
         except Exception as error:
@@ -64,6 +63,7 @@ class Poll:
             await self._silent(f"defect in the adapter: {type(error).__name__}: {error}")
         else:
             await self._record(adapter.traits, sound, settings)
+            await self._catalogue_of(adapter, settings)
 
     async def _record(self, traits: Traits, inventory: Inventory, settings: CenterSettings) -> None:
         known, unknown = canonical(inventory.pools, self._catalogue)
@@ -105,14 +105,28 @@ class Poll:
         self._health = health
         CENTER_UP.labels(self._center).set(0)
 
-    async def _images(self, adapter: Adapter, settings: CenterSettings) -> None:
+    async def _catalogue_of(self, adapter: Adapter, settings: CenterSettings) -> None:
+        """Images, data sets, models and applications: the platform's and the operator's."""
         now = self._store.clock()
-        if self._images_ms is not None and now - self._images_ms < CATALOGUE_PERIOD_S * 1000:
+        if self._listed_ms is not None and now - self._listed_ms < CATALOGUE_PERIOD_S * 1000:
             return
-        found = await timed(self._center, "catalogue", adapter.catalogue, self._settings.probe_timeout_s)
+        try:
+            found = await timed(self._center, "catalogue", adapter.catalogue, self._settings.probe_timeout_s)
+        except (AdapterError, TimeoutError) as error:
+            log.warning("catalogue_failed", center=self._center, error=str(error) or type(error).__name__)
+            return  # the last one stands; capacity is there all the same
+        except Exception:
+            log.exception("catalogue_defect", center=self._center)
+            return
         images = merged(found.images, settings.images)
         await self._store.write(centers.record_images, self._center, images, epoch=self._lease.epoch)
-        self._images_ms = now
+        own = {
+            AssetKind.DATASET: combined(found.datasets, settings.datasets),
+            AssetKind.MODEL: combined(found.models, settings.models),
+            AssetKind.APP: combined(found.apps, settings.apps),
+        }
+        await self._store.write(assets.record_assets, self._center, own, epoch=self._lease.epoch)
+        self._listed_ms = now
 
 
 def _stored(traits: Traits, settings: CenterSettings) -> dict[str, object]:
@@ -129,6 +143,18 @@ def merged(listed: Iterable[Image], stated: Iterable[Image]) -> tuple[Image, ...
     """The platform's images and the operator's; the operator's word wins for the same id."""
     by_id = {image.id: image for image in listed} | {image.id: image for image in stated}
     return tuple(by_id.values())
+
+
+def combined(listed: Iterable[Asset], stated: Iterable[Asset]) -> tuple[Asset, ...]:
+    """The platform's and the operator's; the operator's word wins for the same native id, but for what
+    jobs are told, which the platform knows."""
+    by_native = {asset.native: asset for asset in listed}
+    for asset in stated:
+        known = by_native.get(asset.native)
+        if known is not None:
+            asset = replace(asset, remote=known.remote, bytes=asset.bytes or known.bytes, owner=known.owner)
+        by_native[asset.native] = asset
+    return tuple(by_native.values())
 
 
 def canonical(

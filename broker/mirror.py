@@ -235,10 +235,8 @@ class Mirror:
         accelerators: dict[str, Accelerator],
         usage: Mapping[TenantId, int] = MappingProxyType({}),
     ) -> Snapshot:
-        """Everything a round may look at.  Classes whose data is on its way are left out: no capacity
-        is held for them meanwhile."""
+        """Everything a round may look at."""
         classes = self._job_classes(now_ms)
-        ready = [c for c in classes if world.moving.isdisjoint(c.request.datasets)]
         if self._gone or self._come:
             self._ordered = self._ordered.changed(self._gone, self._come.values())
             self._gone, self._come = set(), {}
@@ -250,7 +248,7 @@ class Mirror:
             pools=world.pools,
             claims=self._ordered,
             reservations=world.reservations,
-            classes=tuple(sorted(ready, key=lambda c: (c.key, sorted(c.avoid)))),
+            classes=tuple(sorted(classes, key=lambda c: (c.key, sorted(c.avoid)))),
             accelerators=accelerators,
             ready_data=world.ready_data,
             usage=usage,

@@ -6,13 +6,13 @@ preferences (cost, wait).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from broker.core.explain import Code
-from broker.core.model import Kind
+from broker.core.model import DataFacts, Kind, Snapshot
 from broker.core.policy import IntArray, Verdict
 from broker.core.problem import BoolArray, Problem
 
@@ -24,10 +24,20 @@ Test = tuple[Code, BoolArray, IntArray | int, IntArray | int]
 class Fit:
     """The hard tests.  It has no keys: an operator cannot switch single tests off."""
 
+    def depends(self, snapshot: Snapshot) -> Hashable:
+        """How it stands with the data of waiting jobs."""
+        return tuple(sorted(snapshot.ready_data.items(), key=lambda item: item[0]))
+
     def allow(self, p: Problem, k: int, pools: IntArray) -> Verdict:
         """The first failing test per pool, in the order of explain.Code."""
+        return self._verdict(p, k, pools, data=True)
+
+    def _verdict(self, p: Problem, k: int, pools: IntArray, *, data: bool) -> Verdict:
         codes, need, have = (np.zeros(len(pools), dtype=np.int64) for _ in range(3))
-        for tests in (self._center_tests, self._node_tests, self._job_tests):
+        stages = [self._center_tests, self._node_tests, self._job_tests]
+        if data and p.classes[k].request.datasets:
+            stages.append(self._data_tests)
+        for tests in stages:
             for code, fails, wanted, there in tests(p, k, pools):
                 first = fails & (codes == Code.ALLOWED)
                 if first.any():
@@ -106,3 +116,29 @@ class Fit:
         if job_class.avoid:
             avoided = np.array([c.id in job_class.avoid for c in p.centers], dtype=np.bool_)
             yield Code.AVOIDED, avoided[p.pool.center[pools]], 1, 0
+
+    def _data_tests(self, p: Problem, k: int, pools: IntArray) -> Iterator[Test]:
+        """Nothing is held where data is on its way, and it is brought to one place at a time.
+
+        A class whose data moves to a center that it could use waits for it there; meanwhile it may start
+        where all of it is ready.
+        """
+        wanted = [p.snapshot.ready_data.get(d, _NOT_HERE) for d in p.classes[k].request.datasets]
+        there = np.array([sum(c.id in f.ready for f in wanted) for c in p.centers], dtype=np.int64)
+        fixed = [sum(c.id in f.ready or not f.fixed for f in wanted) for c in p.centers]
+        usable = np.array(fixed, dtype=np.int64)
+        coming = np.array([any(c.id in f.moving for f in wanted) for c in p.centers], dtype=np.bool_)
+        failed = np.array([any(c.id in f.failed for f in wanted) for c in p.centers], dtype=np.bool_)
+        at = p.pool.center[pools]
+        yield Code.DATA_UNAVAILABLE, (usable < len(wanted))[at], len(wanted), usable[at]
+        waits = coming | failed
+        if coming.any():
+            everywhere = np.arange(len(p.pools), dtype=np.int64)
+            fits = self._verdict(p, k, everywhere, data=False).codes == Code.ALLOWED
+            awaited = (coming & (usable == len(wanted)))[p.pool.center] & fits
+            waits = waits | bool(awaited.any())
+        yield Code.STAGING, (waits & (there < len(wanted)))[at], len(wanted), there[at]
+
+
+_NOT_HERE = DataFacts(bytes=0, ready=frozenset())
+"""Of a snapshot that does not tell: it can be brought anywhere."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from broker.core.amounts import LARGEST_GIB, bounded
-from broker.core.model import MICRO, Snapshot
+from broker.core.model import MICRO, CenterId, DataFacts, Snapshot
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
 
@@ -19,7 +19,8 @@ GIB = 1 << 30
 class Locality:
     """Prefers centers that have a job's data sets ready.
 
-    A data set that no center has ready is missing everywhere alike and counts nothing.
+    What has arrived of a copy that broke off needs not be moved again.  A data set of which no center
+    has anything is missing everywhere alike and counts nothing.
     """
 
     price_per_gib: int = MICRO // 10
@@ -30,16 +31,22 @@ class Locality:
             raise ValueError(f"price_per_gib must be at least 0 micro-CNY, not {self.price_per_gib}")
 
     def depends(self, snapshot: Snapshot) -> Hashable:
-        """What is ready where."""
+        """What is where."""
         return tuple(sorted(snapshot.ready_data.items(), key=lambda item: item[0]))
 
     def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
         """Micro-CNY of one job, by what is missing at each pool's center."""
         facts = [p.snapshot.ready_data.get(dataset) for dataset in p.classes[k].request.datasets]
-        missing = [sum(f.bytes for f in facts if f is not None and c.id not in f.ready) for c in p.centers]
+        known = [f for f in facts if f is not None and (f.ready or f.arrived)]
+        missing = [sum(_left(f, c.id) for f in known) for c in p.centers]
         by_center = np.array([bounded(b * self.price_per_gib // GIB) for b in missing], dtype=np.int64)
         return by_center[p.pool.center[pools]] if len(by_center) else np.zeros(len(pools), dtype=np.int64)
 
     def largest(self) -> int:
         """Micro-CNY, see Policy."""
         return self.price_per_gib * LARGEST_GIB
+
+
+def _left(data: DataFacts, center: CenterId) -> int:
+    """Bytes that would still have to be moved."""
+    return 0 if center in data.ready else max(0, data.bytes - dict(data.arrived).get(center, 0))

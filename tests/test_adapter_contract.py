@@ -12,7 +12,7 @@ import itertools
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -24,6 +24,7 @@ from broker.adapter import (
     Adapter,
     ArgumentKind,
     Connection,
+    CopyRef,
     NoCapacity,
     RawAnswer,
     Refused,
@@ -34,6 +35,7 @@ from broker.adapter import (
     StatedPool,
     Unsupported,
     commands_of,
+    unstage_of,
 )
 from broker.core.model import Accuracy, CenterId, JobId, NodeShape, RemoteId, RunId, Spec, SpecId
 from tests.aihub_center import opened
@@ -479,6 +481,15 @@ async def test_the_catalogue_is_whole(subject: Subject) -> None:
     images = (await subject.adapter.catalogue()).images
     assert len({(image.id, image.arch) for image in images}) == len(images)
     assert all(image.id and image.native for image in images)
+
+
+async def test_a_copy_that_is_not_there_is_removed(subject: Subject) -> None:
+    """Where copies can be removed at all."""
+    unstage = unstage_of(subject.adapter)
+    assert unstage is not None
+    copy = CopyRef("never-staged", subject.adapter.center, "/nowhere", 1)
+    with suppress(Unsupported):
+        await unstage(copy)
 
 
 async def test_a_raw_call_answers_or_is_unsupported(subject: Subject) -> None:

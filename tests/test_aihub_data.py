@@ -109,6 +109,21 @@ async def test_without_the_platforms_services_the_storage_is_enough(tmp_path: Pa
         seen = await center.adapter.stage(copy_of(center, source))
         assert seen.state is CopyState.READY
         assert center.hub.data.objects == {}
+        command = 'test "$(ls $BROKER_DATASETS_DIR)" = ds-1'
+        only = await center.submit(command, datasets=(("ds-1", seen.remote),))
+        await center.see(only, RemoteState.SUCCEEDED)
+        await center.adapter.unstage(copy_of(center, source))
+        assert center.adapter.output is not None
+        assert list((center.adapter.output.here / "datasets").iterdir()) == []
+
+
+async def test_what_is_registered_at_the_platform_stays_there(tmp_path: Path, source: Path) -> None:
+    async with opened(tmp_path) as center:
+        await staged(center, copy_of(center, source))
+        with pytest.raises(Unsupported, match="no call to delete the data set bk-ds-1"):
+            await center.adapter.unstage(copy_of(center, source))
+        assert center.adapter.output is not None
+        assert list((center.adapter.output.here / "datasets").iterdir()) == []
 
 
 async def test_a_center_that_can_take_no_data_says_what_to_set(tmp_path: Path, source: Path) -> None:

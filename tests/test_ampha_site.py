@@ -283,6 +283,19 @@ async def test_without_that_a_job_has_one_data_set(task_api: str) -> None:
         assert center.world.tasks == {}
 
 
+async def test_what_the_center_has_of_its_own_is_listed(data: Path) -> None:
+    async with center_and_adapter() as (center, adapter):
+        await staged(adapter, CopyRef("ds-1", CenterId("c"), str(data), 5 + 2048))
+        found = await adapter.catalogue()
+        assert found.datasets == (), "what the broker brought is not the center's own"
+        (made,) = [a for a in center.market.assets.values() if a.category == 1]
+        made.name = "corpus"
+        (listed,) = (await adapter.catalogue()).datasets
+        (version,) = made.versions.values()
+        assert (listed.native, listed.title) == (version.id, f"corpus:{version.name}")
+        assert data_of(listed.remote).path == version.path
+
+
 async def test_what_cannot_be_cleaned_away_is_tried_again(data: Path) -> None:
     async with center_and_adapter() as (center, adapter):
         center.faults.plan("delete_own", Fault.DROPPED, Fault.HTML_500)

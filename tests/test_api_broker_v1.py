@@ -151,6 +151,7 @@ async def test_why_a_job_waits(world: World) -> None:
         "expectedEnd": None,
         "whatIf": [],
         "whatIfNote": "",
+        "data": [],
     }
     await world.create("urgent", as_="bob", priority="high")
     assert (await world.ok("GET", f"/broker/v1/jobs/{job}/explain"))["position"] == 3
@@ -179,6 +180,7 @@ async def test_why_a_job_is_where_it_is_and_nothing_once_it_has_ended(world: Wor
         "expectedEnd": None,
         "whatIf": [],
         "whatIfNote": "",
+        "data": [],
     }
     await world.advance(run, SeenSucceeded(START_MS))
     ended = await world.ok("GET", f"/broker/v1/jobs/{job}/explain")

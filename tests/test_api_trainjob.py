@@ -271,6 +271,16 @@ async def test_filters(world: World) -> None:
     assert await found("owner=me&status=STOPPED") == [made[1]]
 
 
+async def test_deleted_jobs_are_not_found_by_keyword(world: World) -> None:
+    kept, gone = await world.create("bert-one"), await world.create("bert-two")
+    for job in (kept, gone):
+        await world.ok("POST", f"/trainjob/{job}/stop")
+    assert set(ids(await world.ok("GET", "/trainjob?query=BERT"))) == {gone, kept}
+    assert (await world.call("DELETE", f"/trainjob/{gone}")).status == 204
+    found = await world.ok("GET", "/trainjob?query=BERT")
+    assert (ids(found), found["totalSize"]) == ([kept], 1)
+
+
 async def test_the_ends_of_the_calendar_are_bounds_too(world: World) -> None:
     job = await world.create()
     for text in ("9999-12-31", "9999-12-31T23:59:59-12:00"):

@@ -232,8 +232,12 @@ async def test_data_sets_are_brought_over_the_shared_storage(tmp_path: Path) -> 
         command = 'test "$(cat $BROKER_DATASETS_DIR/ds-1/x)" = 42'
         run = await started(adapter, command=command, datasets=(("ds-1", copied.remote),))
         await until(adapter, run, RemoteState.SUCCEEDED)
+        only = 'test "$(ls $BROKER_DATASETS_DIR)" = ds-1'
+        await adapter.stage(CopyRef("ds-2", CenterId("c"), str(source), 2))
+        named = await started(adapter, 2, command=only, datasets=(("ds-1", copied.remote),))
+        await until(adapter, named, RemoteState.SUCCEEDED)
         await adapter.unstage(CopyRef("ds-1", CenterId("c"), str(source), 2))
-        assert list((shared / "datasets").iterdir()) == []
+        assert [path.name for path in (shared / "datasets").iterdir()] == ["ds-2"]
 
 
 async def test_without_the_storage_there_are_no_logs_and_it_is_said(there: Center) -> None:

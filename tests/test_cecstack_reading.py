@@ -351,6 +351,15 @@ async def test_a_list_without_resource_ids_is_quarantined(there: tuple[Cecstack,
     assert "does not tell its resourceId" in inventory.quarantined[0][1]
 
 
+async def test_public_data_sets_are_listed(there: tuple[Cecstack, Adapter]) -> None:
+    platform, adapter = there
+    given = {"name": "corpus", "version": "v2", "describe": "d", "sourceType": "text", "projectId": 49}
+    platform.records.add_dataset({**given, "isPublic": True})
+    platform.records.add_dataset({**given, "name": "secret"})
+    (found,) = (await adapter.catalogue()).datasets
+    assert (found.title, found.desc, found.labels, found.remote) == ("corpus:v2", "d", "text", "")
+
+
 async def test_images(there: tuple[Cecstack, Adapter]) -> None:
     platform, adapter = there
     platform.records.add_image("opencompass:v2.2.2", "nvidia", "大模型基础评估")

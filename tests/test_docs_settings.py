@@ -19,6 +19,7 @@ import pytest
 from broker.config import SECTIONS
 from broker.config.schema import (
     AMPHA,
+    ASSET_KEYS,
     IMAGE_KEYS,
     PLATFORMS,
     POOL_KEYS,
@@ -88,6 +89,8 @@ def sections() -> Iterator[tuple[str, Mapping[str, Key]]]:
     yield "[[centers]]", {**keys_of(CenterSettings), "adapter": Key(lambda v, _: v)}
     for name, keys in (("pools", POOL_KEYS), ("prices", PRICE_KEYS), ("images", IMAGE_KEYS)):
         yield f"[[centers.{name}]]", keys
+    for name in ("datasets", "models", "apps"):
+        yield f"[[centers.{name}]]", ASSET_KEYS
     yield "[centers.connection]", REMOTE_KEYS
     for name, platform in PLATFORMS.items():
         own = {key: each for key, each in platform.connection.items() if key not in REMOTE_KEYS}

@@ -19,6 +19,7 @@ from broker.adapter import (
     CopyRef,
     CopyState,
     NoCapacity,
+    Refused,
     RemoteState,
     RunRef,
     RunSpec,
@@ -245,7 +246,7 @@ async def test_the_environment(adapter: Local, monkeypatch: pytest.MonkeyPatch, 
         "BROKER_MASTER_ADDR": "127.0.0.1",
         "BROKER_OUTPUT_DIR": str(folder / "output"),
         "BROKER_CHECKPOINT_DIR": str(tmp_path / "work" / "checkpoints" / "job-1"),
-        "BROKER_DATASETS_DIR": str(tmp_path / "work" / "datasets"),
+        "BROKER_DATASETS_DIR": str(folder / "datasets"),
         "BROKER_PORT": "8080",
         "ODD": odd,
         "LD_LIBRARY_PATH": "/nowhere",
@@ -284,13 +285,51 @@ async def test_a_data_set_is_linked_not_copied(adapter: Local, tmp_path: Path) -
     (source / "part-1").write_text("data")
     copy = CopyRef("corpus-1", CenterId("c"), str(source), 4)
     for _ in range(2):
-        assert (await adapter.stage(copy)).state is CopyState.READY
-    run = spec("cat $BROKER_DATASETS_DIR/corpus-1/part-1")
+        staged = await adapter.stage(copy)
+        assert (staged.state, staged.remote) == (CopyState.READY, str(source))
+    run = spec(
+        "cat $BROKER_DATASETS_DIR/corpus-1/part-1; ls $BROKER_DATASETS_DIR",
+        datasets=(("corpus-1", staged.remote),),
+    )
     await adapter.submit(run)
     await end_of(adapter, run)
-    assert await log_of(adapter, run) == "data"
+    assert await log_of(adapter, run) == "datacorpus-1\n"
     missing = await adapter.stage(CopyRef("corpus-2", CenterId("c"), str(tmp_path / "none"), 4))
     assert missing.state is CopyState.FAILED
+
+
+async def test_a_run_finds_the_data_sets_that_it_names_and_no_other(adapter: Local, tmp_path: Path) -> None:
+    remotes = []
+    for name in ("one", "two", "three"):
+        source = tmp_path / name
+        source.mkdir()
+        seen = await adapter.stage(CopyRef(name, CenterId("c"), str(source), 0))
+        remotes.append((name, seen.remote))
+    run = spec("ls $BROKER_DATASETS_DIR", datasets=tuple(remotes[:2]), nodes=1)
+    none = spec("ls -a $BROKER_DATASETS_DIR", name="bk0000000002")
+    for each in (run, none):
+        await adapter.submit(each)
+        await end_of(adapter, each)
+    assert await log_of(adapter, run) == "one\ntwo\n"
+    assert await log_of(adapter, none) == ".\n..\n"
+    for bad in (("x", str(tmp_path / "not there")), ("x", "one"), ("../x", str(tmp_path))):
+        with pytest.raises(Refused, match="data set"):
+            await adapter.submit(spec("true", name="bk0000000003", datasets=(bad,)))
+
+
+async def test_a_data_set_is_removed_and_may_be_staged_again(adapter: Local, tmp_path: Path) -> None:
+    source = tmp_path / "corpus"
+    source.mkdir()
+    (source / "part-1").write_text("data")
+    copy = CopyRef("corpus-1", CenterId("c"), str(source), 4)
+    link = tmp_path / "work" / "datasets" / "corpus-1"
+    for _ in range(2):
+        await adapter.stage(copy)
+        assert link.is_symlink()
+        await adapter.unstage(copy)
+        await adapter.unstage(copy)
+        assert not link.is_symlink()
+    assert (source / "part-1").read_text() == "data"
 
 
 async def test_checkpoints_are_the_jobs_and_outlive_its_runs(adapter: Local) -> None:
@@ -352,7 +391,31 @@ async def test_run_as_separates_jobs_from_the_daemon() -> None:
         assert "boot_id" not in log
         written = [result.path async for result in adapter.results(ref(run))]
         assert written == ["o"]
+        source = _closed_folder(Path(folder))
+        copy = CopyRef("corpus-1", CenterId("c"), str(source), 4)
+        seen_copy = await adapter.stage(copy)
+        assert seen_copy.state is CopyState.READY
+        reads = spec(
+            "cat $BROKER_DATASETS_DIR/corpus-1/part-1",
+            name="bk0000000002",
+            datasets=(("corpus-1", seen_copy.remote),),
+        )
+        await adapter.submit(reads)
+        await end_of(adapter, reads)
+        assert await log_of(adapter, reads) == "data"
+        await adapter.unstage(copy)
+        assert os.listdir(f"{folder}/work/datasets") == []
         await adapter.aclose()
+
+
+def _closed_folder(root: Path) -> Path:
+    """A data set as the broker's own data directory has it: for the daemon's user only."""
+    source = root / "closed" / "corpus"
+    source.mkdir(parents=True, mode=0o700)
+    (source / "part-1").write_text("data")
+    (source / "part-1").chmod(0o600)
+    (root / "closed").chmod(0o700)
+    return source
 
 
 @pytest.mark.parametrize(

@@ -321,9 +321,23 @@ async def test_a_reason_of_yesterday_does_not_hide_that_data_is_on_its_way(tmp_p
         assert (await broker.reasons(job))["a"]["code"] == "staging"
 
 
-async def test_a_copy_that_failed_is_made_again_later(tmp_path: Path) -> None:
+async def test_a_step_without_an_answer_is_made_again(tmp_path: Path) -> None:
     async with harness(tmp_path, center("a")) as broker:
         broker.fakes[A].fail("stage", Fault.DROPPED)
+        await add_dataset(broker, "ds-1")
+        job = await broker.submit(datasets=("ds-1",))
+        await broker.round()
+        assert [(copy.state, copy.tries) for copy in await broker.rows(Copy)] == [("WANTED", 1)]
+        assert await broker.stage.once() is None  # not at once
+        await broker.pass_time(3)
+        assert [(copy.state, copy.tries) for copy in await broker.rows(Copy)] == [("READY", 0)]
+        await broker.round()
+        await broker.expect(job, "RUNNING", attempts=1)
+
+
+async def test_a_copy_that_failed_is_made_again_later(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        broker.fakes[A].fail("stage", Fault.DENIED)
         await add_dataset(broker, "ds-1")
         job = await broker.submit(datasets=("ds-1",))
         await broker.round()

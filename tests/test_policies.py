@@ -180,6 +180,61 @@ def test_data_that_is_ready_is_cheaper() -> None:
     assert Locality(price_per_gib=7).cost(problem, 0, np.array([0, 1])).tolist() == [21, 0]
 
 
+def test_what_has_arrived_needs_not_be_moved_again() -> None:
+    wish = job_class("k", 1, datasets=("d",))
+    world = snapshot(center("a"), center("b"), pool("a/1"), pool("b/1"), wish)
+    half = {"d": DataFacts(4 << 30, frozenset(), arrived=((CenterId("b"), 3 << 30),))}
+    problem = build(replace(world, ready_data=half), policy_set(Locality(price_per_gib=7)))
+    assert Locality(price_per_gib=7).cost(problem, 0, np.array([0, 1])).tolist() == [28, 7]
+
+
+DATA_A, DATA_B = frozenset({CenterId("a")}), frozenset({CenterId("b")})
+NOWHERE: frozenset[CenterId] = frozenset()
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "codes"),
+    [
+        # missing everywhere: it may be brought anywhere
+        (DataFacts(5, NOWHERE), {}, [Code.ALLOWED, Code.ALLOWED]),
+        # ready at one, and could be brought to the other
+        (DataFacts(5, DATA_A), {}, [Code.ALLOWED, Code.ALLOWED]),
+        # on its way to one: nothing is held there, and it is not brought to a second place
+        (DataFacts(5, NOWHERE, moving=DATA_B), {}, [Code.STAGING, Code.STAGING]),
+        # on its way to one and ready at the other: it may start there
+        (DataFacts(5, DATA_A, moving=DATA_B), {}, [Code.ALLOWED, Code.STAGING]),
+        # on its way, for others, to where this job may not go
+        (DataFacts(5, NOWHERE, moving=DATA_B), {"centers": ["a"]}, [Code.ALLOWED, Code.CENTER_NOT_LISTED]),
+        # failed at one, not due again: the other
+        (DataFacts(5, NOWHERE, failed=DATA_A), {}, [Code.STAGING, Code.ALLOWED]),
+        # a center's own
+        (DataFacts(0, DATA_B, fixed=True), {}, [Code.DATA_UNAVAILABLE, Code.ALLOWED]),
+    ],
+)
+def test_where_a_job_may_go_for_its_data(
+    facts: DataFacts, changes: dict[str, Any], codes: list[Code]
+) -> None:
+    wish = job_class("k", 1, datasets=("d", "unknown"), **changes)
+    world = snapshot(center("a"), center("b"), pool("a/1"), pool("b/1"), wish)
+    problem = build(replace(world, ready_data={"d": facts}), policy_set())
+    whole = replace(world, classes=(replace(wish, request=replace(wish.request, datasets=("d",))),))
+    there = build(replace(whole, ready_data={"d": facts}), policy_set())
+    assert [Code(code) for code in there.codes.reshape(-1).tolist()] == codes
+    # A second one that is nowhere: a center that has but the first has not all of it.
+    if facts.moving and not changes:
+        assert [Code(code) for code in problem.codes.reshape(-1).tolist()] == [Code.STAGING] * 2
+
+
+def test_reasons_of_data_have_their_numbers() -> None:
+    wish = job_class("k", 1, datasets=("d", "e"))
+    world = snapshot(center("a"), center("b"), pool("a/1"), pool("b/1"), wish)
+    own = DataFacts(0, DATA_B, fixed=True)
+    moving = DataFacts(5, NOWHERE, moving=DATA_B)
+    reasons = schedule(replace(world, ready_data={"d": own, "e": moving}), policy_set()).deferrals["k"]
+    told = [(r.center, r.code, r.need, r.have) for r in reasons]
+    assert told == [("a", Code.DATA_UNAVAILABLE, 2, 1), ("b", Code.STAGING, 2, 1)]
+
+
 def test_small_jobs_keep_whole_nodes_whole() -> None:
     broken = pool("sz-1/z", nodes=2, free=[free(8), free(3)])
     whole = pool("sz-1/a", nodes=2)

@@ -146,8 +146,8 @@ def test_limits_and_costs_have_codes_too() -> None:
 
 
 def test_the_vocabulary_is_closed_and_tested() -> None:
-    # Data sets are not in the snapshot, so nothing in a round gives STAGING.
-    told = {case[0] for case in CASES} | {Code.QUOTA, Code.COST_ABOVE_WORTH, Code.STAGING}
+    told = {case[0] for case in CASES} | {Code.QUOTA, Code.COST_ABOVE_WORTH}
+    told |= {Code.STAGING, Code.DATA_UNAVAILABLE}  # in test_policies
     # Tested in test_holds and test_preemption.
     told |= {Code.RESERVED, Code.NODES_NOT_HELD, Code.GANG_WAITING, Code.VIP_WAITING, Code.PREEMPTING}
     told |= {Code.HELD_BACK}  # in test_sequence

@@ -22,9 +22,9 @@ from broker.store.jobs import (
     NameTaken,
     NewJob,
     NoSuchJob,
-    Paging,
     WrongState,
 )
+from broker.store.paging import Paging
 from broker.tables import Outbox, Run
 from tests.builders import request
 from tests.harness import Harness, center, harness

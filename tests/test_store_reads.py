@@ -14,7 +14,8 @@ from sqlmodel import Session
 from broker.core.model import JobId, Kind, PublicStatus
 from broker.store import jobs
 from broker.store.job_pages import list_jobs
-from broker.store.jobs import JobFilter, NoSuchJob, Paging
+from broker.store.jobs import JobFilter, NoSuchJob
+from broker.store.paging import Paging
 from broker.store.writer import StoreUnavailable
 from tests.api_fixtures import World, close_world, open_world
 

@@ -37,6 +37,7 @@ from broker.store import (
     Tx,
     accounts,
     centers,
+    copies,
     datasets,
     lease,
     retention,
@@ -44,7 +45,8 @@ from broker.store import (
 )
 from broker.store.accounts import NameInUse, NoSuchAccount
 from broker.store.centers import AdapterChanged, CenterEntry, NoSuchCenter
-from broker.store.datasets import RETRY_S, NewDataset
+from broker.store.copies import RETRY_S
+from broker.store.datasets import NewDataset
 from broker.store.jobs import create_job
 from broker.store.schema import SchemaTooNew, configuration
 from broker.tables import Center, Copy, Event, Idempotency, Pool, Run, Token
@@ -285,25 +287,29 @@ async def test_who_may_read_which_data(broker: Harness) -> None:
         assert await broker.store.read(datasets.unusable, caller, wanted) == not_usable
 
 
+async def due(broker: Harness) -> list[CopyRef]:
+    return [work.ref for work in await broker.store.read(copies.due, broker.clock())]
+
+
 async def test_a_copy_is_wanted_moves_fails_and_is_wanted_again(broker: Harness) -> None:
     write, epoch = broker.store.write, broker.lease.epoch
     ann = await broker.caller("ann")
     await write(datasets.add_dataset, NewDataset("d", ann.id, ann.tenant, "d", 7))
-    assert await write(datasets.missing_copies, A, ["d"])
-    (copy,) = await broker.store.read(datasets.moving)
+    assert await write(copies.missing_copies, A, ["d"])
+    (copy,) = await due(broker)
     assert copy == CopyRef("d", A, "d", 7)
-    await write(datasets.record_copy, copy, CopySighting(CopyState.FAILED, message="full"), epoch=epoch)
-    assert await broker.store.read(datasets.moving) == []
-    assert await write(datasets.missing_copies, A, ["d"])
-    assert await broker.store.read(datasets.moving) == []  # not at once
+    await write(copies.record_copy, copy, CopySighting(CopyState.FAILED, message="full"), epoch=epoch)
+    assert await due(broker) == []
+    assert await write(copies.missing_copies, A, ["d"])
+    assert await due(broker) == []  # not at once
     broker.clock.now_ms += RETRY_S * 1000 + 1
-    assert await write(datasets.missing_copies, A, ["d"])
-    (copy,) = await broker.store.read(datasets.moving)
+    assert await write(copies.missing_copies, A, ["d"])
+    (copy,) = await due(broker)
     seen = CopySighting(CopyState.READY, "/data/d", 3)
-    await write(datasets.record_copy, copy, seen, epoch=epoch)
-    assert not await write(datasets.missing_copies, A, ["d"])
-    assert await broker.store.read(datasets.remotes, A, ["d", "e"]) == (("d", "/data/d"),)
-    assert await broker.store.read(datasets.remotes, B, ["d"]) == ()
+    await write(copies.record_copy, copy, seen, epoch=epoch)
+    assert not await write(copies.missing_copies, A, ["d"])
+    assert await broker.store.read(copies.remotes, A, ["d", "e"]) == (("d", "/data/d"),)
+    assert await broker.store.read(copies.remotes, B, ["d"]) == ()
     (row,) = await broker.rows(Copy)
     assert row.bytes_done == 7
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from broker.api import models, wire
+from broker.api import models, wire, wire_catalogue
 from broker.api.admission import admit
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
@@ -94,7 +94,9 @@ async def explain(request: web.Request) -> web.Response:
         foreseen = await foresight.of_waiting(job.id, job.request, changes=changes is not False)
     elif job.status is PublicStatus.RUNNING:
         foreseen = await foresight.of_running(job.id)
-    return wire.answer(wire.explained(job, why.position, why.reasons, foreseen, context.timezone))
+    told = wire.explained(job, why.position, why.reasons, foreseen, context.timezone)
+    data = [{"datasetId": each.dataset, **wire_catalogue.copy(each, context.timezone)} for each in why.data]
+    return wire.answer({**told, "data": data})
 
 
 async def retry(request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 from aiohttp import web
@@ -24,6 +25,8 @@ from broker.core.resources import Catalogue
 from broker.files import DataDirectory
 from broker.store.accounts import Caller
 from broker.store.store import Store, now_ms
+
+T = TypeVar("T")
 
 
 async def _no_adapter(center: CenterId) -> Adapter:
@@ -82,6 +85,17 @@ CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
 STARTED = web.RequestKey("started", bool)
 """True once the headers of a streamed response are on the wire."""
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Await work that a thread or the store does whether or not anybody waits; a cancellation meanwhile
+    is raised only when it has ended, so that what is tidied up then is not made again behind it."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        if not task.done():
+            await asyncio.wait([task])
 
 
 async def shutting_down(request: web.Request, within_s: float) -> bool:

@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler
 from broker.api.context import CALLER, REQUEST_ID, STARTED
 from broker.store.accounts import NameInUse, NoSuchAccount, StrongerAccount, TenantInUse
 from broker.store.centers import NoSuchCenter
+from broker.store.datasets import DatasetRefused, NoSuchDataset
 from broker.store.jobs import KeyReused, NameTaken, NoSuchJob, WrongState
 from broker.store.keys import KeyNameTaken, NoSuchApplication, NoSuchKey, TooManyKeys
 from broker.store.writer import Rejected, StoreUnavailable
@@ -62,6 +63,8 @@ REFUSALS: Mapping[type[Rejected], str] = {
     KeyReused: "0202",
     NoSuchCenter: "0210",
     NoSuchAccount: "0202",
+    NoSuchDataset: "0202",
+    DatasetRefused: "0202",
     NameInUse: "0202",
     StrongerAccount: "0202",
     TenantInUse: "0202",

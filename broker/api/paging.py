@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from broker.api.errors import shown
 from broker.api.reading import Query
-from broker.store.jobs import Paging
+from broker.store.paging import Paging
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Resource specs and what is idle."""
+"""Resource specs, images and what is idle."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 from aiohttp import web
 
-from broker.api import wire
+from broker.api import wire, wire_catalogue
 from broker.api.admission import offered_specs
 from broker.api.centers import CENTER_FILTER, chosen
 from broker.api.context import CONTEXT
-from broker.api.fields import paged
-from broker.api.paging import page_of, paging
+from broker.api.fields import PERIOD, Text, paged
+from broker.api.paging import page_of, paging, period
 from broker.api.reading import Query
 from broker.api.routes import Route
 from broker.client import answers
-from broker.core.model import Spec
+from broker.core.model import CenterId, Spec
+from broker.store import centers as stored
+from broker.store.centers import ImageView
 
 _SORTS: Mapping[str, Callable[[Spec], Any]] = {
     "resourceSpecId": lambda s: s.id,
@@ -47,6 +49,54 @@ async def idle(request: web.Request) -> web.Response:
     return wire.answer({"centerResources": [wire.idle(center, zone) for center in centers]})
 
 
+_IMAGE_SORTS: Mapping[str, Callable[[ImageView], Any]] = {
+    "imageId": lambda v: v.image.id,
+    "imageName": lambda v: (v.image.name or v.image.id, v.image.id),
+    "arch": lambda v: (v.image.arch, v.image.id),
+    "processor": lambda v: (v.image.processor, v.image.id),
+    "framework": lambda v: (v.image.framework, v.image.id),
+    "createTime": lambda v: (v.created_ms, v.image.id),
+}
+IMAGES_QUERY = (
+    *paged(tuple(_IMAGE_SORTS), default="imageId"),
+    CENTER_FILTER,
+    Text("processor", "For cards of this type, such as GPU.", "处理器类型，如 GPU。"),
+    Text("framework", "Of this framework, with or without its version.", "框架，可带或不带版本。"),
+    *PERIOD,
+)
+
+
+async def images(request: web.Request) -> web.Response:
+    """GET /resource/images: each logical image once, whichever centers offer it.
+
+    A framework is meant by its name alone too: "PyTorch" finds "PyTorch 2.3".
+    """
+    context = request.app[CONTEXT]
+    with Query(request) as query:
+        wanted = paging(query, max_page_size=context.max_page_size)
+        center_id = query.text("centerId")
+        processor, framework = query.text("processor").lower(), query.text("framework").lower()
+        after, before = period(query, context.timezone)
+    if center_id:
+        await chosen(request, center_id)
+    found = [
+        view
+        for view in await context.store.read(stored.list_images, CenterId(center_id) if center_id else None)
+        if (not processor or view.image.processor.lower() == processor)
+        and (not framework or framework in (view.image.framework.lower(), _plain_name(view.image.framework)))
+        and (after is None or view.created_ms >= after)
+        and (before is None or view.created_ms <= before)
+    ]
+    page = page_of(found, wanted, _IMAGE_SORTS)
+    shown = [wire_catalogue.image(view, context.timezone) for view in page]
+    return wire.answer({"images": shown, "totalSize": len(found)})
+
+
+def _plain_name(framework: str) -> str:
+    """Without its version."""
+    return framework.lower().partition(" ")[0]
+
+
 # ---------------------------------------------------------------- routes
 
 ROUTES = (
@@ -68,6 +118,16 @@ ROUTES = (
         "各智算中心的资源总量与空闲资源",
         query=IDLE_QUERY,
         answer=answers.Idle,
+        refusals=("0210",),
+    ),
+    Route(
+        "GET",
+        "/resource/images",
+        images,
+        "The images that jobs can name, each once",
+        "镜像列表",
+        query=IMAGES_QUERY,
+        answer=answers.ImagePage,
         refusals=("0210",),
     ),
 )

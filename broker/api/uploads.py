@@ -14,7 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from broker.api import wire
-from broker.api.context import CALLER, CONTEXT
+from broker.api.context import CALLER, CONTEXT, to_the_end
 from broker.api.errors import ApiError
 from broker.api.fields import Text
 from broker.api.reading import Query
@@ -47,7 +47,7 @@ async def upload(request: web.Request) -> web.Response:
     try:
         await _receive(request, archive)
         unpacked = await _unpacked(request, archive, folder)
-        await asyncio.to_thread(folder.rename, place)
+        await to_the_end(asyncio.to_thread(folder.rename, place))
         new = NewDataset(
             id=dataset,
             account=caller.id,
@@ -56,8 +56,11 @@ async def upload(request: web.Request) -> web.Response:
             bytes=unpacked.bytes,
             actor=caller.actor,
         )
-        await context.store.write(datasets.add_dataset, new)
-        recorded = True
+        writing = asyncio.ensure_future(context.store.write(datasets.add_dataset, new))
+        try:
+            await to_the_end(writing)
+        finally:
+            recorded = writing.exception() is None
     finally:
         # Not awaited in a thread: a cancelled request must not leave it undone.
         archive.unlink(missing_ok=True)

@@ -18,13 +18,15 @@ import secrets
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from broker import __version__
+from broker.client.data import DataCalls
 from broker.client.people import EventsEnded, PeopleCalls, Query
+from broker.client.sending import ChunkedBody, SendBroken, send
 
 if TYPE_CHECKING:
     from broker.client.answers import (
@@ -91,7 +93,7 @@ class RequestFailed(Exception):
 # ---------------------------------------------------------------- the client
 
 
-class Client(PeopleCalls):
+class Client(DataCalls, PeopleCalls):
     """`url` is the broker's address, a path prefix included; ValueError if it is no http(s) URL."""
 
     def __init__(self, url: str, token: str = "", *, answer_s: float = ANSWER_S) -> None:
@@ -265,25 +267,37 @@ class Client(PeopleCalls):
         from broker.client.archive import entries, pack
 
         contents = entries(folder)
+        headers = {"Content-Type": "application/gzip", "Transfer-Encoding": "chunked"}
+        with self._begun("/broker/v1/uploads", headers, {"title": title}) as connection:
+            body = ChunkedBody(connection)
+            with suppress(SendBroken):  # a refusal may have been sent before it was closed: read it
+                pack(contents, body)
+                body.end()
+            return cast("Upload", _decoded(self._answer_of(connection), self.url))
+
+    def _send_pieces(self, path: str, pieces: Iterator[bytes], headers: Mapping[str, str]) -> dict[str, Any]:
+        with self._begun(path, headers) as connection:
+            with suppress(SendBroken):
+                for piece in pieces:
+                    send(connection, piece)
+            return _decoded(self._answer_of(connection), self.url)
+
+    @contextmanager
+    def _begun(
+        self, path: str, headers: Mapping[str, str], query: Query | None = None
+    ) -> Iterator[_Connection | _SecureConnection]:
+        """A POST whose headers are sent and whose body is to come."""
         connection = self._connection(STREAM_S)
         with closing(connection):
             try:
                 connection.connect()
-                connection.putrequest("POST", self._target("/broker/v1/uploads", {"title": title}))
-                for header, value in self._headers({"Content-Type": "application/gzip"}).items():
+                connection.putrequest("POST", self._target(path, query))
+                for header, value in self._headers(headers).items():
                     connection.putheader(header, value)
-                connection.putheader("Transfer-Encoding", "chunked")
                 connection.endheaders()
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from error
-            body = _ChunkedBody(connection)
-            try:
-                pack(contents, body)
-                body.end()
-            except _SendBroken:
-                pass  # a refusal may have been sent before the connection was closed: read it
-            answer = self._answer_of(connection)
-            return cast("Upload", _decoded(answer, self.url))
+            yield connection
 
     # ------------------------------------------------ one exchange
 
@@ -405,31 +419,6 @@ def _settle(sock: socket.socket, timeout: float | None) -> None:
     sock.settimeout(timeout)
     # Without a time limit only keep-alive notices that the other side is gone.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-class _SendBroken(Exception):
-    """The other side stopped reading."""
-
-
-class _ChunkedBody:
-    """A file to write to that sends what it is given as one chunk each."""
-
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self._connection = connection
-
-    def write(self, data: bytes) -> int:
-        if data:
-            self._send(b"%x\r\n%b\r\n" % (len(data), data))
-        return len(data)
-
-    def end(self) -> None:
-        self._send(b"0\r\n\r\n")
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self._connection.send(data)
-        except OSError as error:
-            raise _SendBroken from error
 
 
 class _Whole:

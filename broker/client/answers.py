@@ -171,6 +171,18 @@ class WhatIf(TypedDict):
     message: str
 
 
+class CopyItem(TypedDict):
+    """A data set at a center or on its way there; `datasetId` only in an explanation."""
+
+    datasetId: NotRequired[str]
+    centerId: str
+    state: str
+    size: int
+    sizeDone: int
+    message: str
+    usedTime: str
+
+
 class Explanation(TypedDict):
     id: str
     status: str
@@ -181,6 +193,75 @@ class Explanation(TypedDict):
     expectedEnd: Expected | None
     whatIf: list[WhatIf]
     whatIfNote: str
+    data: list[CopyItem]
+
+
+class ImageItem(TypedDict):
+    imageId: str
+    imageName: str
+    imageDesc: str
+    arch: str
+    processor: str
+    operationSystem: str
+    framework: str
+    createTime: str
+    installedLib: list[str]
+    centerIds: list[str]
+
+
+class ImagePage(TypedDict):
+    images: list[ImageItem]
+    totalSize: int
+
+
+class DatasetItem(TypedDict):
+    """`size` in bytes; `centerIds` have it ready."""
+
+    id: str
+    title: str
+    owner: str
+    size: int
+    desc: str
+    labels: str
+    public: bool
+    createTime: str
+    centerIds: list[str]
+
+
+class DatasetDetail(DatasetItem):
+    md5: str
+    copies: list[CopyItem]
+
+
+class DatasetPage(TypedDict):
+    totalSize: int
+    datasets: list[DatasetItem]
+
+
+class DatasetUpload(TypedDict):
+    id: str
+
+
+class AssetItem(TypedDict):
+    """A model or an application."""
+
+    id: str
+    title: str
+    owner: str
+    desc: str
+    labels: str
+    createTime: str
+    centerIds: list[str]
+
+
+class ModelPage(TypedDict):
+    models: list[AssetItem]
+    totalSize: int
+
+
+class AppPage(TypedDict):
+    apps: list[AssetItem]
+    totalSize: int
 
 
 class Cpu(TypedDict):

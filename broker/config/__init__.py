@@ -17,10 +17,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from broker.adapter import Image, StatedPool
+from broker.adapter import Asset, Image, StatedPool
 from broker.config.lines import KeyPath
 from broker.config.reading import ConfigError, Problem, Reading, document_of
 from broker.config.schema import (
+    ASSET_KEYS,
     IMAGE_KEYS,
     PLATFORMS,
     POLICY_FILE,
@@ -198,7 +199,7 @@ def _centers(reading: Reading, value: Any) -> tuple[CenterSettings, ...]:
 def _center(reading: Reading, table: dict[str, Any], path: KeyPath) -> CenterSettings | None:
     """One center, or None when its id or adapter is wrong."""
     # 1. its own keys
-    nested = ("adapter", "connection", "credentials", "pools", "prices", "images")
+    nested = ("adapter", "connection", "credentials", "pools", "prices", "images", *ASSETS)
     found = reading.values(table, path, keys_of(CenterSettings), nested=nested)
     adapter = table.get("adapter")
     platform = PLATFORMS.get(adapter) if isinstance(adapter, str) else None
@@ -212,6 +213,7 @@ def _center(reading: Reading, table: dict[str, Any], path: KeyPath) -> CenterSet
     pools = _pools(reading, table.get("pools", []), (*path, "pools"))
     prices = _prices(reading, table.get("prices", []), (*path, "prices"))
     images = _images(reading, table.get("images", []), (*path, "images"))
+    assets = {name: _assets(reading, table.get(name, []), (*path, name)) for name in ASSETS}
     if platform is None:  # which keys a connection may have depends on the adapter
         return None
     connection, credentials = _access(reading, table, path, platform)
@@ -229,6 +231,9 @@ def _center(reading: Reading, table: dict[str, Any], path: KeyPath) -> CenterSet
         pools=pools,
         prices=prices,
         images=images,
+        datasets=assets["datasets"],
+        models=assets["models"],
+        apps=assets["apps"],
     )
 
 
@@ -296,6 +301,24 @@ def _prices(reading: Reading, value: Any, path: KeyPath) -> tuple[StatedPrice, .
         window = Price(found["price"], found["days"], start_min=start, end_min=end)
         prices.append(StatedPrice(found["accelerator"], found["arch"], window))
     return tuple(prices)
+
+
+ASSETS = ("datasets", "models", "apps")
+
+
+def _assets(reading: Reading, value: Any, path: KeyPath) -> tuple[Asset, ...]:
+    assets = []
+    seen: dict[str, KeyPath] = {}
+    for table, here in reading.tables(value, path):
+        found = reading.values(table, here, ASSET_KEYS)
+        if found.keys() != ASSET_KEYS.keys():
+            continue
+        id = found["id"]
+        reading.unique(seen, id, (*here, "id"), shown_as=shown(id))
+        native = found["native"] or id
+        remote = native if path[-1] == "datasets" else ""
+        assets.append(Asset(**{**found, "native": native, "title": found["title"] or id, "remote": remote}))
+    return tuple(assets)
 
 
 def _images(reading: Reading, value: Any, path: KeyPath) -> tuple[Image, ...]:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 from zoneinfo import ZoneInfo
 
-from broker.adapter import Image, StatedPool
+from broker.adapter import Asset, Image, StatedPool
 from broker.config import values as v
 from broker.core.model import CenterId, CenterState, NodeShape, Price
 
@@ -192,12 +192,17 @@ class CenterSettings:
     poll_interval_s: Annotated[float, v.seconds(0.05, 3600)] = 15.0
     # Most runs submitted and not yet running there.
     max_in_flight: Annotated[int, v.whole(1, 100_000)] = 32
+    # GiB of copies of data sets kept there; what waiting and living jobs read is kept beyond that.  0: all.
+    dataset_cache_gib: Annotated[int, v.whole(0, 1 << 30)] = 1024
     # Paths are absolute, durations float.  May hold keys of a cipher, so it is not shown.
     connection: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     credentials: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     pools: tuple[StatedPool, ...] = ()
     prices: tuple[StatedPrice, ...] = ()
     images: tuple[Image, ...] = ()
+    datasets: tuple[Asset, ...] = ()
+    models: tuple[Asset, ...] = ()
+    apps: tuple[Asset, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +294,14 @@ IMAGE_KEYS: Mapping[str, Key] = {
     "os": Key(v.text, ""),
     "framework": Key(v.text, ""),
     "installed_lib": Key(v.array_of(v.filled), ()),
+}
+ASSET_KEYS: Mapping[str, Key] = {  # of datasets, models and apps
+    "id": Key(v.pattern("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 of A-Z, a-z, 0-9, dot, _ and -")),
+    "native": Key(v.text, ""),  # "": the id; of a data set the path that jobs there see, or the platform's id
+    "title": Key(v.text, ""),  # "": the id
+    "desc": Key(v.text, ""),
+    "labels": Key(v.text, ""),  # between commas: the categories
+    "bytes": Key(v.whole(0, 1 << 60), 0),
 }
 
 

@@ -99,6 +99,7 @@ class Code(IntEnum):
     VIP_WAITING = 34
     PREEMPTING = 35
     HELD_BACK = 36
+    DATA_UNAVAILABLE = 37  # told like a test of the center: no code above it is found there
 
     @property
     def word(self) -> str:
@@ -145,6 +146,9 @@ MEANINGS: dict[Code, Meaning] = {
     Code.PRICE_CEILING: Meaning(_P, Unit.RATE, "the ceiling is {need_cny} CNY/h, the price {have_cny}"),
     Code.AVOIDED: Meaning(_W, Unit.CENTERS, "the center refused this job a moment ago"),
     Code.STAGING: Meaning(_W, Unit.DATASETS, "{need} data sets are wanted there, {have} are ready"),
+    Code.DATA_UNAVAILABLE: Meaning(
+        _N, Unit.DATASETS, "reads {need} data sets; only {have} of them are there or can be brought there"
+    ),
     Code.CAPACITY: Meaning(_W, Unit.SLOTS, "needs {need} slots of its size in one pool, {have} are free"),
     Code.CAPACITY_OUTRANKED: Meaning(
         _W,

@@ -525,10 +525,19 @@ class Kills:
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """A data set that jobs read: its size and the centers that have it ready."""
+    """A data set that waiting jobs read: its size, and how it stands with its copies at centers.
+
+    `moving`: on its way there, or being removed.  `failed`: the last try failed and the next is not due.
+    `fixed`: it is a center's own, and cannot be brought to where it is not ready.  `arrived` is bytes of
+    copies that are not whole.
+    """
 
     bytes: int
     ready: frozenset[CenterId]
+    moving: frozenset[CenterId] = frozenset()
+    failed: frozenset[CenterId] = frozenset()
+    fixed: bool = False
+    arrived: tuple[tuple[CenterId, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

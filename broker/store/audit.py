@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from broker.core.model import Role
 from broker.store.accounts import KEY_SIGN, Caller
-from broker.store.jobs import Paging
+from broker.store.paging import Paging
 from broker.store.writer import EVENTS
 from broker.tables import Counter, Event, Job
 

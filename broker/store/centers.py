@@ -23,7 +23,7 @@ from broker.core.model import (
     Price,
     RunState,
 )
-from broker.store import codec
+from broker.store import codec, copies
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Reservation, Run
 from broker.tables import Image as ImageRow
@@ -110,6 +110,7 @@ def configure(tx: Tx, entries: Sequence[CenterEntry]) -> None:
             gone.archived_ms = tx.now_ms
             tx.session.execute(delete(PoolRow).where(col(PoolRow.center_id) == gone.id))
             tx.session.execute(delete(ImageRow).where(col(ImageRow.center_id) == gone.id))
+            copies.forget_center(tx, gone.id)
         tx.session.add(gone)
     tx.wake("cycle")
 
@@ -399,6 +400,41 @@ def list_centers(session: Session) -> list[CenterView]:
         )
         for row in rows.all()
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """A logical image and the centers that offer it; what is told of it is the first center's word."""
+
+    image: Image
+    created_ms: int
+    centers: tuple[str, ...]
+
+
+def list_images(session: Session, center: CenterId | None = None) -> list[ImageView]:
+    """Every logical image once, by id; those of one center, as that center tells of them."""
+    query = (
+        select(ImageRow)
+        .join(Center, col(Center.id) == col(ImageRow.center_id))
+        .where(col(Center.archived_ms).is_(None))
+        .order_by(col(ImageRow.id), col(ImageRow.center_id))
+    )
+    found = []
+    for id, group in itertools.groupby(session.exec(query).all(), key=lambda row: row.id):
+        rows = list(group)
+        offered = tuple(row.center_id for row in rows)
+        rows = [row for row in rows if center in (None, row.center_id)]
+        if not rows:
+            continue
+        told = rows[0]
+        names = ("native", "name", "desc", "arch", "processor", "os", "framework")
+        image = Image(
+            id=id,
+            installed_lib=tuple(told.installed_lib),
+            **{name: getattr(told, name) for name in names},
+        )
+        found.append(ImageView(image, min(row.created_ms for row in rows), offered))
+    return found
 
 
 def image_centers(session: Session, image: str) -> dict[CenterId, str]:

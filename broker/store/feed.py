@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from broker.adapter import CopyState
 from broker.core.model import (
     CenterFacts,
     CenterId,
@@ -28,8 +27,8 @@ from broker.core.model import (
     TenantId,
     Tier,
 )
-from broker.store import centers, codec, datasets, preemptors
-from broker.tables import Copy, Dataset, Event, Job, Run
+from broker.store import centers, codec, copies, preemptors
+from broker.tables import Event, Job, Run
 from broker.tables import Reservation as ReservationRow
 
 IDS_PER_QUERY = 500
@@ -60,12 +59,11 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The small tables, read whole for every round.  `moving`: data sets on their way somewhere."""
+    """The small tables, read whole for every round."""
 
     centers: tuple[CenterFacts, ...]
     pools: tuple[Pool, ...]
     reservations: tuple[Reservation, ...]
-    moving: frozenset[str]
     ready_data: dict[str, DataFacts]
     kills: dict[TenantId, int]
 
@@ -217,21 +215,6 @@ def _kills(session: Session, since_ms: int) -> dict[TenantId, int]:
     return dict(kills)
 
 
-def _ready_data(session: Session) -> dict[str, DataFacts]:
-    """Data sets that some center has ready."""
-    query = (
-        select(Copy.dataset_id, Copy.center_id, Dataset.bytes)
-        .join(Dataset, col(Dataset.id) == col(Copy.dataset_id))
-        .where(Copy.state == CopyState.READY.value)
-    )
-    sizes: dict[str, int] = {}
-    ready: dict[str, set[CenterId]] = {}
-    for dataset, center, size in session.exec(query).all():
-        sizes[dataset] = size
-        ready.setdefault(dataset, set()).add(CenterId(center))
-    return {d: DataFacts(sizes[d], frozenset(there)) for d, there in ready.items()}
-
-
 def world(session: Session, now_ms: int = 0) -> World:
     """What a round reads anew each time.
 
@@ -241,8 +224,7 @@ def world(session: Session, now_ms: int = 0) -> World:
     return World(
         centers=tuple(centers.center_facts(session)),
         pools=tuple(centers.pools(session, now_ms=now_ms)),
-        moving=frozenset(copy.dataset for copy in datasets.moving(session)),
-        ready_data=_ready_data(session),
+        ready_data=copies.facts(session, now_ms),
         kills=_kills(session, now_ms - 3_600_000),
         reservations=tuple(
             Reservation(

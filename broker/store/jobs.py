@@ -26,7 +26,7 @@ from broker.core.model import (
     StopReason,
     public_run_status,
 )
-from broker.store import debts, runs
+from broker.store import datasets, debts, runs
 from broker.store.accounts import Caller, visible
 from broker.store.codec import request_from_json, request_to_json, spec_from_json
 from broker.store.writer import Rejected, Tx
@@ -157,14 +157,6 @@ class JobFilter:
     mine: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Paging:
-    page: int = 1
-    size: int = 50
-    sort: str = "id"
-    descending: bool = True
-
-
 SORTS: dict[str, Any] = {
     "id": Job.id,
     "name": Job.name,
@@ -177,7 +169,7 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
     """Write the job, its first run, the event and the idempotency key in one transaction.
 
     A repeated key with the same body gives the earlier job with its present status.
-    Raises NameTaken, KeyReused.
+    Raises NameTaken, KeyReused, NoSuchDataset.
     """
     if new.idempotency_key:
         before = tx.session.get(Idempotency, (new.account, new.idempotency_key))
@@ -217,6 +209,7 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
     tx.session.add(job)
     tx.session.flush()
     tx.session.add(runs.new_run(tx, new.id, 1))
+    datasets.name_for_job(tx, new.id, request.datasets)
     for key, value in request.labels:
         tx.session.add(JobLabel(job_id=new.id, key=key, value=value))
     if new.idempotency_key:

@@ -11,12 +11,12 @@ from sqlmodel import Session, col, select
 
 from broker.core.events import Placed
 from broker.core.explain import Alternative, Code, Reason, reason
-from broker.core.identity import base_key
-from broker.core.model import JobId, JobState, PoolId, Reservation, RunState
+from broker.core.identity import base_key, holder_key
+from broker.core.model import CenterId, JobId, JobState, PoolId, Reservation, RunState
 from broker.core.plan import Placement, Preemption
-from broker.store import codec, datasets, preemptors, runs
+from broker.store import codec, copies, preemptors, runs
 from broker.store.writer import Tx
-from broker.tables import Deferral, Job, Round, Run
+from broker.tables import Deferral, Job, Pool, Round, Run
 from broker.tables import Reservation as ReservationRow
 
 
@@ -77,11 +77,15 @@ def commit_placements(
 
 def _lacks_data(tx: Tx, job: Job, placement: Placement) -> bool:
     """Whether the job has to wait until its data is at the center; then its class is told so."""
+    return _wants_data(tx, job, placement.center, placement.class_key)
+
+
+def _wants_data(tx: Tx, job: Job, center: str, class_key: str) -> bool:
     wanted = job.request.get("datasets", ())
-    if not wanted or not datasets.missing_copies(tx, placement.center, wanted):
+    if not wanted or not copies.missing_copies(tx, CenterId(center), wanted):
         return False
-    waits = reason(placement.center, Code.STAGING, need=len(wanted), have=0)
-    _defer(tx, placement.class_key, (waits,))
+    there = len(copies.remotes(tx.session, CenterId(center), wanted))
+    _defer(tx, class_key, (reason(CenterId(center), Code.STAGING, need=len(wanted), have=there),))
     return True
 
 
@@ -121,6 +125,7 @@ def commit_holds(
     A job that does not wait any more gets neither, and no run is stopped for a job when one of its
     victims is not what it was: then the rest may not be enough.  A preemptor that is sent first is
     placed here, with the stops that follow it; its run holds the capacity, so it needs no reservation.
+    Nothing is held and nobody stopped for a job whose data is not at the center: it is asked for.
     `natives` are the native units of its pools.  Returns how many runs were asked to end, or will be.
     Raises LostLease.
     """
@@ -139,6 +144,8 @@ def commit_holds(
         job_row = tx.session.get(Job, r.job, with_for_update=True)
         if job_row is None or job_row.state != JobState.QUEUED.value:
             continue
+        if job_row.request.get("datasets") and _waits_for_data(tx, job_row, r):
+            continue
         if (preemption := victims.get(r.job)) is not None:
             ended = _preempt(tx, job_row, preemption, natives or {})
             stopped += ended
@@ -148,6 +155,13 @@ def commit_holds(
         data = {"pool": r.pool, "slot": r.slot, "nodeCount": r.nodes, "why": r.why, "expiresMs": r.expires_ms}
         tx.event("job.reserved", job=r.job, data=data)
     return stopped
+
+
+def _waits_for_data(tx: Tx, job: Job, wanted: Reservation) -> bool:
+    """As _lacks_data, for a job that was to hold capacity: the round may have told so under its own key."""
+    own_key = holder_key(job.class_key, JobId(job.id))
+    key = own_key if tx.session.get(Deferral, own_key) is not None else job.class_key
+    return _wants_data(tx, job, tx.session.get_one(Pool, wanted.pool).center_id, key)
 
 
 def _preempt(tx: Tx, job: Job, preemption: Preemption, natives: Mapping[PoolId, str]) -> int:
@@ -164,7 +178,7 @@ def _preempt(tx: Tx, job: Job, preemption: Preemption, natives: Mapping[PoolId, 
         for row in running:
             runs.preempt(tx, row, for_job=job.id)
     else:
-        if job.class_key != base_key(first.class_key) or _lacks_data(tx, job, first):
+        if job.class_key != base_key(first.class_key):
             return 0
         preemptors.plan(tx, _place(tx, job, first, natives, ()), running)
     job.kill_sets += 1

@@ -16,8 +16,10 @@ from broker.core.model import JobId, RunId, RunState
 from broker.store import accounts, centers, datasets, jobs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView, NoSuchCenter
+from broker.store.datasets import CopyView
 from broker.store.job_pages import list_jobs
-from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob, Paging
+from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob
+from broker.store.paging import Paging
 from broker.store.writer import Rejected, Tx
 from broker.tables import Account, Center, Idempotency, Job, Run
 
@@ -38,11 +40,12 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A job, its place in the queue and why it waits."""
+    """A job, its place in the queue, why it waits, and how it stands with its data at centers."""
 
     job: JobView
     position: int | None
     reasons: tuple[dict[str, Any], ...]
+    data: tuple[CopyView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,9 @@ def explanation(session: Session, caller: Caller, job: JobId, now_ms: int) -> Ex
     view = jobs.show_job(session, caller, job, None, now_ms)
     position = jobs.queue_position(session, view)
     reasons = jobs.deferral(session, view, now_ms) if position is not None else []
-    return Explanation(view, position, tuple(reasons))
+    waits = position is not None and view.request.datasets
+    data = datasets.copies_of(session, view.request.datasets) if waits else []
+    return Explanation(view, position, tuple(reasons), tuple(data))
 
 
 def run_log(session: Session, run: RunId) -> RunLog | None:

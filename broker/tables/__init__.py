@@ -6,7 +6,7 @@ money is int64 micro-CNY, states are the words of broker.core.model, documents a
 """
 
 from broker.tables.centers import Center, Image, Pool
-from broker.tables.data import Copy, Dataset
+from broker.tables.data import Asset, Copy, Dataset, JobDataset
 from broker.tables.installation import Counter, Lease, Setting
 from broker.tables.jobs import Event, Idempotency, Job, JobLabel, Outbox, Run
 from broker.tables.people import Account, ApiKey, Tenant, Token
@@ -15,6 +15,7 @@ from broker.tables.rounds import Deferral, Forecast, Reservation, Round, RunHist
 __all__ = [
     "Account",
     "ApiKey",
+    "Asset",
     "Center",
     "Copy",
     "Counter",
@@ -25,6 +26,7 @@ __all__ = [
     "Idempotency",
     "Image",
     "Job",
+    "JobDataset",
     "JobLabel",
     "Lease",
     "Outbox",

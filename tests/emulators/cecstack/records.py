@@ -139,7 +139,7 @@ class Records:
                 "dataSize": 3,
                 "dealStatus": "",
                 "importStatus": "",
-                "isPublic": False,
+                "isPublic": body.get("isPublic", False),
                 "projectName": self.projects.get(body["projectId"], ""),
             }
             for id, body in self.datasets.items()

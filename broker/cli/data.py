@@ -1,0 +1,208 @@
+"""The commands about images, data sets, models and applications.
+
+What belongs here: the calls and their tables.  What does not: centers and specs (broker.cli.centers).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker.cli.app import CONTEXT, RESOURCES, Command, Failed, Group, app, connect, notice, print_json
+from broker.cli.display import fields, table
+
+Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")]
+Page = Annotated[int | None, typer.Option(metavar="N", help="Which page of so many.")]
+Query = Annotated[str | None, typer.Option(metavar="TEXT", help="Only with this in title or description.")]
+Category = Annotated[str | None, typer.Option(metavar="LABEL", help="Only with this label.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="ID", help="A data set's id: broker datasets.")]
+
+
+@app.command("images", cls=Command, rich_help_panel=RESOURCES)
+def images(
+    center: Annotated[str | None, typer.Argument(metavar="[CENTER]", help="Only those of this one.")] = None,
+    processor: Annotated[str | None, typer.Option(metavar="TYPE", help="GPU, NPU and so on.")] = None,
+    framework: Annotated[str | None, typer.Option(metavar="NAME", help="Such as PyTorch.")] = None,
+    limit: Limit = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """List the images that centers offer: the ids for submit --image."""
+    query = {"centerId": center, "processor": processor, "framework": framework}
+    answer = connect().images({**query, "sort": "imageId", "order": "asc", "pageSize": limit, "page": page})
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            each["imageId"],
+            each["imageName"],
+            each["arch"],
+            each["processor"],
+            each["framework"],
+            each["operationSystem"],
+            " ".join(each.get("centerIds", [])),
+        )
+        for each in answer["images"]
+    ]
+    print(table(("IMAGE", "NAME", "ARCH", "TYPE", "FRAMEWORK", "SYSTEM", "CENTERS"), rows))
+    _tell_rest(len(rows), answer["totalSize"])
+
+
+datasets = typer.Typer(
+    cls=Group, rich_markup_mode=None, context_settings=CONTEXT, invoke_without_command=True
+)
+app.add_typer(
+    datasets, name="datasets", help="List, show, upload and delete data sets.", rich_help_panel=RESOURCES
+)
+
+
+@datasets.callback()
+def list_by_default(context: typer.Context, as_json: Json = False) -> None:
+    """List, show, upload and delete data sets; without a command: list."""
+    if context.invoked_subcommand is None:
+        list_datasets(as_json=as_json)
+
+
+@datasets.command("list", cls=Command)
+def list_datasets(
+    query: Query = None,
+    category: Category = None,
+    mine: Annotated[bool, typer.Option("--mine", help="One's own, the private ones too.")] = False,
+    limit: Limit = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """List the public data sets: the ids for submit --dataset."""
+    wanted = {"query": query, "category": category, "owner": "me" if mine else None}
+    answer = connect().datasets({**wanted, "order": "asc", "pageSize": limit, "page": page})
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            each["id"],
+            each["title"],
+            each["owner"],
+            each["size"],
+            each["labels"],
+            "" if each.get("public", True) else "private",
+            " ".join(each.get("centerIds", [])),
+        )
+        for each in answer["datasets"]
+    ]
+    print(table(("DATASET", "TITLE", "OWNER", "BYTES", "LABELS", "ACCESS", "CENTERS"), rows))
+    _tell_rest(len(rows), answer["totalSize"])
+
+
+@datasets.command("show", cls=Command)
+def show_dataset(dataset: DatasetArgument, as_json: Json = False) -> None:
+    """Show a data set and where it is."""
+    answer = connect().dataset(dataset)
+    if as_json:
+        print_json(answer)
+        return
+    print(
+        fields(
+            [
+                ("id", answer["id"]),
+                ("title", answer["title"]),
+                ("description", answer["desc"]),
+                ("owner", answer["owner"]),
+                ("bytes", answer["size"]),
+                ("MD5", answer.get("md5")),
+                ("labels", answer["labels"]),
+                ("access", "public" if answer.get("public", True) else "private"),
+                ("created", answer.get("createTime")),
+            ]
+        )
+    )
+    rows = [
+        (each["centerId"], each["state"], each["sizeDone"], each["size"], each["usedTime"], each["message"])
+        for each in answer["copies"]
+    ]
+    if rows:
+        print()
+        print(table(("CENTER", "STATE", "DONE", "BYTES", "USED", "MESSAGE"), rows))
+
+
+@datasets.command("upload", cls=Command)
+def upload_dataset(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="One file; pack a folder first.")],
+    title: Annotated[str, typer.Option(metavar="TEXT", help="Default: the file's name.")] = "",
+    desc: Annotated[str, typer.Option(metavar="TEXT", help="A description.")] = "",
+    labels: Annotated[str, typer.Option(metavar="LABELS", help="Between commas.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="For oneself and the tenant's admins.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a file as a data set; its MD5 and size are checked."""
+    from broker.client.form import FileChanged
+
+    if not file.is_file():
+        raise Failed(f"{file} is not a file; a folder is packed first, or sent with submit --upload")
+    try:
+        answer = connect().upload_dataset(
+            file, title or file.name, desc=desc, labels=labels, public=not private
+        )
+    except FileChanged as error:
+        raise Failed(str(error)) from error
+    print_json(answer) if as_json else print(answer["id"])
+
+
+@datasets.command("delete", cls=Command)
+def delete_dataset(dataset: DatasetArgument) -> None:
+    """Delete a data set that no job reads which has not ended; its copies at centers go too."""
+    connect().delete_dataset(dataset)
+    notice(f"{dataset} is deleted")
+
+
+@app.command("models", cls=Command, rich_help_panel=RESOURCES)
+def models(
+    query: Query = None,
+    category: Category = None,
+    limit: Limit = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that centers have."""
+    wanted = {"query": query, "category": category, "order": "asc", "pageSize": limit, "page": page}
+    answer = connect().models(wanted)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (e["id"], e["title"], e["owner"], e["labels"], " ".join(e.get("centerIds", [])))
+        for e in answer["models"]
+    ]
+    print(table(("MODEL", "TITLE", "OWNER", "LABELS", "CENTERS"), rows))
+    _tell_rest(len(rows), answer["totalSize"])
+
+
+@app.command("apps", cls=Command, rich_help_panel=RESOURCES)
+def apps(
+    query: Query = None,
+    category: Category = None,
+    limit: Limit = None,
+    page: Page = None,
+    as_json: Json = False,
+) -> None:
+    """List the applications that centers have."""
+    wanted = {"query": query, "category": category, "order": "asc", "pageSize": limit, "page": page}
+    answer = connect().apps(wanted)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (e["id"], e["title"], e["owner"], e["labels"], " ".join(e.get("centerIds", [])))
+        for e in answer["apps"]
+    ]
+    print(table(("APP", "TITLE", "OWNER", "LABELS", "CENTERS"), rows))
+    _tell_rest(len(rows), answer["totalSize"])
+
+
+def _tell_rest(shown: int, total: int) -> None:
+    if shown < total:
+        notice(f"{shown} of {total}; more with --limit and --page")
