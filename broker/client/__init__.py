@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from broker import __version__
-from broker.client.people import EventsEnded, PeopleCalls, Query
+from broker.client.further import EventsEnded, FurtherCalls, Query
 
 if TYPE_CHECKING:
     from broker.client.answers import (
@@ -91,7 +91,7 @@ class RequestFailed(Exception):
 # ---------------------------------------------------------------- the client
 
 
-class Client(PeopleCalls):
+class Client(FurtherCalls):
     """`url` is the broker's address, a path prefix included; ValueError if it is no http(s) URL."""
 
     def __init__(self, url: str, token: str = "", *, answer_s: float = ANSWER_S) -> None:
