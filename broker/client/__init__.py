@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from broker import __version__
 from broker.client.data import DataCalls
-from broker.client.people import EventsEnded, PeopleCalls, Query
+from broker.client.further import EventsEnded, FurtherCalls, Query
 from broker.client.sending import ChunkedBody, SendBroken, send
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class RequestFailed(Exception):
 # ---------------------------------------------------------------- the client
 
 
-class Client(DataCalls, PeopleCalls):
+class Client(DataCalls, FurtherCalls):
     """`url` is the broker's address, a path prefix included; ValueError if it is no http(s) URL."""
 
     def __init__(self, url: str, token: str = "", *, answer_s: float = ANSWER_S) -> None:
