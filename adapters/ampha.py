@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -22,8 +23,12 @@ from adapters.ampha_capacity import Capacity
 from adapters.ampha_checks import look_over
 from adapters.ampha_commands import commands_of
 from adapters.ampha_logs import Logs
+from adapters.ampha_operations import PATHS as CALLBACK_PATHS
+from adapters.ampha_operations import Operations
+from adapters.ampha_records import metered
 from adapters.ampha_resume import Resume
 from adapters.ampha_services import ServiceRuns, Services
+from adapters.ampha_specs import preset_specs
 from adapters.ampha_submit import Submissions
 from adapters.ampha_tasks import (
     ENDED,
@@ -56,11 +61,14 @@ from broker.adapter import (
     RunRef,
     RunSpec,
     Sighting,
+    Spans,
     Traits,
     Unavailable,
     Unsupported,
 )
 from broker.core.model import Accuracy, RemoteId, RunId
+
+__all__ = ["CALLBACK_PATHS", "TRAITS", "Ampha", "connect"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -71,6 +79,7 @@ TRAITS = Traits(
     gang=True,  # a task starts when all of its instances fit
     vip_flag=True,  # the urgent flag; what it does is not documented (10)
     logs=True,
+    metering=True,  # a record for each pod, some time after its end
     any_image_url=False,
     idle=Accuracy.EXACT,
     lookup=Lookup.FIND_BY_NAME,
@@ -110,6 +119,8 @@ class Ampha:
         self.tasks = Tasks(api)
         self.assets = Assets(api, connection.prefix)
         self.services = Services(api)
+        self._operations = Operations(connection)
+        self.callbacks = self._operations.callbacks()
         self.commands = commands_of(api, self.tasks, self.assets, self.services, connection.prefix)
         self._output = Output.of(connection)
         self._checkpoints = SharedCheckpoints(self._output)
@@ -137,9 +148,15 @@ class Ampha:
     # ------------------------------------------------------------ capacity
 
     async def probe(self) -> Inventory:
-        return await self._capacity.probe()
+        inventory = await self._capacity.probe()
+        self._operations.nodes = [pool.shape for pool in inventory.pools]
+        return inventory
 
     async def catalogue(self) -> Catalogue:
+        if self._operations.active:
+            self._operations.own = (await self.api.account()).id
+            with suppress(PlatformRefused):  # what was known of them stays; not every center has any
+                self._operations.know(await preset_specs(self.api))
         return Catalogue(
             images=await self.assets.images(),
             datasets=await self.assets.offered("dataset"),
@@ -151,7 +168,8 @@ class Ampha:
 
     async def submit(self, run: RunSpec) -> RemoteId:
         """One task per run: a second call for the same id answers with the first, if it is known."""
-        remote = await self._submissions.submit(run)
+        async with self._operations.creating((await self.api.account()).id):
+            remote = await self._submissions.submit(run)
         self._forget(remote)
         return remote
 
@@ -252,6 +270,9 @@ class Ampha:
             if code := await self._output.exit_code(run, node):
                 return code
         return None
+
+    async def metered(self, runs: Collection[RunRef]) -> Mapping[RunId, Spans]:
+        return await metered(self.api, runs)
 
     # ------------------------------------------------------------ stops and deletions
 

@@ -11,24 +11,21 @@ say that it was asked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 from adapters.ampha_assets import Assets
+from adapters.ampha_records import MAX_PAGES, records
 from adapters.ampha_rooms import Rooms
 from adapters.ampha_services import Services
 from adapters.ampha_tasks import KERNEL, Kind, Tasks
-from adapters.ampha_wire import Api, Role, maybe_json, rows_of, total_of
-from adapters.values import now_ms, number, utc_ms, whole
+from adapters.ampha_wire import Api, Role, maybe_json, rows_of
+from adapters.values import now_ms, utc_ms, whole
 from broker.adapter import Argument, ArgumentKind, Refused, Unavailable, VendorCommand
 
 ORDERS = "/api/resource/workOrder/"
-METERING = "/api/charge-manage/chargeStatistic/getUserJobDetails"
 MONITORING = "/api/monitor/monitor/getPodsAvgMonitoringInformation"
 PAGE = 100
-MAX_PAGES = 200
 QUOTA_ORDER = 5
-MS_PER_H = 3_600_000
 PRIORITIES = ("high", "middle", "low")
 Arguments = Mapping[str, Any]
 
@@ -227,21 +224,12 @@ class Office:
     # ------------------------------------------------------------ metering
 
     async def metering(self, given: Arguments) -> Any:
-        """One record per pod; a run's are found by the task's name, which is the run's id (T29)."""
-        account = await self._api.account()
+        """The records of the broker's runs, or of some of them."""
         wanted = set(given.get("runs") or ())
-        found: list[dict[str, Any]] = []
-        for page in range(1, min(given.get("pages", MAX_PAGES), MAX_PAGES) + 1):
-            body = {"userId": account.id, "pageNum": page, "pageSize": PAGE}
-            answer = await self._api.ask("metering", METERING, body)
-            rows = rows_of(answer, "metering")
-            found += [_record(row, self._api) for row in rows]
-            total = total_of(answer, "totalNum")
-            if len(rows) < PAGE or (total is not None and page * PAGE >= total):
-                break
         return [
             record
-            for record in found
+            async for page in records(self._api, given.get("pages", MAX_PAGES))
+            for record in page
             if (record["run"] in wanted if wanted else record["run"].startswith(self._prefix))
         ]
 
@@ -257,32 +245,6 @@ def _order(row: Mapping[str, Any]) -> dict[str, Any]:
         "reason": row.get("applyReason"),
         "content": maybe_json(row.get("content")),
         "createdAt": row.get("createTime"),
-    }
-
-
-def _record(row: Mapping[str, Any], api: Api) -> dict[str, Any]:
-    """A metering record.  Memory is MB here and nowhere else (T13); card-hours from the times."""
-    detail, basic = row.get("jobDetailInfo"), row.get("jobBasicInfo")
-    if not isinstance(detail, Mapping) or not isinstance(basic, Mapping):
-        raise Unavailable("metering: a record without jobDetailInfo or jobBasicInfo")
-    zone = api.settings.zone
-    start = utc_ms(basic.get("startTime"), "startTime", zone)
-    end = utc_ms(basic.get("endTime"), "endTime", zone)
-    cards = number(detail.get("gpuUsage"), "gpuUsage") or Decimal(0)
-    memory_mb = number(detail.get("memoryUsage"), "memoryUsage")
-    return {
-        "run": str(basic.get("jobName") or ""),
-        "pod": detail.get("jobId"),
-        "nodes": detail.get("nodeList"),
-        "accelerator": detail.get("gpuType"),
-        "cards": cards,
-        "cores": number(detail.get("cpuUsage"), "cpuUsage"),
-        "memoryGib": None if memory_mb is None else memory_mb / 1024,
-        "startedMs": start,
-        "endedMs": end,
-        "cardHours": None
-        if start is None or end is None
-        else (cards * (end - start) / MS_PER_H).quantize(Decimal("0.0001")),
     }
 
 

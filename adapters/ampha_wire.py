@@ -110,9 +110,9 @@ class Settings:
         mode = str(options.get("password_mode", "plain"))
         key, iv = b"", bytes(BLOCK_BYTES)
         if mode != "plain":
-            key = _bytes(options, "password_key", KEY_BYTES)
+            key = key_bytes(options, "password_key", KEY_BYTES)
             if mode == "aes-cbc" and options.get("password_iv"):
-                iv = _bytes(options, "password_iv", (BLOCK_BYTES,))
+                iv = key_bytes(options, "password_iv", (BLOCK_BYTES,))
         return cls(
             base_url=str(options["base_url"]).rstrip("/"),
             zone=ZoneInfo(str(options.get("timezone", "Asia/Shanghai"))),
@@ -147,7 +147,7 @@ def _extra_inputs(options: Mapping[str, Any]) -> str:
     return text
 
 
-def _bytes(options: Mapping[str, Any], name: str, sizes: tuple[int, ...]) -> bytes:
+def key_bytes(options: Mapping[str, Any], name: str, sizes: tuple[int, ...]) -> bytes:
     """A key or IV: its text as UTF-8, or hexadecimal after "hex:"."""
     text = str(options.get(name, ""))
     try:
@@ -164,15 +164,18 @@ def sealed(password: str, settings: Settings) -> str:
     """A password as it travels (1.8): AES with PKCS7, upper-case hex, the IV not sent; or as it is."""
     if settings.password_mode == "plain":
         return password
+    ecb = settings.password_mode == "aes-ecb"
+    return encrypted(password, settings.password_key, None if ecb else settings.password_iv)
+
+
+def encrypted(text: str, key: bytes, iv: bytes | None) -> str:
+    """AES with PKCS7 in upper-case hex (1.8): CBC, or ECB without an IV."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
     from cryptography.hazmat.primitives.padding import PKCS7
 
-    ecb = settings.password_mode == "aes-ecb"
-    cipher = Cipher(
-        algorithms.AES(settings.password_key), modes.ECB() if ecb else modes.CBC(settings.password_iv)
-    )
+    cipher = Cipher(algorithms.AES(key), modes.ECB() if iv is None else modes.CBC(iv))
     padder, encryptor = PKCS7(BLOCK_BYTES * 8).padder(), cipher.encryptor()
-    padded = padder.update(password.encode()) + padder.finalize()
+    padded = padder.update(text.encode()) + padder.finalize()
     return str((encryptor.update(padded) + encryptor.finalize()).hex().upper())
 
 

@@ -35,6 +35,7 @@ from broker.adapter import (
     RunRef,
     RunSpec,
     Sighting,
+    Spans,
     StatedPool,
     Throttled,
     Traits,
@@ -225,6 +226,8 @@ class Fake:
         self._faults: dict[str, deque[Fault]] = {}
         self._silences: list[tuple[int, int]] = []
         self._foreign: list[tuple[str, int, int, int]] = []
+        self.record_lag_s = 60  # with traits.metering: how late its records are
+        self.record_skew_s = 0  # and how much earlier than it did a run ended by them
 
     # ------------------------------------------------------------ what a test says
 
@@ -417,6 +420,18 @@ class Fake:
                 raise Unavailable(f"run {run.id} is live, expected an ended one")
             self._deleted.add(run.id)
         self._reply(fault, "delete")
+
+    async def metered(self, runs: Collection[RunRef]) -> Mapping[RunId, Spans]:
+        fault = self._begin("metered")
+        lag_ms, skew_ms = self.record_lag_s * 1000, self.record_skew_s * 1000
+        nodes = {run.id: run.nodes for run in runs}
+        found = {
+            each.run: ((each.start_ms, each.end_ms - skew_ms),) * nodes[each.run]
+            for each in self.executions
+            if each.run in nodes and each.end_ms is not None and each.end_ms + lag_ms <= self._clock()
+        }
+        self._reply(fault, "metered")
+        return found
 
     # ------------------------------------------------------------ files and the rest
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from broker.core.model import (
     Accuracy,
@@ -90,6 +90,7 @@ class Traits:
     results: bool = False
     services: bool = False
     address: bool = False
+    metering: bool = False  # it keeps its own record of what a run used: Meters
     any_image_url: bool = True
     idle: Accuracy = Accuracy.UNKNOWN
     lookup: Lookup = Lookup.NEITHER
@@ -316,6 +317,19 @@ class RawAnswer:
     content_type: str = "application/json"
 
 
+Spans = tuple[tuple[int, int], ...]
+"""Start and end of each node of a run by the center's own record, in UTC milliseconds."""
+
+
+class Meters(Protocol):
+    """What an adapter with `traits.metering` has besides."""
+
+    async def metered(self, runs: Collection[RunRef]) -> Mapping[RunId, Spans]:
+        """What the center's record says of ended runs so far, in pieces or twice over if it does; a run
+        that is absent: nothing yet."""
+        ...
+
+
 class ArgumentKind(StrEnum):
     TEXT = "text"
     WHOLE = "whole"  # an integer
@@ -365,6 +379,36 @@ class PlatformRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a user of a platform, who is an account here, stands: `left_micro` is what the tenant may still
+    spend, None: any sum."""
+
+    may_create: bool
+    left_micro: int | None
+
+
+class Desk(Protocol):
+    """Where adapters ask for what their platforms ask the broker.  It answers at once, from memory that is
+    at most some seconds old."""
+
+    async def look(self) -> None:
+        """Bring the memory up to date, for what it does not have."""
+        ...
+
+    def standing(self, center: CenterId, user: str) -> Standing | None:
+        """None: the platform's user of that id is no account here."""
+        ...
+
+    def rate_micro(self, center: CenterId, shape: NodeShape) -> int | None:
+        """Micro-CNY of one node of this shape per hour now, where it is cheapest at the center; 0 where it
+        states no price, None where nothing is known of such nodes.
+
+        The shape may have the platform's own product name and no memory per card.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Callback:
     """A path that a platform calls.  Several centers may have the same one: `answer` gives None for a
     request that is not signed by its own center, and then another center is asked."""
@@ -378,7 +422,8 @@ class Adapter(Protocol):
     """One center's platform.
 
     Two optional tables are looked up by name: `commands`, of VendorCommand, and `callbacks`, of
-    Callback.  Optional too is `async def unstage(copy: CopyRef) -> None`, which removes a copy that
+    Callback.  One with `traits.metering` is a Meters, too.  Optional too is
+    `async def unstage(copy: CopyRef) -> None`, which removes a copy that
     `stage` made, whole or half; one that is not there is done, not an error.
     """
 
@@ -462,6 +507,7 @@ class Connection:
     options: Mapping[str, Any] = field(default_factory=dict)
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     pools: tuple[StatedPool, ...] = ()
+    desk: Desk | None = field(default=None, repr=False, compare=False)  # None: nobody answers callbacks
 
 
 AdapterFactory = Callable[[Connection], Awaitable[Adapter]]
@@ -475,6 +521,11 @@ def commands_of(adapter: Adapter) -> tuple[VendorCommand, ...]:
 def unstage_of(adapter: Adapter) -> Callable[[CopyRef], Awaitable[None]] | None:
     """What removes copies of data sets from an adapter's center; None where nothing can."""
     return getattr(adapter, "unstage", None)
+
+
+def meters_of(adapter: Adapter) -> Meters | None:
+    """The adapter's way to its center's own record, if it has one."""
+    return cast(Meters, adapter) if adapter.traits.metering else None
 
 
 def callbacks_of(adapter: Adapter) -> tuple[Callback, ...]:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
-from broker.adapter import Adapter, AdapterError, AdapterFactory, Connection, Unavailable
+from broker.adapter import Adapter, AdapterError, AdapterFactory, Connection, Desk, Unavailable
 from broker.config import CenterSettings
 from broker.core.model import CenterId
 from broker.telemetry import CALLS, log
@@ -25,9 +25,12 @@ OPEN_TIMEOUT_S = 30
 class Connections:
     """Adapters by center.  `factories` maps the configuration's adapter words to what opens them."""
 
-    def __init__(self, factories: Mapping[str, AdapterFactory], *, prefix: str) -> None:
+    def __init__(
+        self, factories: Mapping[str, AdapterFactory], *, prefix: str, desk: Desk | None = None
+    ) -> None:
         self._factories = factories
         self._prefix = prefix
+        self._desk = desk
         self._settings: dict[CenterId, CenterSettings] = {}
         self._open: dict[CenterId, Adapter] = {}
         self._opening: dict[CenterId, asyncio.Lock] = {}
@@ -77,6 +80,7 @@ class Connections:
                 options=settings.connection,
                 credentials=settings.credentials,
                 pools=settings.pools,
+                desk=self._desk,
             )
             try:
                 async with asyncio.timeout(OPEN_TIMEOUT_S):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from zoneinfo import ZoneInfo
 
 from broker.core.explain import Reason
+from broker.core.localtime import minute_of_week
 from broker.core.model import PoolId, Snapshot
 from broker.core.plan import Plan, grouped
 from broker.core.policy import PolicySet
@@ -20,7 +21,7 @@ from broker.core.scheduler import schedule
 from broker.core.solver import LP
 from broker.interpreter import no_collection
 from broker.leader import Lease
-from broker.mirror import Mirror, minute_of_week
+from broker.mirror import Mirror
 from broker.store import Store, feed, forecasts, rounds
 from broker.store.rounds import RoundFacts
 from broker.telemetry import GAP, PLACED, QUEUED, ROUND, ROUNDS, log

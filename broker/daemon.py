@@ -36,15 +36,18 @@ from broker.core.policy import PolicySet
 from broker.core.problem import class_key
 from broker.core.resources import Catalogue, spec_id
 from broker.cycle import Cycle
+from broker.desk import MemoryDesk
 from broker.dispatch import Dispatch
 from broker.files import DataDirectory
 from broker.interpreter import take_turns
 from broker.inventory import Poll
 from broker.leader import Lease
 from broker.mirror import Mirror
+from broker.reconcile import Reconcile
 from broker.stage import Stage
-from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts, centers, outbox, runs
+from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts, centers, outbox, purses, runs
 from broker.store.centers import CenterEntry
+from broker.store.purses import Billing
 from broker.store.schema import SchemaTooNew
 from broker.supervise import loop
 from broker.telemetry import log
@@ -160,6 +163,8 @@ class Parts:
     dispatch: Dispatch
     collect: Collect
     stage: Stage
+    reconcile: Reconcile
+    desk: MemoryDesk
     chores: Chores
 
 
@@ -199,7 +204,8 @@ class Daemon:
         files.create()
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         lease = Lease(store, holder=holder, ttl_s=settings.scheduler.lease_s)
-        connections = Connections(_factories(), prefix=settings.server.name)
+        desk = MemoryDesk(store=store, catalogue=self._catalogue, zone=settings.server.zone)
+        connections = Connections(_factories(), prefix=settings.server.name, desk=desk)
         return Parts(
             store=store,
             files=files,
@@ -223,6 +229,8 @@ class Daemon:
             ),
             collect=Collect(store=store, lease=lease, connections=connections, files=files),
             stage=Stage(store=store, lease=lease, connections=connections, files=files),
+            desk=desk,
+            reconcile=Reconcile(store=store, lease=lease, connections=connections),
             chores=Chores(store=store, lease=lease, files=files, settings=settings.store),
         )
 
@@ -263,6 +271,7 @@ class Daemon:
     async def _configure(self, parts: Parts) -> None:
         entries = [_entry(center) for center in self._settings.centers]
         await parts.store.write(centers.configure, entries)
+        await parts.store.write(purses.set_billing, _billing(self._settings))
         await parts.connections.configure(self._settings.centers)
 
     async def _listen(self, parts: Parts, key: bytes) -> web.AppRunner:
@@ -360,6 +369,8 @@ class Daemon:
             ("dispatch", parts.dispatch.once, DISPATCH_PERIOD_S),
             ("collect", parts.collect.once, COLLECT_PERIOD_S),
             ("stage", parts.stage.once, COLLECT_PERIOD_S),
+            ("reconcile", parts.reconcile.once, COLLECT_PERIOD_S),
+            ("desk", parts.desk.once, COLLECT_PERIOD_S),
             ("lease", parts.lease.renew, parts.lease.ttl_s / 3),
         ):
             self._start(group, parts.store, name, once, period_s)
@@ -473,3 +484,9 @@ def _entry(center: CenterSettings) -> CenterEntry:
         state=center.state,
         max_in_flight=center.max_in_flight,
     )
+
+
+def _billing(settings: Settings) -> Billing:
+    """How runs are billed, as the store keeps it."""
+    billing = settings.billing
+    return Billing(settings.server.zone, billing.interrupted, billing.record == "center")

@@ -132,7 +132,16 @@ class Poll:
 def _stored(traits: Traits, settings: CenterSettings) -> dict[str, object]:
     """What rounds and people need of the traits.  A platform's own kills count where they are allowed."""
     kept = asdict(traits)
-    names = ("gang", "services", "logs", "results", "any_image_url", "node_hold", "two_phase_create")
+    names = (
+        "gang",
+        "services",
+        "metering",
+        "logs",
+        "results",
+        "any_image_url",
+        "node_hold",
+        "two_phase_create",
+    )
     facts = {name: kept[name] for name in (*names, "report_lag_s", "max_run_time_s")}
     allowed = bool(settings.connection.get("allow_preempt_kill"))
     first = traits.priority or traits.vip_wait

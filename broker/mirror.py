@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from types import MappingProxyType
-from zoneinfo import ZoneInfo
 
 from broker.core.claims import Claims
 from broker.core.estimates import FORGOTTEN, HALF_LIFE_S, History, RunTimes
@@ -38,12 +36,6 @@ USAGE_PERIOD_S = 60
 
 RUN_TIMES_PERIOD_S = 60
 """Learned run times are read that often: classes whose run time changes are weighed anew."""
-
-
-def minute_of_week(now_ms: int, zone: ZoneInfo) -> int:
-    """Local minute of the week, Monday 00:00 is 0."""
-    local = datetime.fromtimestamp(now_ms / 1000, zone)
-    return local.weekday() * 24 * 60 + local.hour * 60 + local.minute
 
 
 @dataclass(slots=True)
@@ -253,6 +245,7 @@ class Mirror:
             ready_data=world.ready_data,
             usage=usage,
             kills=world.kills,
+            funds=world.funds,
             kill_records=dict(self._kills),
         )
 

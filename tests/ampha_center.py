@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters import ampha
-from broker.adapter import Connection, RunRef, RunSpec, StatedPool
+from broker.adapter import Connection, Desk, RunRef, RunSpec, StatedPool
 from broker.core.model import CenterId, JobId, NodeShape, RunId, Spec, SpecId
 from tests.emulators.ampha import Ampha, Group, Settings, group, nodes
 
@@ -41,9 +41,11 @@ async def adapter_of(
     *,
     pools: tuple[StatedPool, ...] = (),
     credentials: dict[str, str] | None = None,
+    desk: Desk | None = None,
     **more: Any,
 ) -> ampha.Ampha:
-    connection = Connection(CenterId("c"), "bk", options(center, **more), credentials or CREDENTIALS, pools)
+    known = credentials or CREDENTIALS
+    connection = Connection(CenterId("c"), "bk", options(center, **more), known, pools, desk)
     made = await ampha.connect(connection)
     assert isinstance(made, ampha.Ampha)
     return made

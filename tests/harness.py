@@ -58,6 +58,7 @@ from broker.files import DataDirectory
 from broker.inventory import Poll
 from broker.leader import Lease
 from broker.mirror import Mirror
+from broker.reconcile import Reconcile
 from broker.stage import Stage
 from broker.store import Store, accounts, centers, feed, jobs, outbox, runs
 from broker.store.accounts import Caller
@@ -135,6 +136,7 @@ class Harness:
         self.dispatch = Dispatch(**parts, concurrency=8)
         self.collect = Collect(**parts, files=self.files)
         self.stage = Stage(**parts, files=self.files)
+        self.reconcile = Reconcile(**parts)
         self.polls = {
             id: Poll(id, **parts, catalogue=CATALOGUE, settings=self.scheduler) for id in self.settings
         }
@@ -262,6 +264,7 @@ class Harness:
         await self.stage.once()
         await self.look()
         await self.gather()
+        await self.reconcile.once()
 
     async def pass_time(self, seconds: float, *, step_s: float = 5) -> None:
         """Time passes, with a round of every loop each `step_s`."""

@@ -45,7 +45,9 @@ async def test_a_job_in_full(world: World) -> None:
     job = await world.create("full", maxPrice=0.5, labels={"a": "b"}, maxRetries=1, centerId=["sz-1"])
     hour = 3_600_000
     end = SeenFailed(START_MS + hour, FailureKind.JOB, "exit 3", START_MS, START_MS + hour, exit_code=3)
-    run = await world.run_job(job, SeenRunning(START_MS), end)
+    run = await world.run_job(job, SeenRunning(START_MS))
+    world.clock.now_ms += hour
+    await world.advance(run, end)
     second = await world.task(job)
     data = await world.ok("GET", f"/broker/v1/jobs/{job}")
     first, waiting = data.pop("runs")
@@ -84,6 +86,12 @@ async def test_a_job_in_full(world: World) -> None:
         },
         "cost": "12.50",
         "currency": "CNY",
+        "costs": {
+            "estimated": "0.00",
+            "measured": "12.50",
+            "billed": "12.50",
+            "story": "paid 12.50 CNY at sz-1 (12.50 CNY/h); no center was cheaper",
+        },
     }
     assert first == {
         "taskId": run,
@@ -109,6 +117,16 @@ async def test_a_job_in_full(world: World) -> None:
         "pricePerHour": "12.50",
         "cost": "12.50",
         "placement": {"pool": "sz-1/gpu", "slot": 1},
+        "costs": {
+            "estimated": None,
+            "measured": "12.50",
+            "center": None,
+            "billed": "12.50",
+            "notBilled": "",
+            "rates": [
+                {"startTimeMs": START_MS, "finishTimeMs": START_MS + hour, "pricePerHour": "12.50"},
+            ],
+        },
     }
     assert (waiting["taskId"], waiting["state"], waiting["cost"], waiting["pricePerHour"]) == (
         second,

@@ -393,7 +393,7 @@ memory_gib = 1
     )
 
 
-def test_a_reload_can_apply_the_policy_and_the_retention_alone() -> None:
+def test_a_reload_can_apply_the_policy_retention_and_billing_alone() -> None:
     keys = {(name, key) for name, section in config.SECTIONS.items() for key in keys_of(section)}
     needing = {(name, key) for name, section in config.SECTIONS.items() for key in restart_keys(section)}
     assert keys - needing == {
@@ -402,4 +402,6 @@ def test_a_reload_can_apply_the_policy_and_the_retention_alone() -> None:
         ("store", "log_retention_days"),
         ("store", "event_retention_days"),
         ("store", "idempotency_retention_days"),
+        ("billing", "interrupted"),
+        ("billing", "record"),
     }

@@ -150,7 +150,7 @@ def test_the_vocabulary_is_closed_and_tested() -> None:
     told |= {Code.STAGING, Code.DATA_UNAVAILABLE}  # in test_policies
     # Tested in test_holds and test_preemption.
     told |= {Code.RESERVED, Code.NODES_NOT_HELD, Code.GANG_WAITING, Code.VIP_WAITING, Code.PREEMPTING}
-    told |= {Code.HELD_BACK}  # in test_sequence
+    told |= {Code.HELD_BACK, Code.BUDGET}  # in test_sequence and test_budget
     assert told == set(Code) - {Code.ALLOWED} == set(MEANINGS)
     assert len({row[0] for row in vocabulary()}) == len(MEANINGS)
 

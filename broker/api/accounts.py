@@ -57,7 +57,7 @@ async def _answer(request: web.Request, name: str) -> web.Response:
     return wire.answer(await request.app[CONTEXT].store.read(views.account, name))
 
 
-def _named(request: web.Request) -> str:
+def named(request: web.Request) -> str:
     name = request.match_info["name"]
     if not _NAME.fullmatch(name):
         raise accounts.NoSuchAccount(f"there is no account named {name[:64]!r}")
@@ -71,8 +71,8 @@ def _right(vip: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         kept_tenant(caller)
         await read_body(request, Right)
         store = request.app[CONTEXT].store
-        await store.write(accounts.set_vip, _named(request), vip, actor=caller.actor, keeper=caller)
-        return await _answer(request, _named(request))
+        await store.write(accounts.set_vip, named(request), vip, actor=caller.actor, keeper=caller)
+        return await _answer(request, named(request))
 
     return change
 
@@ -83,8 +83,8 @@ def _frozen(frozen: bool) -> Callable[[web.Request], Awaitable[web.StreamRespons
         caller = request[CALLER]
         kept_tenant(caller)
         store = request.app[CONTEXT].store
-        await store.write(accounts.set_frozen, _named(request), frozen, actor=caller.actor, keeper=caller)
-        return await _answer(request, _named(request))
+        await store.write(accounts.set_frozen, named(request), frozen, actor=caller.actor, keeper=caller)
+        return await _answer(request, named(request))
 
     return change
 
@@ -103,8 +103,8 @@ async def set_password(request: web.Request) -> web.Response:
     body = await read_body(request, SetPassword)
     hashed = await request.app[GATE].hash(body.password)
     store = request.app[CONTEXT].store
-    await store.write(accounts.set_password, _named(request), hashed, actor=caller.actor, keeper=caller)
-    return await _answer(request, _named(request))
+    await store.write(accounts.set_password, named(request), hashed, actor=caller.actor, keeper=caller)
+    return await _answer(request, named(request))
 
 
 # ---------------------------------------------------------------- routes

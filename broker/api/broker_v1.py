@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from broker.api import models, wire, wire_catalogue
+from broker.api import models, wire, wire_catalogue, wire_money
 from broker.api.admission import admit
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
@@ -17,11 +17,11 @@ from broker.api.foresight import Foreseen
 from broker.api.models import CreateJob, Resolve
 from broker.api.reading import Query, no_query, parse, read_body
 from broker.api.routes import Route, Scope
-from broker.api.trainjob import new_job, path_job, read_admission, read_job
+from broker.api.trainjob import expected, new_job, path_job, read_admission, read_job
 from broker.client import answers
 from broker.core.events import Resolved
 from broker.core.model import CenterState, JobState, PublicStatus, RemoteId, RunState
-from broker.store import centers, jobs, rounds, views
+from broker.store import centers, jobs, purses, rounds, views
 from broker.store.jobs import NameTaken
 
 RETRY_OF = "retryOf"
@@ -50,7 +50,8 @@ async def info(request: web.Request) -> web.Response:
 async def me(request: web.Request) -> web.Response:
     """GET /broker/v1/me"""
     no_query(request)
-    caller = request[CALLER]
+    caller, store = request[CALLER], request.app[CONTEXT].store
+    purse = await store.read(purses.view, caller, caller.tenant, store.clock())
     return wire.answer(
         {
             "id": caller.id,
@@ -58,6 +59,7 @@ async def me(request: web.Request) -> web.Response:
             "tenant": caller.tenant,
             "role": caller.role.value,
             "vip": caller.may_use_vip,
+            "balance": wire_money.balance(purse),
         }
     )
 
@@ -68,8 +70,8 @@ async def me(request: web.Request) -> web.Response:
 async def show(request: web.Request) -> web.Response:
     """GET /broker/v1/jobs/{id}"""
     no_query(request)
-    job = await read_job(request, None)
-    return wire.answer(wire.job_detail(job, request.app[CONTEXT].timezone))
+    job = await read_job(request, None, costs=True)
+    return wire.answer(wire_money.job_detail(job, request.app[CONTEXT].timezone))
 
 
 EXPLAIN_QUERY = (
@@ -116,7 +118,14 @@ async def retry(request: web.Request) -> web.Response:
     labels = tuple(sorted({**others, RETRY_OF: job.id}.items()))
     while True:
         name = await context.store.read(jobs.free_name, caller.id, job.name)
-        new = new_job(context, caller, replace(request_again, labels=labels), name=name, desc=job.desc)
+        new = new_job(
+            context,
+            caller,
+            replace(request_again, labels=labels),
+            name=name,
+            desc=job.desc,
+            estimated_micro=expected(context, request_again, facts),
+        )
         try:
             created = await context.store.write(jobs.create_job, new)
         except NameTaken:

@@ -24,6 +24,8 @@ from broker.store.centers import NoSuchCenter
 from broker.store.datasets import DatasetRefused, NoSuchDataset
 from broker.store.jobs import KeyReused, NameTaken, NoSuchJob, WrongState
 from broker.store.keys import KeyNameTaken, NoSuchApplication, NoSuchKey, TooManyKeys
+from broker.store.links import LinkTaken, NoSuchLink
+from broker.store.purses import NoSuchTenant, TooMuch
 from broker.store.writer import Rejected, StoreUnavailable
 from broker.telemetry import REQUESTS, log
 
@@ -72,6 +74,10 @@ REFUSALS: Mapping[type[Rejected], str] = {
     TooManyKeys: "0204",
     NoSuchKey: "0202",
     NoSuchApplication: "0202",
+    NoSuchTenant: "0202",
+    TooMuch: "0204",
+    LinkTaken: "0202",
+    NoSuchLink: "0202",
 }
 
 RETRY_AFTER_S = 5

@@ -17,6 +17,7 @@ from functools import partial
 from zoneinfo import ZoneInfo
 
 from broker.core.forecast import Eta, end_of
+from broker.core.localtime import minute_of_week
 from broker.core.model import Accelerator, JobId, JobRequest, RunTime, Snapshot
 from broker.core.plan import Plan
 from broker.core.policy import PolicySet
@@ -25,7 +26,7 @@ from broker.core.scheduler import schedule
 from broker.core.solver import LP
 from broker.core.whatif import Change, Trials, placed, what_if
 from broker.interpreter import no_collection
-from broker.mirror import Mirror, minute_of_week
+from broker.mirror import Mirror
 from broker.store import Store, feed, forecasts
 from broker.store.forecasts import ForecastError
 

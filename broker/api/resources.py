@@ -7,15 +7,17 @@ from typing import Any
 
 from aiohttp import web
 
-from broker.api import wire, wire_catalogue
+from broker.api import wire, wire_catalogue, wire_money
 from broker.api.admission import offered_specs
 from broker.api.centers import CENTER_FILTER, chosen
 from broker.api.context import CONTEXT
 from broker.api.fields import PERIOD, Text, paged
 from broker.api.paging import page_of, paging, period
+from broker.api.prices import cheapest
 from broker.api.reading import Query
 from broker.api.routes import Route
 from broker.client import answers
+from broker.core.localtime import minute_of_week
 from broker.core.model import CenterId, Spec
 from broker.store import centers as stored
 from broker.store.centers import ImageView
@@ -30,14 +32,24 @@ IDLE_QUERY = (CENTER_FILTER,)
 
 
 async def specs(request: web.Request) -> web.Response:
-    """GET /resource/specs: each spec once, whichever centers offer it."""
+    """GET /resource/specs: each spec once, whichever centers offer it, with its cheapest stated price."""
     context = request.app[CONTEXT]
     with Query(request) as query:
         wanted = paging(query, max_page_size=context.max_page_size)
         center_id = query.text("centerId")
-    offered = offered_specs(await chosen(request, center_id), context.extra_specs)
+    centers = await chosen(request, center_id)
+    offered = offered_specs(centers, context.extra_specs)
     page = page_of(list(offered.values()), wanted, _SORTS)
-    return wire.answer({"resourceSpecs": [wire.spec(spec) for spec in page], "totalSize": len(offered)})
+    minute = minute_of_week(context.clock(), context.timezone)
+    prices = cheapest(centers, context.extra_specs, minute)
+    shown = [
+        {
+            **wire.spec(spec),
+            **({"price": wire_money.spec_price(prices[spec.id])} if spec.id in prices else {}),
+        }
+        for spec in page
+    ]
+    return wire.answer({"resourceSpecs": shown, "totalSize": len(offered)})
 
 
 async def idle(request: web.Request) -> web.Response:

@@ -22,10 +22,12 @@ from broker.api.errors import ApiError, shown
 from broker.api.fields import OWNER, PERIOD, Choice, Text, Texts, paged
 from broker.api.models import CreateJob
 from broker.api.paging import paging, period
+from broker.api.prices import expected_micro
 from broker.api.reading import Query, no_query, parse, read_object
 from broker.api.routes import Route
 from broker.client import answers
 from broker.core.identity import job_id
+from broker.core.localtime import minute_of_week
 from broker.core.model import JobId, JobRequest, Kind, PublicStatus, TenantId
 from broker.store import codec, jobs, views
 from broker.store.accounts import Caller
@@ -70,7 +72,14 @@ async def create(request: web.Request) -> web.Response:
     else:
         accepted = admit(body.config, Kind.TRAIN, caller, facts, context)
         new = new_job(
-            context, caller, accepted, name=body.job_name, desc=body.job_desc, key=key, body_hash=body_hash
+            context,
+            caller,
+            accepted,
+            name=body.job_name,
+            desc=body.job_desc,
+            key=key,
+            body_hash=body_hash,
+            estimated_micro=expected(context, accepted, facts),
         )
         job = await context.store.write(jobs.create_job, new)
     return wire.answer(wire.created(job, context.timezone))
@@ -92,6 +101,7 @@ def new_job(
     desc: str,
     key: str = "",
     body_hash: str = "",
+    estimated_micro: int | None = None,
 ) -> NewJob:
     """A job ready to be written; its id is chosen here, because a write may run twice."""
     return NewJob(
@@ -106,7 +116,14 @@ def new_job(
         idempotency_key=key,
         body_hash=body_hash,
         actor=caller.actor,
+        estimated_micro=estimated_micro,
     )
+
+
+def expected(context: Context, request: JobRequest, facts: Admission) -> int | None:
+    """Micro-CNY that a job is expected to cost where it is cheapest now."""
+    minute = minute_of_week(context.clock(), context.timezone)
+    return expected_micro(facts.centers, request, context.catalogue, minute)
 
 
 def _idempotency_key(request: web.Request) -> str:
@@ -173,11 +190,11 @@ def _labels(query: Query) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-async def read_job(request: web.Request, kind: Kind | None = Kind.TRAIN) -> JobView:
-    """The job of the path with its runs.  Raises NoSuchJob."""
+async def read_job(request: web.Request, kind: Kind | None = Kind.TRAIN, *, costs: bool = False) -> JobView:
+    """The job of the path with its runs, and if so wanted what they cost.  Raises NoSuchJob."""
     context = request.app[CONTEXT]
     return await context.store.look(
-        jobs.show_job, request[CALLER], path_job(request), kind, context.store.clock()
+        jobs.show_job, request[CALLER], path_job(request), kind, context.store.clock(), costs=costs
     )
 
 

@@ -21,6 +21,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "broker.cli.jobs": ("jobs", "show", "wait", "explain", "logs", "stop", "retry", "delete", "download"),
     "broker.cli.centers": ("centers", "idle", "specs", "drain", "resume"),
     "broker.cli.data": ("images", "datasets", "models", "apps"),
+    "broker.cli.money": ("prices", "bills", "balance", "tenant"),
     "broker.cli.account": ("register", "login", "logout", "password"),
     "broker.cli.keys": ("keys",),
     "broker.cli.operators": ("resolve", "user"),

@@ -118,6 +118,7 @@ def show(job: JobArgument, as_json: Json = False) -> None:
 
 
 def _summary(job: JobDetail) -> str:
+    costs: Mapping[str, Any] = job.get("costs", {})
     return fields(
         [
             ("id", job["id"]),
@@ -134,11 +135,15 @@ def _summary(job: JobDetail) -> str:
             ("finished", job.get("finishTime")),
             ("retries used", job.get("retriesUsed") or None),
             ("cost", f"{job.get('cost', '0.00')} {job.get('currency', 'CNY')}"),
+            ("expected cost", costs.get("estimated")),
+            ("billed", costs.get("billed")),
+            ("why there", costs.get("story")),
         ]
     )
 
 
 def _attempt(run: RunDetail) -> str:
+    costs: Mapping[str, Any] = run.get("costs", {})
     began, ended = run.get("startTimeMs"), run.get("finishTimeMs")
     return fields(
         [
@@ -161,6 +166,10 @@ def _attempt(run: RunDetail) -> str:
             ("address", run.get("address")),
             ("price per hour", run.get("pricePerHour")),
             ("cost", run.get("cost")),
+            ("expected cost", costs.get("estimated")),
+            ("cost by the center", costs.get("center")),
+            ("billed", costs.get("billed")),
+            ("not billed", costs.get("notBilled")),
             ("placement", _plain(run.get("placement"))),
         ],
         indent="  ",

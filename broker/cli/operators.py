@@ -180,3 +180,37 @@ def set_password(
 
             set_on_store(config, name, secret)
     notice(f"{name} has a new password")
+
+
+Center = Annotated[str, typer.Option(metavar="CENTER", help="A center's id: broker centers.")]
+Native = Annotated[str, typer.Option("--user", metavar="NATIVE", help="The user's id at its platform.")]
+
+
+@user.command("link", cls=Command)
+def link(
+    name: Name,
+    center: Center = "",
+    native: Native = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")] = False,
+) -> None:
+    """Say which user of a center's platform an account is; without --center list what was said."""
+    client = connect()
+    if bool(center) != bool(native):
+        raise WrongUsage("--center and --user belong together")
+    answer = client.link_user(name, center, native) if center else client.links(name)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(each["centerId"], each["user"], each["createTime"]) for each in answer["items"]]
+    print(table(("CENTER", "USER", "SINCE"), rows))
+
+
+@user.command("unlink", cls=Command)
+def unlink(
+    name: Name,
+    center: Annotated[str, typer.Option(metavar="CENTER", help="A center's id: broker centers.")],
+    native: Annotated[str, typer.Option("--user", metavar="NATIVE", help="The user's id at its platform.")],
+) -> None:
+    """Take back a link."""
+    connect().link_user(name, center, native, unlink=True)
+    notice(f"{native} of {center} is not {name} any more")

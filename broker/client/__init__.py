@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from broker import __version__
 from broker.client.data import DataCalls
 from broker.client.further import EventsEnded, FurtherCalls, Query
+from broker.client.money import MoneyCalls
 from broker.client.sending import ChunkedBody, SendBroken, send
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class RequestFailed(Exception):
 # ---------------------------------------------------------------- the client
 
 
-class Client(DataCalls, FurtherCalls):
+class Client(DataCalls, FurtherCalls, MoneyCalls):
     """`url` is the broker's address, a path prefix included; ValueError if it is no http(s) URL."""
 
     def __init__(self, url: str, token: str = "", *, answer_s: float = ANSWER_S) -> None:

@@ -48,6 +48,33 @@ class StopAnswer(TypedDict):
     stoppedTime: str
 
 
+class Rate(TypedDict):
+    startTimeMs: int
+    finishTimeMs: int
+    pricePerHour: str
+
+
+class RunCosts(TypedDict):
+    """Expected when the run was placed; the rest once it has ended: measured by the broker, by the
+    center's own record, and billed.  `notBilled`: why there is no bill."""
+
+    estimated: str | None
+    measured: str | None
+    center: str | None
+    billed: str | None
+    notBilled: str
+    rates: list[Rate]
+
+
+class JobCosts(TypedDict):
+    """Expected at the submission where it was cheapest; measured and billed since."""
+
+    estimated: str | None
+    measured: str
+    billed: str
+    story: str
+
+
 class RunDetail(TypedDict):
     """One attempt.  Money is decimal text in CNY, times are text in the broker's zone."""
 
@@ -74,6 +101,7 @@ class RunDetail(TypedDict):
     address: str
     pricePerHour: str
     cost: str
+    costs: RunCosts
     placement: dict[str, Any]
 
 
@@ -125,6 +153,7 @@ class JobDetail(TypedDict):
     config: dict[str, Any]
     runs: list[RunDetail]
     cost: str
+    costs: JobCosts
     currency: str
 
 
@@ -290,9 +319,21 @@ class Resources(TypedDict):
     processor: Processor
 
 
+class SpecPrice(TypedDict):
+    """The cheapest stated price of a spec now, and where."""
+
+    unitPrice: str
+    currency: str
+    unit: str
+    centerId: str
+
+
 class SpecItem(Resources):
+    """`price` where some center states one."""
+
     resourceSpecId: str
     resourceSpecName: str
+    price: NotRequired[SpecPrice]
 
 
 class SpecPage(TypedDict):
@@ -360,12 +401,135 @@ class Info(TypedDict):
     limits: dict[str, int]
 
 
+PriceWindow = TypedDict("PriceWindow", {"days": list[str], "from": str, "to": str, "unitPrice": str})
+"""Days mon to sun, and a stretch of the local day that may go over midnight; `from` is a keyword."""
+
+
+class PriceItem(TypedDict):
+    """A spec at a center: per node and hour.  `stated`: whether the center states a price now."""
+
+    centerId: str
+    resourceSpecId: str
+    resourceSpecName: str
+    unitPrice: str
+    currency: str
+    unit: str
+    stated: bool
+    windows: list[PriceWindow]
+    pools: list[str]
+
+
+class PricePage(TypedDict):
+    prices: list[PriceItem]
+    totalSize: int
+
+
+class BillItem(TypedDict):
+    """A bill line.  `kind` is run, or correction: then the amount may be below 0 and `seconds` is 0."""
+
+    billId: str
+    kind: str
+    jobId: str
+    jobName: str
+    taskId: str
+    userId: str
+    userName: str
+    tenant: str
+    centerId: str
+    resourceSpecId: str
+    nodeCount: int
+    startTime: str
+    finishTime: str
+    seconds: int
+    amount: str
+    currency: str
+    createTime: str
+    createTimeMs: int
+
+
+class BillPage(TypedDict):
+    items: list[BillItem]
+    totalSize: int
+
+
+class BillSum(TypedDict):
+    key: str
+    name: str
+    lines: int
+    runs: int
+    seconds: int
+    amount: str
+
+
+class BillSummary(TypedDict):
+    """`amount` is of all groups, those of other pages too."""
+
+    groupBy: str
+    items: list[BillSum]
+    totalSize: int
+    amount: str
+    currency: str
+
+
+class Budget(TypedDict):
+    """`period` is month or total."""
+
+    amount: str
+    period: str
+    spent: str
+    left: str
+
+
+class Balance(TypedDict):
+    """What a tenant may spend; null: no limit.  `committed`: what its live runs are expected to cost."""
+
+    tenant: str
+    balance: str | None
+    budget: Budget | None
+    left: str | None
+    committed: str
+    exhausted: bool
+    spent: str
+    spentThisMonth: str
+    month: str
+    currency: str
+
+
+class LedgerItem(TypedDict):
+    """`balance` is after it."""
+
+    id: int
+    amount: str
+    balance: str
+    note: str
+    actor: str
+    createTime: str
+    createTimeMs: int
+
+
+class LedgerPage(TypedDict):
+    items: list[LedgerItem]
+    totalSize: int
+
+
+class LinkItem(TypedDict):
+    centerId: str
+    user: str
+    createTime: str
+
+
+class LinkPage(TypedDict):
+    items: list[LinkItem]
+    totalSize: int
+
+
 class Me(TypedDict):
     id: str
     name: str
     tenant: str
     role: str
     vip: bool
+    balance: Balance
 
 
 class Upload(TypedDict):

@@ -31,6 +31,7 @@ from broker.config.schema import (
     SPEC_KEYS,
     Absent,
     AuthSettings,
+    BillingSettings,
     CenterSettings,
     Key,
     LimitSettings,
@@ -83,6 +84,7 @@ SECTIONS: Mapping[str, type] = {
     "auth": AuthSettings,
     "limits": LimitSettings,
     "submit": SubmitSettings,
+    "billing": BillingSettings,
 }
 
 

@@ -157,6 +157,16 @@ class SubmitSettings:
     image: Annotated[str, v.text] = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillingSettings:
+    """[billing]: which ended runs become bill lines, and by whose record."""
+
+    # Runs that the broker or a center ended (preempted, evicted, lost …) are billed too.
+    interrupted: Annotated[bool, v.flag, RELOAD] = False
+    # "center": a line is corrected to the center's own record when one comes; "broker": it is only shown.
+    record: Annotated[str, v.choice("center", "broker"), RELOAD] = "center"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeShapeSpec:
     """[[specs]]: a further spec beside the derived ones; its id follows from the shape."""
@@ -215,6 +225,7 @@ class Settings:
     auth: AuthSettings = AuthSettings()
     limits: LimitSettings = LimitSettings()
     submit: SubmitSettings = SubmitSettings()
+    billing: BillingSettings = BillingSettings()
     specs: tuple[NodeShapeSpec, ...] = ()
     centers: tuple[CenterSettings, ...] = ()
     source: Path | None = None

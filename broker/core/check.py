@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from broker.core.budget import overspent
 from broker.core.model import (
     Accuracy,
     CenterFacts,
@@ -134,6 +135,7 @@ def violations(
     placed = grouped(plan.placements)
     alike = (*placed, *grouped(p.placement for p in plan.preemptions if p.placement is not None))
     found += _job_faults(alike, snapshot, keyed)
+    found += overspent(alike, snapshot)
     sent: dict[CenterId, int] = {}
     checked.begin(len(alike))
     for one in alike:

@@ -100,6 +100,7 @@ class Code(IntEnum):
     PREEMPTING = 35
     HELD_BACK = 36
     DATA_UNAVAILABLE = 37  # told like a test of the center: no code above it is found there
+    BUDGET = 38
 
     @property
     def word(self) -> str:
@@ -182,6 +183,9 @@ MEANINGS: dict[Code, Meaning] = {
         _P,
         Unit.RUNS,
         "waits while cards are scarce, since others make more of those that it needs; up to {have} jobs do",
+    ),
+    Code.BUDGET: Meaning(
+        _P, Unit.MONEY, "is expected to cost {need_cny} CNY there, the tenant may spend {have_cny} CNY more"
     ),
 }
 
@@ -309,6 +313,9 @@ def _binding(problem: Problem, left: IntArray, k: int, option: int) -> tuple[int
     codes = problem.row_code[rows]
     nodes = problem.classes[k].request.nodes
     slots = codes == Code.CAPACITY
+    if (full & (codes == Code.BUDGET)).any():  # then no room would help
+        at = int(np.flatnonzero(full & (codes == Code.BUDGET))[0])
+        return Code.BUDGET, int(coefs[at]), int(left[rows[at]])
     if (full & slots).any():
         # What was free at first, in slots of this option's own size: its slot row is the largest.
         free = int(problem.row_bound[rows[slots][-1]])

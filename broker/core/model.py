@@ -548,6 +548,8 @@ class Snapshot:
     configured zone (Monday 00:00 is 0): price windows need it and the core has no clock.
     `usage` is accelerator-seconds of ended runs per tenant, decayed; `kills` counts runs of a tenant
     that were stopped for others within the last hour; `kill_records` are those of waiting jobs.
+    `funds` is what tenants with a budget or balance may still spend, micro-CNY, before what their live
+    runs will cost; below 0 when more was spent, and others may spend what they like.
     """
 
     version: int
@@ -563,3 +565,4 @@ class Snapshot:
     usage: Mapping[TenantId, int] = field(default_factory=dict)
     kills: Mapping[TenantId, int] = field(default_factory=dict)
     kill_records: Mapping[JobId, Kills] = field(default_factory=dict)
+    funds: Mapping[TenantId, int] = field(default_factory=dict)

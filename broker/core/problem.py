@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from broker.core.amounts import times
 from broker.core.backfill import held_limits
+from broker.core.budget import budget_limits
 from broker.core.explain import Code
 from broker.core.fitting import BoolArray, Chooser, Fitting, IntArray, PoolColumns, StrArray, ints, slot_sizes
 from broker.core.memory import Block, Memory, World
@@ -230,7 +231,8 @@ def build(
     problem = _with_worth(problem, memory)
     if not rows:
         return problem
-    return _with_rows(problem, memory, (*policies.limits(problem), *held_limits(problem)))
+    limits = (*policies.limits(problem), *budget_limits(problem), *held_limits(problem))
+    return _with_rows(problem, memory, limits)
 
 
 def _frame(snapshot: Snapshot, policies: PolicySet, free: Free, memory: Memory) -> tuple[Problem, IntArray]:

@@ -414,8 +414,18 @@ def rate_micro_per_hour(pool: Pool, shape: NodeShape, nodes: int, minute_of_week
 
     A part of a card costs that part of the price, rounded down to a micro-CNY.
     """
-    price = price_at(pool.prices, minute_of_week) or 0
-    if pool.shape.accelerators:
+    return _rate(price_at(pool.prices, minute_of_week) or 0, pool.shape, shape, nodes)
+
+
+def tariff(prices: Iterable[Price], node: NodeShape, shape: NodeShape, nodes: int) -> tuple[Price, ...]:
+    """A pool's prices as those of `nodes` nodes of `shape` on its nodes, each with its window."""
+    return tuple(
+        replace(price, micro_per_hour=_rate(price.micro_per_hour, node, shape, nodes)) for price in prices
+    )
+
+
+def _rate(price: int, node: NodeShape, shape: NodeShape, nodes: int) -> int:
+    if node.accelerators:
         one = price * shape.accelerators * shape.card_permille // 1000
     else:
         one = price * shape.cores

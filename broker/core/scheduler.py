@@ -120,7 +120,7 @@ def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp
     Its objective has what the policies' costs and worths say, as in other rounds; waste only decides
     where a job goes.  The bound is that of jobs which do not get in each other's way.
     """
-    whole = policies.limited or policies.holds
+    whole = policies.limited or policies.holds or bool(snapshot.funds)
     problem = build(snapshot, policies, free, lp.memory, rows=whole)
     started, held = in_sequence(problem, lp.places)
     width = len(problem.pools)

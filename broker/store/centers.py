@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
 from broker.adapter import Image, Inventory, PoolReport
+from broker.core import resources
 from broker.core.model import (
     Accuracy,
     CenterFacts,
@@ -178,7 +179,7 @@ def record_inventory(
     if was != row.health:
         tx.event("center.health", center=center, data={"health": row.health})
     if changed:
-        tx.wake("cycle")
+        tx.wake("cycle", "desk")
 
 
 def _extend_reservations(tx: Tx) -> None:
@@ -296,6 +297,15 @@ def _shape(row: PoolRow) -> NodeShape:
         card_permille=row.card_permille,
         split_permille=row.split_permille,
     )
+
+
+def tariff(session: Session, pool: PoolId, shape: NodeShape, nodes: int) -> list[dict[str, Any]]:
+    """The prices of a run in a pool with their windows, for its row; empty where there are no windows."""
+    row = session.get(PoolRow, pool)
+    prices = () if row is None else tuple(codec.price_from_json(price) for price in row.prices)
+    if row is None or all(price == Price(price.micro_per_hour) for price in prices):
+        return []
+    return [codec.price_to_json(price) for price in resources.tariff(prices, _shape(row), shape, nodes)]
 
 
 def _pool(row: PoolRow, now_ms: int | None) -> Pool:

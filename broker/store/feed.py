@@ -27,7 +27,7 @@ from broker.core.model import (
     TenantId,
     Tier,
 )
-from broker.store import centers, codec, copies, preemptors
+from broker.store import centers, codec, copies, preemptors, purses
 from broker.tables import Event, Job, Run
 from broker.tables import Reservation as ReservationRow
 
@@ -66,6 +66,7 @@ class World:
     reservations: tuple[Reservation, ...]
     ready_data: dict[str, DataFacts]
     kills: dict[TenantId, int]
+    funds: dict[TenantId, int]
 
 
 def changes(session: Session, since: int | None, known_classes: frozenset[str]) -> Changes:
@@ -226,6 +227,7 @@ def world(session: Session, now_ms: int = 0) -> World:
         pools=tuple(centers.pools(session, now_ms=now_ms)),
         ready_data=copies.facts(session, now_ms),
         kills=_kills(session, now_ms - 3_600_000),
+        funds=purses.left(session, now_ms),
         reservations=tuple(
             Reservation(
                 id=row.id or 0,

@@ -9,7 +9,6 @@ from sqlalchemy import bindparam, func, or_, true
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
-from broker.core.charges import metered_micro
 from broker.core.events import Resolved
 from broker.core.identity import avoiding_key, holder_key
 from broker.core.model import (
@@ -26,9 +25,10 @@ from broker.core.model import (
     StopReason,
     public_run_status,
 )
-from broker.store import datasets, debts, runs
+from broker.store import datasets, debts, meters, runs
 from broker.store.accounts import Caller, visible
 from broker.store.codec import request_from_json, request_to_json, spec_from_json
+from broker.store.meters import Metering
 from broker.store.writer import Rejected, Tx
 from broker.tables import Account, Center, Deferral, Idempotency, Job, JobLabel, Run
 from broker.tables.columns import table
@@ -71,6 +71,7 @@ class NewJob:
     idempotency_key: str = ""
     body_hash: str = ""
     actor: str = ""
+    estimated_micro: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class JobSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """One attempt, as shown.  `cost_micro` is metered up to `now_ms` of the read for a live run."""
+    """One attempt, as shown.  `cost_micro` is metered up to `now_ms` of the read for a live run;
+    `metering` is there once it has ended."""
 
     id: RunId
     attempt: int
@@ -112,6 +114,7 @@ class RunView:
     message: str
     address: str
     cost_micro: int
+    metering: Metering | None
     logs_copied_ms: int | None
     collect_owed: bool
     checkpoint_ms: int | None
@@ -139,6 +142,7 @@ class JobView:
     message: str
     retries_used: int
     runs: tuple[RunView, ...]
+    estimated_micro: int | None = None
     avoid: tuple[tuple[str, int], ...] = ()
 
 
@@ -205,6 +209,7 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
         processor=new.processor,
         created_ms=tx.now_ms,
         queued_ms=tx.now_ms,
+        estimated_micro=new.estimated_micro,
     )
     tx.session.add(job)
     tx.session.flush()
@@ -272,14 +277,22 @@ _RUNS_SHOWN = (
 )
 
 
-def show_job(session: Session, caller: Caller, job: JobId, kind: Kind | None, now_ms: int) -> JobView:
-    """A job with all its runs.  Raises NoSuchJob."""
+def show_job(
+    session: Session, caller: Caller, job: JobId, kind: Kind | None, now_ms: int, *, costs: bool = True
+) -> JobView:
+    """A job with all its runs; without `costs` what they cost is not worked out, but 0.
+
+    Raises NoSuchJob.
+    """
     connection = session.connection()
     asked = {"job": job, "account": caller.id, "tenant": caller.tenant}
     row: Any = connection.execute(_SHOWN[caller.role], asked).first()
     if row is None or (kind is not None and row.kind != kind.value):
         raise NoSuchJob(f"there is no job {job!r}")
-    attempts = tuple(_run_view(run, now_ms) for run in connection.execute(_RUNS_SHOWN, asked))
+    found = connection.execute(_RUNS_SHOWN, asked).all()
+    metered = meters.of_job(session, job) if costs else {}
+    spent = meters.spent(session, found, metered, now_ms) if costs else {}
+    attempts = tuple(_run_view(run, metered.get(run.id), spent.get(run.id, 0)) for run in found)
     return JobView(
         id=JobId(row.id),
         kind=Kind(row.kind),
@@ -299,11 +312,12 @@ def show_job(session: Session, caller: Caller, job: JobId, kind: Kind | None, no
         message=row.message,
         retries_used=row.retries_used,
         runs=attempts,
+        estimated_micro=row.estimated_micro,
         avoid=tuple((center, until) for center, until in row.avoid),
     )
 
 
-def _run_view(run: Any, now_ms: int) -> RunView:
+def _run_view(run: Any, metering: Metering | None, cost_micro: int) -> RunView:
     """`run` is a row of _RUNS_SHOWN."""
     state = RunState(run.state)
     return RunView(
@@ -327,7 +341,8 @@ def _run_view(run: Any, now_ms: int) -> RunView:
         failure=run.failure or "",
         message=run.message,
         address=run.address,
-        cost_micro=metered_micro(run.rate_micro_per_hour, run.started_ms, run.ended_ms or now_ms),
+        cost_micro=cost_micro,
+        metering=metering,
         logs_copied_ms=run.logs_copied_ms,
         collect_owed=run.collect_owed_ms is not None,
         checkpoint_ms=run.checkpoint_ms,

@@ -14,7 +14,7 @@ from broker.core.explain import Alternative, Code, Reason, reason
 from broker.core.identity import base_key, holder_key
 from broker.core.model import CenterId, JobId, JobState, PoolId, Reservation, RunState
 from broker.core.plan import Placement, Preemption
-from broker.store import codec, copies, preemptors, runs
+from broker.store import centers, codec, copies, preemptors, runs
 from broker.store.writer import Tx
 from broker.tables import Deferral, Job, Pool, Round, Run
 from broker.tables import Reservation as ReservationRow
@@ -104,6 +104,7 @@ def _place(
     run.spec = codec.spec_to_json(placement.spec)
     run.slot, run.nodes = placement.slot, placement.nodes
     run.rate_micro_per_hour = placement.rate_micro_per_hour
+    run.tariff = centers.tariff(tx.session, placement.pool, placement.spec.shape, placement.nodes)
     run.placement = _story(placement, considered)
     runs.apply(tx, job, run, Placed(tx.now_ms, placement.center))
     if not job.spec_id:

@@ -33,7 +33,7 @@ from broker.core.model import (
     TenantId,
     public_status,
 )
-from broker.store import forecasts, learned, preemptors
+from broker.store import forecasts, learned, meters, preemptors
 from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
@@ -177,6 +177,7 @@ def _apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str) -> Ru
         forecasts.settle(tx, run)
     if before.state.live and not step.run.state.live:
         learned.learn(tx, facts.request, TenantId(job.tenant_id), step.run)
+        meters.end(tx, job, run, step.run)
     data = {"event": name, "from": before.state.value, "to": step.run.state.value}
     if step.run.message:
         data["message"] = step.run.message

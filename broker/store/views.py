@@ -6,14 +6,14 @@ not: rules; those are in the modules named by the nouns.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlmodel import Session, col, select
 
-from broker.core.model import JobId, RunId, RunState
-from broker.store import accounts, centers, datasets, jobs
+from broker.core.model import CenterId, JobId, Pool, RunId, RunState, TenantId
+from broker.store import accounts, centers, datasets, jobs, purses
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView, NoSuchCenter
 from broker.store.datasets import CopyView
@@ -21,7 +21,7 @@ from broker.store.job_pages import list_jobs
 from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob
 from broker.store.paging import Paging
 from broker.store.writer import Rejected, Tx
-from broker.tables import Account, Center, Idempotency, Job, Run
+from broker.tables import Account, Center, Idempotency, Job, Run, UserLink
 
 
 class LoginChanged(Rejected):
@@ -136,4 +136,30 @@ def run_log(session: Session, run: RunId) -> RunLog | None:
         placed=row.center_id is not None,
         collect_owed=row.collect_owed_ms is not None,
         logs_copied_ms=row.logs_copied_ms or 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DeskFacts:
+    """What platforms may ask about.  `users` are (center, its user) to (tenant, whether the account is
+    frozen); `left` is purses.left."""
+
+    users: Mapping[tuple[CenterId, str], tuple[TenantId, bool]]
+    left: Mapping[TenantId, int]
+    pools: Mapping[CenterId, tuple[Pool, ...]]
+
+
+def desk_facts(session: Session, now_ms: int) -> DeskFacts:
+    """All that is linked, limited and priced."""
+    query = select(UserLink, Account).join(Account, col(Account.id) == col(UserLink.account_id))
+    pools: dict[CenterId, tuple[Pool, ...]] = {}
+    for pool in centers.pools(session):
+        pools[pool.center] = (*pools.get(pool.center, ()), pool)
+    return DeskFacts(
+        users={
+            (CenterId(link.center_id), link.native): (TenantId(who.tenant_id), who.frozen_ms is not None)
+            for link, who in session.exec(query).all()
+        },
+        left=purses.left(session, now_ms),
+        pools=pools,
     )

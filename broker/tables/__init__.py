@@ -9,6 +9,7 @@ from broker.tables.centers import Center, Image, Pool
 from broker.tables.data import Asset, Copy, Dataset, JobDataset
 from broker.tables.installation import Counter, Lease, Setting
 from broker.tables.jobs import Event, Idempotency, Job, JobLabel, Outbox, Run
+from broker.tables.money import Bill, LedgerEntry, Meter, Purse, UserLink
 from broker.tables.people import Account, ApiKey, Tenant, Token
 from broker.tables.rounds import Deferral, Forecast, Reservation, Round, RunHistory
 
@@ -16,6 +17,7 @@ __all__ = [
     "Account",
     "ApiKey",
     "Asset",
+    "Bill",
     "Center",
     "Copy",
     "Counter",
@@ -29,8 +31,11 @@ __all__ = [
     "JobDataset",
     "JobLabel",
     "Lease",
+    "LedgerEntry",
+    "Meter",
     "Outbox",
     "Pool",
+    "Purse",
     "Reservation",
     "Round",
     "Run",
@@ -38,4 +43,5 @@ __all__ = [
     "Setting",
     "Tenant",
     "Token",
+    "UserLink",
 ]

@@ -18,6 +18,7 @@ class Job(SQLModel, table=True):
     `request` is core.model.JobRequest; `status`, `center_id`, `processor` and `spec_id` repeat what
     lists filter and sort by.  `class_key` is core.problem.class_key.  `version` grows with every
     change and guards it.  `kill_sets`, `last_kill_ms` and `preempted` are core.model.Kills.
+    `estimated_micro`: what it was expected to cost where it was cheapest when it was submitted.
     """
 
     __table_args__: ClassVar[Any] = (
@@ -72,6 +73,7 @@ class Job(SQLModel, table=True):
     preempted: int = 0
     message: str = text()
     deleted_ms: int | None = ms()
+    estimated_micro: int | None = ms()
 
 
 class JobLabel(SQLModel, table=True):
@@ -91,7 +93,8 @@ class Run(SQLModel, table=True):
     `logs_wanted_ms`: somebody reads the log until then, so it is copied as it grows.
     `watched_until_ms`: a run proven not to have arrived is looked for until then.
     `checkpoint_ms`: the newest checkpoint that was seen.  `stop_for`: the run for which this one is
-    asked to end once that one's submission was taken (store/preemptors.py).
+    asked to end once that one's submission was taken (store/preemptors.py).  `tariff`: the prices of the
+    whole run with their windows, as they were when it was placed; empty: `rate_micro_per_hour` always.
     """
 
     __table_args__: ClassVar[Any] = (
@@ -143,6 +146,7 @@ class Run(SQLModel, table=True):
     slot: int = 0
     nodes: int = 1
     rate_micro_per_hour: int = int64()
+    tariff: Any = Field(default_factory=list, sa_type=JSON)
     placement: Any = json()
     stop_reason: str | None = None
     stop_since_ms: int | None = ms()

@@ -5,6 +5,7 @@ world.py   the queue, the life of tasks, what really ran
 wire.py    envelopes, times, sessions, what a request must look like
 tasks.py   three training APIs over two stores
 pods.py    their pods, logs, events
+operations.py  what the platform asks of its operator before it creates
 market.py  images, data sets, models, algorithms
 files.py   users' private files
 office.py  accounts, capacity, quotas, priorities, metering, monitoring

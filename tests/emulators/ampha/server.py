@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.emulators.ampha import files, market, office, orders, pods, rooms, tasks
+from tests.emulators.ampha.operations import Operations
 from tests.emulators.ampha.parts import Group, Node, Settings
 from tests.emulators.ampha.wire import (
     NOT_LOGGED_IN,
@@ -106,6 +107,7 @@ class Ampha:
         self.seen: list[Seen] = []
         self.complained: list[str] = []
         self.logins = 0
+        self.operations: Operations | None = None  # asked before a task of a preset spec is created
         self.stumble = ""  # creations are done, and answered with this failure
         self.moved: dict[str, str] = {}  # printed path -> where this installation has it
         self.ended: dict[str, float] = {}  # token -> when it ends (monotonic)

@@ -63,6 +63,8 @@ async def _create(call: Call, store: str) -> Task:
     live = [t for t in world.tasks.values() if t.user == call.user and not t.state.ended]
     if world.settings.quotas and len(live) >= center.quota["remainJobNum"]:
         raise No("作业数量超过配额限制")
+    if center.operations is not None and world.settings.preset:
+        await center.operations.permit(call)
     await asyncio.sleep(world.takes(world.settings.create_s) / world.settings.scale)
     world.advance()
     task = world.create(body, store, call.user, group, call.operation)
