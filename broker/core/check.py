@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from broker.core.model import (
+    EVERY_CENTER,
     Accuracy,
     CenterFacts,
     CenterId,
@@ -268,7 +269,7 @@ def _center_faults(job_class: JobClass, center: CenterFacts) -> Iterator[str]:
         yield f"center is {center.health}"
     if request.centers and center.id not in request.centers:
         yield "the job names other centers"
-    if center.id in job_class.avoid:
+    if center.id in job_class.avoid or EVERY_CENTER in job_class.avoid:
         yield "the job avoids the center"
     if request.kind is _ONLINE and not center.services:
         yield "no services there"

@@ -100,6 +100,7 @@ class Code(IntEnum):
     PREEMPTING = 35
     HELD_BACK = 36
     DATA_UNAVAILABLE = 37  # told like a test of the center: no code above it is found there
+    RESTART_PAUSE = 38
 
     @property
     def word(self) -> str:
@@ -182,6 +183,9 @@ MEANINGS: dict[Code, Meaning] = {
         _P,
         Unit.RUNS,
         "waits while cards are scarce, since others make more of those that it needs; up to {have} jobs do",
+    ),
+    Code.RESTART_PAUSE: Meaning(
+        _W, Unit.SERVICES, "the service has just ended by itself and pauses before it is started again"
     ),
 }
 
