@@ -38,6 +38,7 @@ from broker.config.schema import (
     Platform,
     SchedulerSettings,
     Server,
+    ServiceSettings,
     Settings,
     StatedPrice,
     StoreSettings,
@@ -57,6 +58,7 @@ __all__ = [
     "Problem",
     "SchedulerSettings",
     "Server",
+    "ServiceSettings",
     "Settings",
     "StatedPrice",
     "StoreSettings",
@@ -83,6 +85,7 @@ SECTIONS: Mapping[str, type] = {
     "auth": AuthSettings,
     "limits": LimitSettings,
     "submit": SubmitSettings,
+    "services": ServiceSettings,
 }
 
 
