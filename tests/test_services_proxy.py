@@ -578,6 +578,43 @@ async def test_no_more_at_once_than_allowed(narrow: World) -> None:
         assert (await narrow.call("GET", f"/services/{jobs[0]}/")).status == 200
 
 
+async def test_each_of_many_services_has_its_own_limit(tmp_path: Any) -> None:
+    """A crowded service keeps no other from answering, and all slots are given back."""
+    limits = ServiceSettings(max_concurrent=40, max_concurrent_per_service=2)
+    opened = await open_world(tmp_path, services=limits)
+    release, arrived = asyncio.Event(), 0
+
+    async def held(request: web.Request) -> web.Response:
+        nonlocal arrived
+        arrived += request.raw_path == "/wait"
+        await release.wait() if request.raw_path == "/wait" else None
+        return web.Response(text="ok")
+
+    async with server(held) as address:
+        jobs = [(await serve(opened, address, f"svc{i}", public=True))[0] for i in range(10)]
+
+        async def status(path: str) -> int:
+            return (await bare(opened, "GET", path)).status
+
+        waiting = [asyncio.create_task(status(f"/services/{job}/wait")) for job in jobs[:5] for _ in "ab"]
+        try:
+            await until(lambda: arrived == 10)
+            others = await together(
+                *(status(f"/services/{job}/") for job in jobs),
+                *(status(f"/services/{job}x/") for job in jobs),
+            )
+            assert others == [503] * 5 + [200] * 5 + [401] * 10
+            assert under_way(opened) == 10
+            metrics = await (await bare(opened, "GET", "/metrics")).text()
+            assert "broker_service_requests 10.0" in metrics
+        finally:
+            release.set()
+        assert await asyncio.gather(*waiting) == [200] * 10
+        await until(lambda: under_way(opened) == 0)
+        assert await together(*(status(f"/services/{job}/") for job in jobs)) == [200] * 10
+    await close_world(opened)
+
+
 async def test_bodies_and_headers_that_are_too_large(narrow: World) -> None:
     async with server() as address:
         job, _ = await serve(narrow, address)

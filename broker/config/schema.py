@@ -172,7 +172,7 @@ class ServiceSettings:
     # Bytes of a request's body; it is never kept in memory.
     max_body_bytes: Annotated[int, v.whole(1, 1 << 50)] = 10 << 30
     # Bytes of one WebSocket message, which is kept in memory.
-    max_message_bytes: Annotated[int, v.whole(1024, 1 << 30)] = 16 << 20
+    max_message_bytes: Annotated[int, v.whole(1024, 1 << 30)] = 4 << 20
     # For name, TCP and TLS of a connection to a service.
     connect_timeout_s: Annotated[float, v.seconds(0.1, 600)] = 5.0
     # A request is cut when nothing of it or of its answer has moved for so long.
