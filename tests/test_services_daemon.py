@@ -104,7 +104,9 @@ def test_files_are_served_killed_and_served_again(tmp_path: Path) -> None:
         # stopped, it stays so
         alice.stop_job(job, noun=ONLINE)
         eventually("it has stopped", lambda: alice.service(job)["status"] == "STOPPED")
-        assert ask(broker, f"/services/{job}/page.html", token=token(alice))[0] == 410
+        # what is known of a service is remembered for a second
+        path = f"/services/{job}/page.html"
+        eventually("its end is told", lambda: ask(broker, path, token=token(alice))[0] == 410)
         assert len(pids.read_text().split()) == 2
         alice.delete_job(job, noun=ONLINE)
         with pytest.raises(RequestFailed) as gone:
