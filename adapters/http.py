@@ -42,7 +42,7 @@ from yarl import URL
 from adapters.breaker import Breaker, BreakerOpen
 from adapters.pace import Pace
 from adapters.redaction import Redaction
-from adapters.sent import NEVER_CONNECTED, RETRY_AFTER_S, Line, NotSent, send_once, watched
+from adapters.sent import RETRY_AFTER_S, Line, NotSent, watched
 from adapters.session import LOGGING_IN, LoggedIn, Session, SessionExpired
 from adapters.values import parse_json
 from broker import __version__
@@ -55,6 +55,7 @@ from broker.adapter import (
     Throttled,
     Unavailable,
 )
+from broker.once import NEVER_CONNECTED, send_once
 
 T = TypeVar("T")
 Body = bytes | AsyncIterator[bytes] | aiohttp.FormData | None

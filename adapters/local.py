@@ -1,7 +1,8 @@
 """Real processes on this machine, as one center.
 
 Here: the adapter protocol and exact capacity.  Not here: one run's directory and processes
-(local_runner.py, and local_runner.sh, the supervisor that each node of a run has).
+(local_runner.py, and local_runner.sh, the supervisor that each node of a run has), and the ports of
+online services (local_ports.py).
 
 `work_dir` belongs to one daemon at a time, held by a lock on work_dir/lock:
 
@@ -33,6 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adapters import local_ports
 from adapters.checkpoints import Checkpoints
 from adapters.files import content, results_below
 from adapters.local_runner import PATH, LocalRun, Owner, boot_id, launcher, make_dir, reap
@@ -202,6 +204,8 @@ class Local:
             except ValueError as error:
                 raise Unavailable(f"{error}; move the directory away to go on without it") from None
             self._runs[run.stored.id] = run
+            if run.stored.port is not None:
+                local_ports.keep(run.path, run.stored.port)
             run.start_missing()
             run.signal_stop()
         self._empty_trash()
@@ -250,6 +254,8 @@ class Local:
             return Sighting(RemoteState.UNKNOWN, message=f"{run.path}: {error}")
         if seen is None:
             del self._runs[run.stored.id]
+        if run.stored.port is not None and (seen is None or seen.state not in _LIVE):
+            local_ports.give_back(run.path)
         return seen
 
     # ------------------------------------------------------------ a run's life
@@ -269,8 +275,13 @@ class Local:
                 if path.exists():  # the rest of a creation that failed
                     self._to_trash(path)
                 make_dir(checkpoints, self._settings.owner)
+                if spec.port is not None:
+                    spec = replace(spec, port=local_ports.take(path, spec.port))
                 run = LocalRun.create(path, spec, on, shared=shared, owner=self._settings.owner)
+            except local_ports.NoPort as error:
+                raise NoCapacity(str(error)) from error
             except OSError as error:
+                local_ports.give_back(path)
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise NoCapacity(f"no disk space for {path}: {error.strerror}") from error
                 raise
@@ -313,9 +324,6 @@ class Local:
         )
         if on is None:
             raise NoCapacity(f"pool {pool.native!r} has no room for {spec.nodes} x {spec.spec.name}")
-        for run in live:
-            if spec.port is not None and run.stored.port == spec.port:
-                raise NoCapacity(f"port {spec.port} is taken by run {run.stored.id}")
         return on
 
     async def start(self, run: RunRef) -> None:
@@ -445,6 +453,8 @@ class Local:
         await self._work(self._let_go)
 
     def _let_go(self) -> None:
+        for run in self._runs.values():
+            local_ports.give_back(run.path)
         if self._lock_fd >= 0:
             # By hand: a process forked at this moment has a copy of the descriptor until its exec.
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)

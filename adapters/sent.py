@@ -1,7 +1,8 @@
 """Whether a call may have left: what tells a call in doubt from one that was certainly not sent.
 
-Here: the error for a call that was not sent, how far an exchange has come, and what keeps the HTTP
-library from sending one twice.  Not here: calls (http.py), and what a platform did with one.
+Here: the error for a call that was not sent, and how far an exchange has come.  Not here: calls
+(http.py), what keeps the HTTP library from sending one twice (broker/once.py), and what a platform did
+with one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from broker.adapter import Throttled, Unavailable
 
 RETRY_AFTER_S = 5.0
 """After a call that was not sent, and after HTTP 429 without Retry-After."""
-
-NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class NotSent(Throttled):
@@ -73,19 +72,3 @@ def watched() -> aiohttp.TraceConfig:
     config.on_connection_create_end.append(connected)
     config.on_connection_reuseconn.append(connected)
     return config
-
-
-class _Aborted(aiohttp.ClientError):
-    """Stands for an error after which aiohttp would send the request again."""
-
-
-async def send_once(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """A middleware: aiohttp would repeat an aborted GET, PUT or DELETE by itself."""
-    try:
-        return await handler(request)
-    except NEVER_CONNECTED:
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Aborted(str(error) or type(error).__name__) from error

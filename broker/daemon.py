@@ -306,6 +306,7 @@ class Daemon:
                 if self._settings.auth.registration == "open"
                 else None
             ),
+            services=self._settings.services,
             extra_specs=tuple(
                 Spec(spec_id(spec.shape), spec.name, spec.shape) for spec in self._settings.specs
             ),

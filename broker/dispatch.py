@@ -47,6 +47,8 @@ STOP_TIMEOUT_S = 30
 DEBTS_AT_ONCE = 1000
 """Read at once: more than one hanging center can keep from being tried."""
 RECORD_AGAIN_S = 1.0
+DEFAULT_PORT = 8080
+"""Of an online service that names none."""
 
 
 class Dispatch:
@@ -217,7 +219,7 @@ class Dispatch:
             max_run_time_s=request.max_run_time_s,
             stop_grace_s=request.stop_grace_s,
             kind=request.kind,
-            port=request.port,
+            port=request.port or (DEFAULT_PORT if request.endless else None),
             datasets=remotes,
         )
         return self._ranked(spec, adapter.traits, submission)

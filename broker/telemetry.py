@@ -61,4 +61,5 @@ FORECAST_COVERAGE = Gauge(
     ["center", "spec"],
 )
 WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
+SERVICE_REQUESTS = Gauge("broker_service_requests", "Requests on their way to online services")
 DEBTS = Gauge("broker_debts", "Stops and deletions owed to centers that are due")

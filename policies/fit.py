@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from broker.core.explain import Code
-from broker.core.model import DataFacts, Kind, Snapshot
+from broker.core.model import EVERY_CENTER, DataFacts, Kind, Snapshot
 from broker.core.policy import IntArray, Verdict
 from broker.core.problem import BoolArray, Problem
 
@@ -116,6 +116,7 @@ class Fit:
         if job_class.avoid:
             avoided = np.array([c.id in job_class.avoid for c in p.centers], dtype=np.bool_)
             yield Code.AVOIDED, avoided[p.pool.center[pools]], 1, 0
+            yield Code.RESTART_PAUSE, np.full(len(pools), EVERY_CENTER in job_class.avoid), 1, 0
 
     def _data_tests(self, p: Problem, k: int, pools: IntArray) -> Iterator[Test]:
         """Nothing is held where data is on its way, and it is brought to one place at a time.

@@ -135,8 +135,8 @@ class World:
 
     async def task(self, job: str, *, as_: str = "alice") -> str:
         """The newest task of a job."""
-        data = await self.ok("GET", f"/trainjob/{job}", as_=as_)
-        return str(data["tasks"][-1]["taskId"])
+        data = await self.ok("GET", f"/broker/v1/jobs/{job}", as_=as_)
+        return str(data["runs"][-1]["taskId"])
 
     async def place(self, job: str, center: str = "sz-1") -> str:
         """Give the job's new run a center, as a round does; the run's id."""
@@ -237,6 +237,13 @@ async def _account(tx_store: Store, name: str, tenant: str, role: Role) -> Calle
     return caller
 
 
+class LikeTheDaemon(TestServer):
+    """A handler goes on when its client goes away: aiohttp's own test server cancels it."""
+
+    async def _make_runner(self, **settings: Any) -> web.AppRunner:
+        return web.AppRunner(self.app, **{**settings, "handler_cancellation": False})
+
+
 async def open_world(folder: Path, **settings: Any) -> World:
     """A store with four accounts in two tenants and four centers, and the application over it."""
     clock = Clock()
@@ -270,7 +277,7 @@ async def open_world(folder: Path, **settings: Any) -> World:
         "hasher": HASHER,
     }
     context = Context(**{**values, **settings})
-    client: Client = TestClient(TestServer(application(context)))
+    client: Client = TestClient(LikeTheDaemon(application(context)))
     await client.start_server()
     world = World(client, store, files, clock, context, epoch)
     for name, tenant, role in (

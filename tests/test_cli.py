@@ -92,7 +92,8 @@ def test_an_unreachable_broker_is_3(terminal: Terminal, words: str) -> None:
 
 
 def test_a_failed_request_is_1_and_told_in_one_line(terminal: Terminal, stub: Stub) -> None:
-    stub.on("GET", "/trainjob", {"items": [], "totalSize": 0})
+    for path in ("/trainjob", "/onlineJob"):
+        stub.on("GET", path, {"items": [], "totalSize": 0})
     stub.on("GET", "/broker/v1/jobs/j-9", refusal("0240", "训练作业不存在", "there is no job 'j-9'"))
     ran = terminal.run("show", "j-9")
     assert (ran.returncode, ran.stdout) == (1, "")

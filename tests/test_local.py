@@ -18,7 +18,6 @@ from broker.adapter import (
     Connection,
     CopyRef,
     CopyState,
-    NoCapacity,
     Refused,
     RemoteState,
     RunRef,
@@ -344,10 +343,8 @@ async def test_checkpoints_are_the_jobs_and_outlive_its_runs(adapter: Local) -> 
 # ---------------------------------------------------------------- capacity and options
 
 
-async def test_a_port_is_held_by_one_run(adapter: Local) -> None:
-    await adapter.submit(spec("sleep 600", port=8080))
-    with pytest.raises(NoCapacity, match="port 8080"):
-        await adapter.submit(spec("sleep 600", name="bk0000000002", port=8080))
+async def test_a_live_run_is_not_deleted(adapter: Local) -> None:
+    await adapter.submit(spec("sleep 600"))
     run = ref(spec(""))
     assert (await adapter.observe([run]))[run.id].state in LIVE
     with pytest.raises(Unavailable):

@@ -25,6 +25,7 @@ from broker.api.chinese import FIELDS
 from broker.api.errors import ANNEX_B
 from broker.api.openapi import MEANINGS, PATH_FIELDS, document
 from broker.api.routes import Media, Route
+from broker.api.services import PASSED_ON
 from tests.api_fixtures import World, world
 from tests.daemon_process import daemon, local_center
 from tests.openapi_document import built
@@ -55,10 +56,11 @@ def test_every_route_is_in_it_and_nothing_else() -> None:
 
 
 async def test_every_route_of_the_application_is_declared(world: World) -> None:
-    """But for the paths that platforms call, of which this application has none."""
+    """But for what services answer, and the paths that platforms call, of which there are none here."""
     routes = world.client.app.router.routes()
     served = {(each.method, each.resource.canonical) for each in routes if each.resource is not None}
-    assert served == {(route.method, route.path) for route in ROUTES}
+    passed_on = {("*", path) for path, _ in PASSED_ON}
+    assert served == {(route.method, route.path) for route in ROUTES} | passed_on
 
 
 def test_operations_have_ids_of_their_own() -> None:

@@ -13,6 +13,7 @@ from broker.companions import available_policies
 from broker.core.check import pack
 from broker.core.explain import MEANINGS, Code, explain, vocabulary
 from broker.core.model import (
+    EVERY_CENTER,
     MICRO,
     Accuracy,
     CenterFacts,
@@ -119,6 +120,7 @@ CASES: list[Case] = [
         40_000_000,
     ),
     (Code.AVOIDED, center(), pool(), job_class(avoid=["sz-1"]), 1, 0),
+    (Code.RESTART_PAUSE, center(), pool(), job_class(avoid=[EVERY_CENTER]), 1, 0),
     (Code.CAPACITY, center(), pool(nodes=3, free=[free(7, 1)]), job_class(wish=4, nodes=2), 2, 1),
     (Code.CAPACITY_OUTRANKED, center(), pool(free=[free(6)]), job_class(wish=4, jobs=2), 1, 0),
     (Code.UNKNOWN_IDLE, center(max_in_flight=0), pool(accuracy=Accuracy.UNKNOWN), job_class(), 1, 0),

@@ -16,7 +16,17 @@ from broker.api.errors import ApiError, shown
 from broker.api.models import Config
 from broker.core import resources
 from broker.core.charges import micro
-from broker.core.model import CenterId, CenterState, JobRequest, Kind, OnLost, Pool, Spec, Tier
+from broker.core.model import (
+    SERVICE_RETRIES,
+    CenterId,
+    CenterState,
+    JobRequest,
+    Kind,
+    OnLost,
+    Pool,
+    Spec,
+    Tier,
+)
 from broker.core.resources import effective_gflops, same_card_memory, slot_size
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView
@@ -116,7 +126,10 @@ def request_of(config: Config, kind: Kind, spec: Spec | None) -> JobRequest:
     starts.
     """
     tier = Tier.VIP if config.is_vip else Tier[config.priority.upper()]
-    preemptible = tier <= Tier.NORMAL if config.preemptible is None else config.preemptible
+    online = kind is Kind.ONLINE
+    lower = tier <= Tier.NORMAL and not online
+    preemptible = lower if config.preemptible is None else config.preemptible
+    retries = SERVICE_RETRIES if online else 0
     return JobRequest(
         kind=kind,
         centers=tuple(CenterId(name) for name in dict.fromkeys(config.center_id or [])),
@@ -133,7 +146,7 @@ def request_of(config: Config, kind: Kind, spec: Spec | None) -> JobRequest:
         estimated_run_time_s=config.estimated_run_time,
         max_run_time_s=config.max_run_time,
         max_price_micro=None if config.max_price is None else micro(config.max_price),
-        max_retries=config.max_retries,
+        max_retries=retries if config.max_retries is None else config.max_retries,
         on_lost=OnLost(config.on_lost),
         resumable=config.resumable,
         checkpoint_interval_s=config.checkpoint_interval,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from broker.api import (
     accounts,
@@ -26,10 +26,12 @@ from broker.api import (
     links,
     logins,
     logs,
+    onlinejob,
     prices,
     purses,
     resources,
     results,
+    services,
     tenants,
     trainjob,
     uploads,
@@ -38,7 +40,7 @@ from broker.api.context import CONTEXT, FORESIGHT, STOPPING, Context
 from broker.api.errors import errors
 from broker.api.foresight import Foresight
 from broker.api.reading import QUERY_FIELDS
-from broker.api.routes import Route
+from broker.api.routes import Route, Scope
 
 __all__ = ["ROUTES", "Context", "application"]
 
@@ -51,6 +53,8 @@ ROUTES: tuple[Route, ...] = (
     *prices.ROUTES,
     *bills.ROUTES,
     *trainjob.ROUTES,
+    *onlinejob.ROUTES,
+    *services.ROUTES,
     *logs.ROUTES,
     *results.ROUTES,
     *broker_v1.ROUTES,
@@ -88,8 +92,11 @@ def application(context: Context) -> web.Application:
     app[limits.LIMITS] = limits.Limits(context.limits, context.trusted_proxies, time.monotonic)
     app[events.FEED] = events.Feed(context.store)
     open_routes = [(route.method, route.path) for route in ROUTES if route.open]
-    app[auth.OPEN_ROUTES] = frozenset((*open_routes, *context.platform_paths))
-    app[auth.SCOPES] = {(route.method, route.path): route.needs for route in ROUTES}
+    passed_on = [(hdrs.METH_ANY, path) for path, _ in services.PASSED_ON]
+    app[auth.OPEN_ROUTES] = frozenset((*open_routes, *context.platform_paths, *passed_on))
+    scopes = {(route.method, route.path): route.needs for route in ROUTES}
+    app[auth.SCOPES] = {**scopes, **dict.fromkeys(passed_on, Scope.JOBS)}
+    app[services.SERVICES] = services.Services(context)
     app[QUERY_FIELDS] = {
         (route.method, route.path): {each.name: each for each in route.query} for route in ROUTES
     }
@@ -97,20 +104,24 @@ def application(context: Context) -> web.Application:
     app[uploads.UNPACKING] = asyncio.Semaphore(uploads.UNPACK_AT_ONCE)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
+    for path, handler in services.PASSED_ON:
+        app.router.add_route(hdrs.METH_ANY, path.replace("{path}", "{path:.*}"), handler)
     for method, path in context.platform_paths:
         app.router.add_route(method, path, center_calls.platform_path(method, path))
     app.on_response_prepare.append(cors.allow_origin)
-    app.on_startup.append(_open_gate)
+    app.on_startup.append(_open_parts)
     app.on_shutdown.append(_stop_waiting)
-    app.on_cleanup.append(_close_gate)
+    app.on_cleanup.append(_close_parts)
     return app
 
 
-async def _open_gate(app: web.Application) -> None:
+async def _open_parts(app: web.Application) -> None:
     await app[auth.GATE].open()
+    await app[services.SERVICES].proxy.open()
 
 
-async def _close_gate(app: web.Application) -> None:
+async def _close_parts(app: web.Application) -> None:
+    await app[services.SERVICES].proxy.close()
     await app[auth.GATE].close()
 
 

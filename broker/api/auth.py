@@ -157,7 +157,8 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     if request.match_info.http_exception is not None or resource is None:
         return await handler(request)
     method = "GET" if request.method == "HEAD" else request.method
-    if (method, resource.canonical) in request.app[OPEN_ROUTES]:
+    open_routes = request.app[OPEN_ROUTES]
+    if (method, resource.canonical) in open_routes or (hdrs.METH_ANY, resource.canonical) in open_routes:
         return await handler(request)
     request[CALLER] = await caller_of(request, request_token(request))
     return await handler(request)

@@ -20,7 +20,7 @@ from broker.api.routes import Route, Scope
 from broker.api.trainjob import expected, new_job, path_job, read_admission, read_job
 from broker.client import answers
 from broker.core.events import Resolved
-from broker.core.model import CenterState, JobState, PublicStatus, RemoteId, RunState
+from broker.core.model import CenterState, JobState, Kind, PublicStatus, RemoteId, RunState
 from broker.store import centers, jobs, purses, rounds, views
 from broker.store.jobs import NameTaken
 
@@ -70,8 +70,9 @@ async def me(request: web.Request) -> web.Response:
 async def show(request: web.Request) -> web.Response:
     """GET /broker/v1/jobs/{id}"""
     no_query(request)
+    context = request.app[CONTEXT]
     job = await read_job(request, None, costs=True)
-    return wire.answer(wire_money.job_detail(job, request.app[CONTEXT].timezone))
+    return wire.answer(wire_money.job_detail(job, context.timezone, context.services_url))
 
 
 EXPLAIN_QUERY = (
@@ -130,7 +131,10 @@ async def retry(request: web.Request) -> web.Response:
             created = await context.store.write(jobs.create_job, new)
         except NameTaken:
             continue  # somebody took it meanwhile; the next name is another one
-        return wire.answer(wire.created(created, context.timezone))
+        answer = wire.created(created, context.timezone)
+        if created.kind is Kind.ONLINE:
+            answer["metadata"]["url"] = wire.service_url(created.id, context.services_url)
+        return wire.answer(answer)
 
 
 async def resolve(request: web.Request) -> web.Response:

@@ -18,7 +18,7 @@ from argon2 import PasswordHasher
 import broker
 from broker.adapter import Adapter, Unavailable
 from broker.api.foresight import Foresight
-from broker.config import LimitSettings
+from broker.config import LimitSettings, ServiceSettings
 from broker.core.model import CenterId, JobRequest, Spec, TenantId
 from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
@@ -68,12 +68,18 @@ class Context:
     trusted_proxies: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     registration_tenant: str | None = None
+    services: ServiceSettings = field(default_factory=ServiceSettings)
     adapter: Callable[[CenterId], Awaitable[Adapter]] = _no_adapter
     open_adapters: Callable[[], Sequence[Adapter]] = tuple
     platform_paths: tuple[tuple[str, str], ...] = ()
     clock: Callable[[], int] = now_ms
     hasher: PasswordHasher = field(default_factory=PasswordHasher)
     version: str = broker.__version__
+
+    @property
+    def services_url(self) -> str:
+        """What comes before /services, without a trailing slash."""
+        return self.services.public_url or self.public_url
 
 
 CONTEXT = web.AppKey("context", Context)

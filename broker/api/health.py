@@ -9,10 +9,11 @@ from broker.api import wire
 from broker.api.context import CONTEXT
 from broker.api.reading import no_query
 from broker.api.routes import Media, Route
+from broker.api.services import SERVICES
 from broker.client import answers
 from broker.store import centers
 from broker.store.writer import StoreUnavailable
-from broker.telemetry import WRITER_BACKLOG
+from broker.telemetry import SERVICE_REQUESTS, WRITER_BACKLOG
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -47,6 +48,7 @@ async def metrics(request: web.Request) -> web.Response:
     """GET /metrics"""
     no_query(request)
     WRITER_BACKLOG.set(request.app[CONTEXT].store.backlog)
+    SERVICE_REQUESTS.set(request.app[SERVICES].proxy.under_way)
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

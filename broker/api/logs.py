@@ -24,7 +24,7 @@ from broker.api.routes import Media, Route
 from broker.api.streaming import CHUNK, attachment, file_bytes, open_stream, send
 from broker.api.trainjob import read_job
 from broker.client import answers
-from broker.core.model import RunId, RunState, public_run_status
+from broker.core.model import Kind, RunId, RunState, public_run_status
 from broker.store import runs, views
 from broker.store.jobs import JobView, RunView
 from broker.store.views import RunLog
@@ -63,6 +63,11 @@ READ_QUERY = (
 
 async def link(request: web.Request) -> web.Response:
     """GET /trainjob/{id}/tasks/{taskId}/logs/url"""
+    return await link_of(request, Kind.TRAIN)
+
+
+async def link_of(request: web.Request, kind: Kind) -> web.Response:
+    """A link to the log of a task of the job in the path."""
     context = request.app[CONTEXT]
     with Query(request) as query:
         content_type = query.text("contentType") or _content_type_header(request)
@@ -70,7 +75,7 @@ async def link(request: web.Request) -> web.Response:
             query.fail("0203", "contentType", f"is required: {PLAIN} or {BINARY}")
         elif content_type not in (PLAIN, BINARY):
             query.fail("0202", "contentType", f"must be {PLAIN} or {BINARY}, not {shown(content_type)}")
-    task = _task(await read_job(request), request.match_info["taskId"])
+    task = _task(await read_job(request, kind), request.match_info["taskId"])
     expires_s = context.clock() // 1000 + context.link_ttl_s
     signature = _signature(context, task.id, content_type, expires_s)
     fields = urlencode({"contentType": content_type, "exp": expires_s, "sig": signature})

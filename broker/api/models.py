@@ -295,7 +295,8 @@ class Config(Body):
         Field(max_length=1024, description="VIP only. Nodes held for the job, where the platform can."),
     ] = None
     preemptible: Annotated[
-        bool | None, Field(description="May be preempted. Default true for low and normal, else false.")
+        bool | None,
+        Field(description="May be preempted. Default true for training jobs of low and normal, else false."),
     ] = None
     estimated_run_time: Annotated[Seconds | None, Field(description="Seconds; a planning hint.")] = None
     max_run_time: Annotated[Seconds | None, Field(description="Seconds; stopped after that.")] = None
@@ -309,7 +310,15 @@ class Config(Body):
         | None,
         Field(description="CNY, ceiling for the whole job at the estimate; at most six decimal places."),
     ] = None
-    max_retries: Annotated[Whole, Field(ge=0, le=1000, description="For the job's own failures.")] = 0
+    max_retries: Annotated[
+        Whole | None,
+        Field(
+            ge=0,
+            le=1000,
+            description="Training jobs: for the job's own failures, default 0. Online services: for every end"
+            " of their own, default 10.",
+        ),
+    ] = None
     on_lost: Annotated[
         Literal["wait", "rerun", "fail"],
         BeforeValidator(_is_text),
@@ -320,8 +329,13 @@ class Config(Body):
     stop_grace: Annotated[Whole, Field(ge=0, le=3600, description="Seconds, capped by the center.")] = 30
     env: Annotated[list[EnvEntry], Field(max_length=256, description="Environment variables.")] = []
     dataset_ids: Annotated[list[Text], Field(max_length=256, description="Data the job reads.")] = []
-    port: Annotated[Whole | None, Field(ge=1, le=65_535, description="Online services only.")] = None
-    public: Annotated[bool | None, Field(description="Online services only: open to everybody.")] = None
+    port: Annotated[
+        Whole | None,
+        Field(ge=1, le=65_535, description="Online services only: where it listens; see BROKER_PORT."),
+    ] = None
+    public: Annotated[
+        bool | None, Field(description="Online services only: its address needs no token. Default false.")
+    ] = None
     labels: Annotated[
         dict[str, str],
         Field(max_length=64),

@@ -1,4 +1,4 @@
-"""Training jobs: create, list, show, stop, delete.
+"""Training jobs: create, list, show, stop, delete; and what online services do the same way.
 
 A create is one write and waits for no center; everything after it is the work of the loops.
 """
@@ -31,7 +31,7 @@ from broker.core.localtime import minute_of_week
 from broker.core.model import JobId, JobRequest, Kind, PublicStatus, TenantId
 from broker.store import codec, jobs, views
 from broker.store.accounts import Caller
-from broker.store.jobs import JobFilter, JobView, NewJob, NoSuchJob
+from broker.store.jobs import JobFilter, JobSummary, JobView, NewJob, NoSuchJob
 from broker.store.views import Admission
 
 STOP_WAIT_S = 2.0
@@ -58,31 +58,36 @@ def path_job(request: web.Request) -> JobId:
 
 async def create(request: web.Request) -> web.Response:
     """POST /trainjob"""
+    job = await create_job(request, models.CreateTrainJob, Kind.TRAIN)
+    return wire.answer(wire.created(job, request.app[CONTEXT].timezone))
+
+
+async def create_job(request: web.Request, model: type[CreateJob], kind: Kind) -> JobSummary:
+    """The new job of the body, or the earlier one of a repeated key."""
     no_query(request)
     context, caller = request.app[CONTEXT], request[CALLER]
     data = await read_object(request)
-    body = parse(models.CreateTrainJob, data)
+    body = parse(model, data)
     key = _idempotency_key(request)
     facts = await read_admission(context, caller, body, key)
-    body_hash = _body_hash(Kind.TRAIN, data) if key else ""
+    body_hash = _body_hash(kind, data) if key else ""
     if facts.earlier is not None:
         before_hash, job = facts.earlier
         if before_hash != body_hash:
             raise ApiError("0202", f"Idempotency-Key: {shown(key)} came with another body (job {job.id})")
-    else:
-        accepted = admit(body.config, Kind.TRAIN, caller, facts, context)
-        new = new_job(
-            context,
-            caller,
-            accepted,
-            name=body.job_name,
-            desc=body.job_desc,
-            key=key,
-            body_hash=body_hash,
-            estimated_micro=expected(context, accepted, facts),
-        )
-        job = await context.store.write(jobs.create_job, new)
-    return wire.answer(wire.created(job, context.timezone))
+        return job
+    accepted = admit(body.config, kind, caller, facts, context)
+    new = new_job(
+        context,
+        caller,
+        accepted,
+        name=body.job_name,
+        desc=body.job_desc,
+        key=key,
+        body_hash=body_hash,
+        estimated_micro=expected(context, accepted, facts),
+    )
+    return await context.store.write(jobs.create_job, new)
 
 
 async def read_admission(context: Context, caller: Caller, body: CreateJob, key: str = "") -> Admission:
@@ -162,13 +167,20 @@ LIST_QUERY = (
 
 async def list_all(request: web.Request) -> web.Response:
     """GET /trainjob"""
+    zone = request.app[CONTEXT].timezone
+    items, total = await page_of(request, Kind.TRAIN)
+    return wire.answer({"items": [wire.listed(job, zone) for job in items], "totalSize": total})
+
+
+async def page_of(request: web.Request, kind: Kind) -> tuple[list[JobSummary], int]:
+    """The jobs that the query asks for, and how many there are in all."""
     context = request.app[CONTEXT]
     with Query(request) as query:
         wanted = paging(query, max_page_size=context.max_page_size)
         status = query.choice("status")
         after, before = period(query, context.timezone)
         chosen = JobFilter(
-            kind=Kind.TRAIN,
+            kind=kind,
             status=PublicStatus(status) if status else None,
             center=query.text("centerId"),
             processor=query.text("processor"),
@@ -178,8 +190,7 @@ async def list_all(request: web.Request) -> web.Response:
             labels=tuple(_labels(query)),
             mine=query.choice("owner") == "me",
         )
-    items, total = await context.store.read(views.job_page, request[CALLER], chosen, wanted)
-    return wire.answer({"items": [wire.listed(job, context.timezone) for job in items], "totalSize": total})
+    return await context.store.read(views.job_page, request[CALLER], chosen, wanted)
 
 
 def _labels(query: Query) -> Iterator[tuple[str, str]]:
@@ -209,12 +220,17 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def stop(request: web.Request) -> web.Response:
-    """POST /trainjob/{id}/stop: asks, waits a moment for the end and answers what is true."""
+    """POST /trainjob/{id}/stop"""
+    return await stop_job(request, Kind.TRAIN)
+
+
+async def stop_job(request: web.Request, kind: Kind) -> web.Response:
+    """Asks, waits a moment for the end and answers what is true."""
     no_query(request)
     store = request.app[CONTEXT].store
     loop = asyncio.get_running_loop()
     deadline = loop.time() + STOP_WAIT_S
-    job = await store.write(jobs.stop_job, request[CALLER], path_job(request), Kind.TRAIN)
+    job = await store.write(jobs.stop_job, request[CALLER], path_job(request), kind)
     while job.ended_ms is None and loop.time() < deadline:
         if await shutting_down(request, STOP_POLL_S):
             break
@@ -224,9 +240,14 @@ async def stop(request: web.Request) -> web.Response:
 
 async def delete(request: web.Request) -> web.Response:
     """DELETE /trainjob/{id}"""
+    return await delete_job(request, Kind.TRAIN)
+
+
+async def delete_job(request: web.Request, kind: Kind) -> web.Response:
+    """Removes the job from sight, with its files."""
     no_query(request)
     context = request.app[CONTEXT]
-    removed = await context.store.write(jobs.delete_job, request[CALLER], path_job(request), Kind.TRAIN)
+    removed = await context.store.write(jobs.delete_job, request[CALLER], path_job(request), kind)
     for run in removed:
         await asyncio.to_thread(context.files.remove_run, run)
     return web.Response(status=204)

@@ -23,6 +23,7 @@ from broker.core.model import (
     CenterState,
     Health,
     JobRequest,
+    Kind,
     NodeShape,
     PublicStatus,
     RunState,
@@ -241,6 +242,11 @@ def metadata(job: JobSummary | JobView, zone: ZoneInfo) -> dict[str, Any]:
     }
 
 
+def service_url(job: str, public_url: str) -> str:
+    """Where a service is reached from its creation on: whoever comes too early is told to wait."""
+    return f"{public_url}/services/{job}/"
+
+
 def created(job: JobSummary, zone: ZoneInfo) -> dict[str, Any]:
     return {"metadata": metadata(job, zone), "status": job.status.value}
 
@@ -303,11 +309,12 @@ def price(micro: int) -> str:
     return text[:-4] + text[-4:].rstrip("0")
 
 
-def job_detail(job: JobView, zone: ZoneInfo) -> dict[str, Any]:
-    """Everything the broker knows of a job."""
+def job_detail(job: JobView, zone: ZoneInfo, public_url: str) -> dict[str, Any]:
+    """Everything the broker knows of a job; `url` only of a service."""
     return {
         "id": job.id,
         "kind": job.kind.value,
+        **({"url": service_url(job.id, public_url)} if job.kind is Kind.ONLINE else {}),
         "name": job.name,
         "desc": job.desc,
         "owner": job.account_name,

@@ -149,9 +149,9 @@ def entry(one: Entry, zone: ZoneInfo) -> dict[str, Any]:
 # ---------------------------------------------------------------- what a job has cost
 
 
-def job_detail(job: JobView, zone: ZoneInfo) -> dict[str, Any]:
+def job_detail(job: JobView, zone: ZoneInfo, public_url: str) -> dict[str, Any]:
     """Everything the broker knows of a job, with what it and its runs cost."""
-    detail = wire.job_detail(job, zone)
+    detail = wire.job_detail(job, zone, public_url)
     runs = [{**shown, "costs": run_cost(run)} for shown, run in zip(detail["runs"], job.runs, strict=True)]
     return {**detail, "runs": runs, "costs": job_cost(job)}
 

@@ -19,6 +19,7 @@ from broker.cli.app import app, run
 MODULES: dict[str, tuple[str, ...]] = {
     "broker.cli.submit": ("submit",),
     "broker.cli.jobs": ("jobs", "show", "wait", "explain", "logs", "stop", "retry", "delete", "download"),
+    "broker.cli.services": ("service",),
     "broker.cli.centers": ("centers", "idle", "specs", "drain", "resume"),
     "broker.cli.data": ("images", "datasets", "models", "apps"),
     "broker.cli.money": ("prices", "bills", "balance", "tenant"),

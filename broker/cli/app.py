@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from broker.client import Client, RequestFailed, Unreachable
+from broker.client import ONLINE, TRAIN, Client, RequestFailed, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8238"
 
@@ -172,8 +172,10 @@ def with_job(client: Client, job: str, call: Callable[[str], Result]) -> Result:
 
 
 def _id_of(client: Client, name: str, unknown: RequestFailed) -> str:
-    mine = client.all_jobs({"query": name, "owner": "me"})
-    ids = [item["metadata"]["id"] for item in mine if item["metadata"]["name"] == name]
+    ids: list[str] = []
+    for noun in (TRAIN, ONLINE):  # they share their names
+        mine = client.all_jobs({"query": name, "owner": "me"}, noun=noun)
+        ids = ids or [item["metadata"]["id"] for item in mine if item["metadata"]["name"] == name]
     if not ids:
         raise unknown
     if len(ids) > 1:

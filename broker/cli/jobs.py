@@ -125,6 +125,7 @@ def _summary(job: JobDetail) -> str:
             ("name", job["name"]),
             ("description", job.get("desc")),
             ("kind", job.get("kind")),
+            ("url", job.get("url")),
             ("owner", job.get("owner")),
             ("tenant", job.get("tenant")),
             ("status", job["status"]),

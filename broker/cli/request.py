@@ -39,6 +39,7 @@ _CONFIG = (
         "onLost",
     ),
     *("estimatedRunTime", "maxRunTime", "resumable", "checkpointInterval", "stopGrace", "env", "labels"),
+    *("port", "public"),
 )
 _EXCLUSIVE = (("imageId", "imageUrl"), ("specId", "minComputingPower"))
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -14,7 +14,7 @@ import typer
 from broker.cli import request as requests
 from broker.cli.app import CONTEXT, JOBS, Command, Failed, WrongUsage, app, connect, notice, print_json
 from broker.cli.request import amount, flops, pairs, seconds
-from broker.client import Client
+from broker.client import ONLINE, TRAIN, Client, Noun
 
 
 @app.command(
@@ -71,6 +71,13 @@ def submit(
     dataset: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Data it reads; repeatable.")
     ] = None,
+    service: Annotated[
+        bool, typer.Option("--service", help="An online service: it has an address and no end of its own.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Service: where it listens; BROKER_PORT tells it what it got.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Service: its address needs no token.")] = False,
     upload: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Send this folder and run inside a copy of it.")
     ] = None,
@@ -104,7 +111,11 @@ def submit(
         "env": pairs(env, of="--env") if env else None,
         "labels": pairs(label, of="--label") if label else None,
         "datasetIds": dataset or None,
+        "port": port,
+        "public": public or None,
     }
+    if service and wait:
+        raise WrongUsage("--wait: a service has no end of its own; see broker service show")
     document = requests.read_job_file(file) if file else {}
     request = requests.merged(document, flags, name=name, desc=desc)
     client = connect()
@@ -114,7 +125,7 @@ def submit(
     if dry_run:
         print_json(request)
     else:
-        _send(client, request, wait=wait, as_json=as_json)
+        _send(client, request, wait=wait, as_json=as_json, noun=ONLINE if service else TRAIN)
 
 
 def _seconds(text: str | None, option: str) -> int | None:
@@ -156,15 +167,16 @@ def _with_folder(client: Client, request: dict[str, Any], folder: Path, *, send:
     config["command"] = requests.inside_copy(dataset, config["command"])
 
 
-def _send(client: Client, request: dict[str, Any], *, wait: bool, as_json: bool) -> None:
-    answer = client.create_job(request)
+def _send(client: Client, request: dict[str, Any], *, wait: bool, as_json: bool, noun: Noun) -> None:
+    answer = client.create_job(request, noun=noun)
     job = answer["metadata"]["id"]
     if not wait:
+        next_ = f"service show {job}" if noun == ONLINE else f"wait {job}"
         if as_json:
             print_json(answer)
         else:
             print(job)
-            notice(f"submitted {answer['metadata']['name']}; follow it with: broker wait {job}")
+            notice(f"submitted {answer['metadata']['name']}; follow it with: broker {next_}")
         return
     from broker.cli.wait import follow
 

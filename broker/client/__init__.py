@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from broker import __version__
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
         JobItem,
         JobPage,
         Me,
+        ServiceDetail,
+        ServiceLink,
         SpecPage,
         StopAnswer,
         Token,
@@ -53,6 +55,11 @@ CALL_S = 90.0  # a little more than the broker waits for a center
 CHUNK = 1 << 16
 
 __all__ = ["Client", "EventsEnded", "Query", "RequestFailed", "Unreachable"]
+
+Noun = Literal["trainjob", "onlineJob"]
+"""Training jobs and online services have the same calls on paths of their own."""
+TRAIN: Noun = "trainjob"
+ONLINE: Noun = "onlineJob"
 
 BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 """What a broken connection raises; a local file raises none of them."""
@@ -177,24 +184,26 @@ class Client(DataCalls, FurtherCalls, MoneyCalls):
 
     # ------------------------------------------------ jobs
 
-    def create_job(self, request: Mapping[str, Any], *, key: str | None = None) -> JobItem:
+    def create_job(
+        self, request: Mapping[str, Any], *, key: str | None = None, noun: Noun = TRAIN
+    ) -> JobItem:
         """Submit a job.  A lost answer is asked for again with the same key, so the job exists once."""
         headers = {"Idempotency-Key": key or secrets.token_hex(16)}
         try:
-            answer = self._json("POST", "/trainjob", body=request, headers=headers)
+            answer = self._json("POST", f"/{noun}", body=request, headers=headers)
         except Unreachable:
-            answer = self._json("POST", "/trainjob", body=request, headers=headers)
+            answer = self._json("POST", f"/{noun}", body=request, headers=headers)
         return cast("JobItem", answer)
 
-    def jobs(self, query: Query | None = None) -> JobPage:
-        return cast("JobPage", self._json("GET", "/trainjob", query=query))
+    def jobs(self, query: Query | None = None, *, noun: Noun = TRAIN) -> JobPage:
+        return cast("JobPage", self._json("GET", f"/{noun}", query=query))
 
-    def all_jobs(self, query: Query) -> Iterator[JobItem]:
+    def all_jobs(self, query: Query, *, noun: Noun = TRAIN) -> Iterator[JobItem]:
         """Every job of a listing, page after page, oldest ids first so that new jobs shift nothing."""
         page = seen = 0
         while True:
             page += 1
-            answer = self.jobs({**query, "sort": "id", "order": "asc", "page": page})
+            answer = self.jobs({**query, "sort": "id", "order": "asc", "page": page}, noun=noun)
             yield from answer["items"]
             seen += len(answer["items"])
             if not answer["items"] or seen >= answer["totalSize"]:
@@ -208,11 +217,18 @@ class Client(DataCalls, FurtherCalls, MoneyCalls):
         query = "" if what_if else "?whatIf=false"
         return cast("Explanation", self._json("GET", f"/broker/v1/jobs/{_word(job)}/explain{query}"))
 
-    def stop_job(self, job: str) -> StopAnswer:
-        return cast("StopAnswer", self._json("POST", f"/trainjob/{_word(job)}/stop"))
+    def stop_job(self, job: str, *, noun: Noun = TRAIN) -> StopAnswer:
+        return cast("StopAnswer", self._json("POST", f"/{noun}/{_word(job)}/stop"))
 
-    def delete_job(self, job: str) -> None:
-        self._json("DELETE", f"/trainjob/{_word(job)}")
+    def delete_job(self, job: str, *, noun: Noun = TRAIN) -> None:
+        self._json("DELETE", f"/{noun}/{_word(job)}")
+
+    def service(self, job: str) -> ServiceDetail:
+        return cast("ServiceDetail", self._json("GET", f"/{ONLINE}/{_word(job)}"))
+
+    def service_link(self, job: str) -> ServiceLink:
+        """A link that lets a browser in, for a moment."""
+        return cast("ServiceLink", self._json("POST", f"/broker/v1/services/{_word(job)}/link"))
 
     def retry_job(self, job: str) -> JobItem:
         return cast("JobItem", self._json("POST", f"/broker/v1/jobs/{_word(job)}/retry"))

@@ -17,12 +17,59 @@ class Token(TypedDict):
 
 
 class Metadata(TypedDict):
+    """`url` only of an online service that is retried."""
+
     id: str
     name: str
     desc: str
     createTime: str
     createTimeMs: int
     userId: str
+    url: NotRequired[str]
+
+
+class ServiceMetadata(TypedDict):
+    """`url` is where the service is reached, from its creation on."""
+
+    id: str
+    name: str
+    desc: str
+    createTime: str
+    createTimeMs: int
+    url: str
+
+
+class ServiceItem(TypedDict):
+    """The last three only in a listing."""
+
+    metadata: ServiceMetadata
+    status: str
+    centerId: NotRequired[str]
+    priority: NotRequired[str]
+    finishTime: NotRequired[str]
+
+
+class ServicePage(TypedDict):
+    items: list[ServiceItem]
+    totalSize: int
+
+
+class ServiceDetail(TypedDict):
+    """`restarts`: how often it was started again after it had ended by itself."""
+
+    metadata: ServiceMetadata
+    status: str
+    public: bool
+    port: int | None
+    restarts: int
+    tasks: list[Task]
+
+
+class ServiceLink(TypedDict):
+    """What lets a browser in until `expiresAt`."""
+
+    url: str
+    expiresAt: str
 
 
 class JobItem(TypedDict):
@@ -136,8 +183,11 @@ class LogLink(TypedDict):
 
 
 class JobDetail(TypedDict):
+    """`url` only of an online service."""
+
     id: str
     kind: str
+    url: NotRequired[str]
     name: str
     desc: str
     owner: str

@@ -39,6 +39,7 @@ from broker.config.schema import (
     Platform,
     SchedulerSettings,
     Server,
+    ServiceSettings,
     Settings,
     StatedPrice,
     StoreSettings,
@@ -58,6 +59,7 @@ __all__ = [
     "Problem",
     "SchedulerSettings",
     "Server",
+    "ServiceSettings",
     "Settings",
     "StatedPrice",
     "StoreSettings",
@@ -85,6 +87,7 @@ SECTIONS: Mapping[str, type] = {
     "limits": LimitSettings,
     "submit": SubmitSettings,
     "billing": BillingSettings,
+    "services": ServiceSettings,
 }
 
 

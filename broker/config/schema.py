@@ -167,6 +167,30 @@ class BillingSettings:
     record: Annotated[str, v.choice("center", "broker"), RELOAD] = "center"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
+    """[services]: passing requests on to running online services."""
+
+    # What users put before /services; "": server.public_url.  Another host keeps services away from
+    # what browsers keep for the broker's own pages.
+    public_url: Annotated[str, v.optional(v.http_url)] = ""
+    # Requests and WebSockets passed on at once, to all services and to one; more are answered 503.
+    max_concurrent: Annotated[int, v.whole(1, 100_000)] = 512
+    max_concurrent_per_service: Annotated[int, v.whole(1, 100_000)] = 64
+    # Bytes of the header of a request, and of that of an answer.
+    max_header_bytes: Annotated[int, v.whole(1024, 1 << 20)] = 32 << 10
+    # Bytes of a request's body; it is never kept in memory.
+    max_body_bytes: Annotated[int, v.whole(1, 1 << 50)] = 10 << 30
+    # Bytes of one WebSocket message, which is kept in memory.
+    max_message_bytes: Annotated[int, v.whole(1024, 1 << 30)] = 4 << 20
+    # For name, TCP and TLS of a connection to a service.
+    connect_timeout_s: Annotated[float, v.seconds(0.1, 600)] = 5.0
+    # A request is cut when nothing of it or of its answer has moved for so long.
+    idle_timeout_s: Annotated[float, v.seconds(0.1, 86_400)] = 300.0
+    # Life of what a signed link leaves in a browser.
+    cookie_ttl_s: Annotated[int, v.whole(60, 366 * 86_400)] = 86_400
+
+
 @dataclass(frozen=True, slots=True)
 class NodeShapeSpec:
     """[[specs]]: a further spec beside the derived ones; its id follows from the shape."""
@@ -226,6 +250,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     submit: SubmitSettings = SubmitSettings()
     billing: BillingSettings = BillingSettings()
+    services: ServiceSettings = ServiceSettings()
     specs: tuple[NodeShapeSpec, ...] = ()
     centers: tuple[CenterSettings, ...] = ()
     source: Path | None = None

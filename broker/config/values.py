@@ -251,6 +251,15 @@ def network(value: Any, _place: Place) -> str:
         raise Wrong(f"is {shown(value)}; {wanted}") from None
 
 
+def optional(read: Read) -> Read:
+    """An empty text, or what `read` takes."""
+
+    def read_optional(value: Any, place: Place) -> Any:
+        return "" if value == "" else read(value, place)
+
+    return read_optional
+
+
 def path_text(value: Any, place: Place) -> str:
     """An absolute path as text."""
     return str(place.path(filled(value, place)))

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from broker.core.budget import overspent
 from broker.core.model import (
+    EVERY_CENTER,
     Accuracy,
     CenterFacts,
     CenterId,
@@ -270,7 +271,7 @@ def _center_faults(job_class: JobClass, center: CenterFacts) -> Iterator[str]:
         yield f"center is {center.health}"
     if request.centers and center.id not in request.centers:
         yield "the job names other centers"
-    if center.id in job_class.avoid:
+    if center.id in job_class.avoid or EVERY_CENTER in job_class.avoid:
         yield "the job avoids the center"
     if request.kind is _ONLINE and not center.services:
         yield "no services there"

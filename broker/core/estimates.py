@@ -11,7 +11,7 @@ have gone on: it only tells "at least so long", as does a run that still runs.  
 account as Kaplan and Meier do (product-limit estimator).
 
 Of a job that states an estimate its tenant's ratio of real to stated run time is learned, of one that
-states none the run time.
+states none the run time.  Of online services nothing is learned: what ends them is no habit of theirs.
 """
 
 from __future__ import annotations
@@ -236,7 +236,9 @@ class RunTimes:
         ratios: dict[str, Counter[int]] = {}
         keys_of: dict[tuple[str, TenantId], tuple[str, ...]] = {}
         for claim in claims:
-            if claim.request is None or claim.started_ms is None or claim.started_ms >= now_ms:
+            if claim.request is None or claim.request.endless:
+                continue
+            if claim.started_ms is None or claim.started_ms >= now_ms:
                 continue
             ran_s, stated_s = (now_ms - claim.started_ms) / 1000, claim.request.estimated_run_time_s
             mine = (claim.class_key or claim.run, claim.tenant)
@@ -264,6 +266,8 @@ class RunTimes:
 
         A stated estimate is corrected by the tenant's own ratio and stands where that is not known.
         """
+        if request.endless:
+            return None
         stated_s = request.estimated_run_time_s
         mine = keys(request, tenant)
         for key in mine[:OF_TENANT] if stated_s else mine:

@@ -101,6 +101,7 @@ class Code(IntEnum):
     HELD_BACK = 36
     DATA_UNAVAILABLE = 37  # told like a test of the center: no code above it is found there
     BUDGET = 38
+    RESTART_PAUSE = 39
 
     @property
     def word(self) -> str:
@@ -186,6 +187,9 @@ MEANINGS: dict[Code, Meaning] = {
     ),
     Code.BUDGET: Meaning(
         _P, Unit.MONEY, "is expected to cost {need_cny} CNY there, the tenant may spend {have_cny} CNY more"
+    ),
+    Code.RESTART_PAUSE: Meaning(
+        _W, Unit.SERVICES, "the service has just ended by itself and pauses before it is started again"
     ),
 }
 

@@ -91,11 +91,13 @@ def time_left_s(expected: RunTime, ran_s: float, level: float, limit_s: int | No
 def end_of(claim: Claim, now_ms: int) -> RunTime | None:
     """Seconds from now within which a run ends, half of its like and nine in ten.
 
-    None of a run of which nothing was stated or learned.
+    None of a run of which nothing was stated or learned, and of a service that nothing limits.
     """
     limit_s = None if claim.request is None else claim.request.max_run_time_s
     stated_s = None if claim.request is None else claim.request.estimated_run_time_s
     if claim.learned is None and stated_s is None and limit_s is None and not claim.stopping:
+        return None
+    if claim.request is not None and claim.request.endless and limit_s is None and not claim.stopping:
         return None
     p50_s, p90_s = (_left_s(claim, now_ms, level, limit_s) for level in (0.5, 0.9))
     return RunTime(p50_s, p90_s)

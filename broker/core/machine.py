@@ -39,7 +39,9 @@ from broker.core.events import (
     WentSilent,
 )
 from broker.core.model import (
+    EVERY_CENTER,
     STOP_STRENGTH,
+    CenterId,
     FailureKind,
     JobFacts,
     JobState,
@@ -49,7 +51,7 @@ from broker.core.model import (
     Stop,
     StopReason,
 )
-from broker.core.retry import Again, avoiding, decide
+from broker.core.retry import Again, Decision, avoiding, decide, restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +102,28 @@ def _end(
         over = replace(job, state=job_state, ended_ms=run.ended_ms, message=text)
         return Step(over, run, commands)
 
-    def again(*, spends_retry: bool, avoid_s: int) -> Step:
+    def again(*, spends_retry: bool, avoid_s: int, away_from: CenterId | None = run.center) -> Step:
         attempt = job.attempts + 1
         waiting = replace(
             job,
             state=JobState.QUEUED,
             attempts=attempt,
             retries_used=job.retries_used + spends_retry,
-            avoid=avoiding(job, run.center, avoid_s=avoid_s, now_ms=at_ms),
+            avoid=avoiding(job, away_from, avoid_s=avoid_s, now_ms=at_ms),
             stop=None,
             message=run.message,
         )
         return Step(waiting, run, (*commands, NewRun(attempt)))
 
+    def decided(decision: Decision, over: JobState) -> Step:
+        match decision:
+            case Again(spends_retry=spends, avoid_s=avoid_s, everywhere=everywhere):
+                away_from = EVERY_CENTER if everywhere else run.center
+                return again(spends_retry=spends, avoid_s=avoid_s, away_from=away_from)
+        return ended(over)
+
+    if state is RunState.SUCCEEDED and job.request.endless:
+        return decided(restart(job), JobState.SUCCEEDED)
     if state is RunState.SUCCEEDED:
         return ended(JobState.SUCCEEDED)
     reason = run.stop.reason if run.stop else None
@@ -125,10 +136,7 @@ def _end(
     if state is RunState.STOPPED:  # somebody stopped it at the center
         return ended(JobState.STOPPED)
     assert failure is not None, "a failed run has a kind"
-    match decide(job, failure):
-        case Again(spends_retry=spends, avoid_s=avoid_s):
-            return again(spends_retry=spends, avoid_s=avoid_s)
-    return ended(JobState.FAILED)
+    return decided(decide(job, failure), JobState.FAILED)
 
 
 def _stop_owed(run: RunFacts) -> tuple[Command, ...]:
@@ -253,8 +261,10 @@ def _times(run: RunFacts, event: SeenSucceeded | SeenFailed | SeenStopped) -> Ru
 
 
 def _seen_succeeded(job: JobFacts, run: RunFacts, event: SeenSucceeded) -> Step:
-    """Finished with success beats a stop in flight."""
+    """Finished with success beats a stop in flight; but a service only ever ends by one."""
     run = replace(_times(run, event), exit_code=0, message="")
+    if job.request.endless and run.stop is not None:
+        return _stopped(job, run, event.at_ms)
     return _end(job, run, RunState.SUCCEEDED, event.at_ms)
 
 

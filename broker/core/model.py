@@ -31,6 +31,15 @@ MICRO = 1_000_000
 DEFAULT_ESTIMATE_S = 3600
 """Planned run time of a job that states neither an estimate nor a limit."""
 
+SERVICE_ESTIMATE_S = 7 * 86_400
+"""Planned run time of an online service without an estimate: it has no end of its own."""
+
+SERVICE_RETRIES = 10
+"""How often an online service that has ended is started again where it does not say."""
+
+EVERY_CENTER = CenterId("*")
+"""Stands for all centers where a job avoids some: it is not placed at all.  No center has this id."""
+
 
 class JobState(StrEnum):
     """A job is what somebody asked for; it outlives its runs.  Ended states are written once."""
@@ -344,9 +353,19 @@ class JobRequest:
     labels: tuple[tuple[str, str], ...] = ()
 
     @property
+    def endless(self) -> bool:
+        """It has no end of its own: it runs until somebody or its limit stops it."""
+        return self.kind is Kind.ONLINE
+
+    @property
     def estimate_s(self) -> int:
-        """Planned run time: the stated estimate, else the limit, else one hour."""
-        return self.estimated_run_time_s or self.max_run_time_s or DEFAULT_ESTIMATE_S
+        """Planned run time: the stated estimate, else the limit, else one hour; of an online service
+        without an estimate seven days, and no more than its limit."""
+        if self.estimated_run_time_s is not None:
+            return self.estimated_run_time_s
+        if self.endless:
+            return min(SERVICE_ESTIMATE_S, self.max_run_time_s or SERVICE_ESTIMATE_S)
+        return self.max_run_time_s or DEFAULT_ESTIMATE_S
 
     @property
     def max_rate_micro(self) -> int | None:
@@ -366,7 +385,7 @@ class JobFacts:
     queued_ms: int
     attempts: int = 1
     retries_used: int = 0
-    avoid: tuple[tuple[CenterId, int], ...] = ()  # (center, until_ms) after a refusal there
+    avoid: tuple[tuple[CenterId, int], ...] = ()  # (center or EVERY_CENTER, until_ms) after a failure
     stop: Stop | None = None
     ended_ms: int | None = None
     message: str = ""

@@ -1,23 +1,28 @@
-"""What a failed run leads to: another attempt or the end of the job.
+"""What an ended run leads to: another attempt or the end of the job.
 
 Only the job's own failures spend `maxRetries`.  What a center or the broker caused is free, but the
 job keeps away from that center for a while, longer each time, so that a center that eats jobs does
 not get the same one at once.
+
+An online service has no end of its own: whatever its exit code, 0 among them, it is started again
+within its retries, after a pause that doubles with every end that is still remembered (`avoiding`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.core.model import CenterId, FailureKind, JobFacts
+from broker.core.model import EVERY_CENTER, CenterId, FailureKind, JobFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Another attempt.  `avoid_s`: how long the job keeps away from the center, 0 for not at all."""
+    """Another attempt.  `avoid_s`: how long the job keeps away from the center, 0 for not at all;
+    `everywhere`: from every center."""
 
     spends_retry: bool
     avoid_s: int
+    everywhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,23 @@ AVOID_S: dict[FailureKind, tuple[int, int]] = {
 }
 
 
+RESTART_S = (2, 300)
+"""(first, longest) pause of an online service before it is started again, doubled each time."""
+
+
+def restart(job: JobFacts) -> Decision:
+    """What becomes of an online service whose process has ended by itself."""
+    if job.retries_used >= job.request.max_retries:
+        return GiveUp()
+    first, longest = RESTART_S
+    ends = sum(center == EVERY_CENTER for center, _ in job.avoid)
+    return Again(spends_retry=True, avoid_s=min(longest, first << min(ends, 16)), everywhere=True)
+
+
 def decide(job: JobFacts, kind: FailureKind) -> Decision:
     """Another attempt or not, for a run of `job` that failed by `kind` (see FailureKind)."""
+    if job.request.endless and kind in (FailureKind.JOB, FailureKind.COMMAND):
+        return restart(job)
     if kind is FailureKind.JOB:
         spent = job.retries_used >= job.request.max_retries
         return GiveUp() if spent else Again(spends_retry=True, avoid_s=0)

@@ -53,6 +53,7 @@ from broker.core.queue import JobQueue, as_queue
 from broker.core.resources import unit_count
 
 __all__ = [
+    "ENDLESS_S",
     "Free",
     "Holding",
     "ToldApart",
@@ -313,12 +314,19 @@ class Holding:
         return 0 if all(ends_ms <= start for start in self.starts_ms[:depth]) else depth
 
 
+ENDLESS_S = 1 << 31
+"""Longer than any planned run time, in seconds."""
+
+
 def longest_estimate_s(request: JobRequest, learned: RunTime | None = None) -> int:
     """The time by which a run of the class of a request has ended, as far as can be planned.
 
     By `learned` nine in ten have; else it is the longest planned run time: classes share a factor of
-    two.  Nothing runs beyond its limit.
+    two.  Nothing runs beyond its limit.  An online service is never taken to end: whatever it says,
+    it fills in nowhere.
     """
+    if request.endless:
+        return ENDLESS_S
     longest_s = (1 << request.estimate_s.bit_length()) - 1 if learned is None else learned.p90_s
     return longest_s if request.max_run_time_s is None else min(longest_s, request.max_run_time_s)
 

@@ -136,6 +136,19 @@ def list_tenants(session: Session, only: str = "") -> list[TenantView]:
     return [TenantView(row.id, row.created_ms, count) for row, count in session.exec(query).all()]
 
 
+def may_see(caller: Caller, *, account: str, tenant: str) -> bool:
+    """Whether `visible` holds for a job of an account."""
+    if caller.role is Role.USER:
+        return account == caller.id
+    return caller.role is Role.OPERATOR or tenant == caller.tenant
+
+
+def unfrozen(session: Session, account: str) -> Caller | None:
+    """An account by its id; None when there is none, or it is frozen."""
+    row = session.get(Account, account)
+    return None if row is None or row.frozen_ms is not None else caller_of(row)
+
+
 def add_account(tx: Tx, *, name: str, tenant: str, role: Role, password_hash: str, actor: str = "") -> Caller:
     """Create an account, and its tenant when it is new.  Raises NameInUse."""
     if tx.session.exec(select(Account).where(Account.name == name)).first() is not None:

@@ -21,9 +21,9 @@ OVERLAP_MS = 60_000
 
 
 def learn(tx: Tx, request: JobRequest, tenant: TenantId, run: RunFacts) -> None:
-    """What a run that has just ended tells, under all its keys."""
+    """What a run that has just ended tells, under all its keys; one without an end of its own nothing."""
     seen = observation(run)
-    if seen is None:
+    if seen is None or request.endless:
         return
     new = seen.history(request)
     for key in keys(request, tenant):
