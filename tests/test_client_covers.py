@@ -15,7 +15,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from broker.api.app import ROUTES
-from broker.client import Client, answers
+from broker.client import ONLINE, TRAIN, Client, answers
 from tests.daemon_process import daemon, eventually, local_center
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,8 @@ ONE_METHOD_FOR_SEVERAL = {
     "/broker/v1/centers/{}/{}": ("drain", "resume"),
     "/broker/v1/accounts/{}/{}": ("grant", "revoke", "freeze", "unfreeze", "password"),
 }
+ONE_METHOD_FOR_BOTH_KINDS = frozenset({"/{}", "/{}/{}", "/{}/{}/stop", "/{}/{}/tasks/{}/logs/url"})
+"""Of jobs: of training jobs and of online services."""
 
 
 def paths_of_the_client() -> Iterator[str]:
@@ -37,6 +39,8 @@ def paths_of_the_client() -> Iterator[str]:
             yield path
             for word in ONE_METHOD_FOR_SEVERAL.get(path, ()):
                 yield path.removesuffix("{}") + word
+            if path in ONE_METHOD_FOR_BOTH_KINDS:
+                yield from (path.replace("{}", noun, 1) for noun in (TRAIN, ONLINE))
 
 
 def test_every_endpoint_has_a_method() -> None:

@@ -74,6 +74,18 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "application": "使用此密钥的应用；可省略。",
         "expiresAt": "失效时间，须在将来；可省略。",
     },
+    "SetBudget": {
+        "cny": "元，最多两位小数。",
+        "per": "month：每个自然月；total：从现在起总共。",
+    },
+    "AddEntry": {
+        "amount": "元；小于 0 表示扣除。",
+        "note": "原因，最多 255 个字符。",
+    },
+    "LinkUser": {
+        "centerId": "中心。",
+        "user": "该用户在中心平台上的 id。",
+    },
     "Right": {"right": "权限。"},
     "SetPassword": {"password": "新密码。"},
     "CenterCall": {

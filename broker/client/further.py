@@ -23,10 +23,12 @@ class FurtherCalls(PeopleCalls):
         """A job as the standard shows it; `job` of Client tells more."""
         return cast("Job", self._json("GET", f"/trainjob/{quote(job, safe='')}"))
 
-    def log_link(self, job: str, task: str, *, content_type: str = "text/plain") -> LogLink:
+    def log_link(
+        self, job: str, task: str, *, content_type: str = "text/plain", noun: str = "trainjob"
+    ) -> LogLink:
         """A link that a browser opens without a token, for a few minutes; application/octet-stream
-        makes it a download."""
-        where = f"/trainjob/{quote(job, safe='')}/tasks/{quote(task, safe='')}/logs/url"
+        makes it a download.  `noun` is onlineJob for a service."""
+        where = f"/{noun}/{quote(job, safe='')}/tasks/{quote(task, safe='')}/logs/url"
         return cast("LogLink", self._json("GET", where, query={"contentType": content_type}))
 
     def rounds(self, limit: int = 50) -> Rounds:

@@ -52,34 +52,34 @@ class MoneyCalls:
         return cast("BillSummary", self._json("GET", "/bills/summary", query=asked))
 
     def balance(self, tenant: str) -> Balance:
-        return cast("Balance", self._json("GET", f"{_tenant(tenant)}/balance"))
+        return cast("Balance", self._json("GET", f"/broker/v1/tenants/{_word(tenant)}/balance"))
 
     def ledger(self, tenant: str, query: Query | None = None) -> LedgerPage:
-        return cast("LedgerPage", self._json("GET", f"{_tenant(tenant)}/ledger", query=query))
+        return cast(
+            "LedgerPage", self._json("GET", f"/broker/v1/tenants/{_word(tenant)}/ledger", query=query)
+        )
 
     def set_budget(self, tenant: str, cny: Decimal, *, per: str = "total") -> Balance:
         """`per` is month or total."""
         body = {"cny": _amount(cny), "per": per}
-        return cast("Balance", self._json("POST", f"{_tenant(tenant)}/budget", body=body))
+        return cast("Balance", self._json("POST", f"/broker/v1/tenants/{_word(tenant)}/budget", body=body))
 
     def remove_budget(self, tenant: str) -> None:
-        self._json("DELETE", f"{_tenant(tenant)}/budget")
+        self._json("DELETE", f"/broker/v1/tenants/{_word(tenant)}/budget")
 
     def add_to_balance(self, tenant: str, cny: Decimal, *, note: str = "") -> LedgerItem:
         body = {"amount": _amount(cny), "note": note}
-        return cast("LedgerItem", self._json("POST", f"{_tenant(tenant)}/ledger", body=body))
+        return cast("LedgerItem", self._json("POST", f"/broker/v1/tenants/{_word(tenant)}/ledger", body=body))
 
     def links(self, account: str) -> LinkPage:
-        return cast("LinkPage", self._json("GET", f"{_account(account)}/links"))
+        return cast("LinkPage", self._json("GET", f"/broker/v1/accounts/{_word(account)}/links"))
 
     def link_user(self, account: str, center: str, user: str, *, unlink: bool = False) -> LinkPage:
-        path = f"{_account(account)}/{'unlink' if unlink else 'link'}"
-        return cast("LinkPage", self._json("POST", path, body={"centerId": center, "user": user}))
+        there = f"/broker/v1/accounts/{_word(account)}/link"
+        other = f"/broker/v1/accounts/{_word(account)}/unlink"
+        body = {"centerId": center, "user": user}
+        return cast("LinkPage", self._json("POST", other if unlink else there, body=body))
 
 
-def _tenant(tenant: str) -> str:
-    return f"/broker/v1/tenants/{quote(tenant, safe='')}"
-
-
-def _account(name: str) -> str:
-    return f"/broker/v1/accounts/{quote(name, safe='')}"
+def _word(text: str) -> str:
+    return quote(text, safe="")
