@@ -42,10 +42,6 @@ FUNCTIONS = ("1", "1", "1", "2", "2", "2", "3a", "3b", "3c", "3d", "4a", "4b", "
 
 OPEN_QUESTIONS = 30
 
-COMING = frozenset({"test_api_onlinejob", "test_api_datasets", "test_api_bills"})
-"""Modules of tests whose endpoints are not served yet."""
-
-
 def rows(page: Path, columns: int) -> list[list[str]]:
     """The rows of that many columns, without the headings."""
     found = []
@@ -101,7 +97,4 @@ def test_the_tests_it_names_exist(page: Path) -> None:
     assert len(named) == len(FUNCTIONS) + len(ANNEX_B) + len(ENDPOINTS) + OPEN_QUESTIONS
     for name in named:
         module, _, function = name.partition(".")
-        if (ROOT / "tests" / f"{module}.py").exists():
-            assert function in functions(module), name
-        else:
-            assert module in COMING, name
+        assert function in functions(module), name
