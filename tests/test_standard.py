@@ -42,6 +42,7 @@ FUNCTIONS = ("1", "1", "1", "2", "2", "2", "3a", "3b", "3c", "3d", "4a", "4b", "
 
 OPEN_QUESTIONS = 30
 
+
 def rows(page: Path, columns: int) -> list[list[str]]:
     """The rows of that many columns, without the headings."""
     found = []
