@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from broker.api import models, wire, wire_catalogue, wire_money
+from broker.api import models, wire, wire_catalogue, wire_explain, wire_money
 from broker.api.admission import admit
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
@@ -97,7 +97,7 @@ async def explain(request: web.Request) -> web.Response:
         foreseen = await foresight.of_waiting(job.id, job.request, changes=changes is not False)
     elif job.status is PublicStatus.RUNNING:
         foreseen = await foresight.of_running(job.id)
-    told = wire.explained(job, why.position, why.reasons, foreseen, context.timezone)
+    told = wire_explain.explained(job, why.position, why.reasons, foreseen, context.timezone)
     data = [{"datasetId": each.dataset, **wire_catalogue.copy(each, context.timezone)} for each in why.data]
     return wire.answer({**told, "data": data})
 
