@@ -40,6 +40,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 th { font-weight: 600; }
+td:not(:last-child) { overflow-wrap: normal; }
 .method { display: inline-block; min-width: 3.6rem; font-weight: 700; font-size: .8rem; }
 .get { color: #15803d; } .post { color: #b45309; } .delete { color: #b91c1c; }
 .note { opacity: .75; font-size: .85rem; }
