@@ -60,6 +60,7 @@ from broker.once import NEVER_CONNECTED, send_once
 T = TypeVar("T")
 Body = bytes | AsyncIterator[bytes] | aiohttp.FormData | None
 Query = Mapping[str, str | int]
+HeaderReader = Callable[[Mapping[str, str]], None]
 Envelope = Callable[[int, Any], Any]
 """A platform's check of an answer: HTTP status and document in, payload out.
 
@@ -185,21 +186,31 @@ class Http:
 
         return await self._call(request, read)
 
-    async def download(self, request: Request, envelope: Envelope | None = None) -> AsyncIterator[bytes]:
+    async def download(
+        self,
+        request: Request,
+        envelope: Envelope | None = None,
+        *,
+        any_type: bool = False,
+        headers: HeaderReader = lambda _: None,
+    ) -> AsyncIterator[bytes]:
         """The bytes of a file, at most `max_bytes`, in chunks.
 
-        With `envelope`, an answer in JSON is no file but the platform's word why there is none.
+        With `envelope`, an answer in JSON is the platform's word why there is no file; with `any_type`
+        only where its status is no success.  `headers` is given those of the file.
         """
         for again in (False, True):
             try:
                 async with self._exchange(request) as response:
-                    if envelope is not None and response.content_type == "application/json":
+                    word = not (any_type and response.status in (200, 206))
+                    if envelope is not None and word and response.content_type == "application/json":
                         body = await self._body(response, MAX_ANSWER_BYTES)
                         envelope(response.status, self._document(response, body))
                         raise self._unintelligible(response, body, "expected a file, got JSON")
                     if response.status not in (200, 206):
                         body = await self._body(response, MAX_ANSWER_BYTES)
                         raise self._unintelligible(response, body, "expected a file")
+                    headers(response.headers)
                     async for chunk in self._limited(response, request.max_bytes):
                         yield chunk
                 return

@@ -224,6 +224,7 @@ class RunSpec:
     vip_nodes: tuple[str, ...] = ()
     priority: int = 1
     datasets: tuple[tuple[str, str], ...] = ()  # (data set id, CopySighting.remote of its copy here)
+    labels: tuple[tuple[str, str], ...] = ()
     resume_from: RunId | None = None
 
 
@@ -411,7 +412,10 @@ class StatedPool:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What an adapter is built from: its part of the configuration, secrets already resolved."""
+    """What an adapter is built from: its part of the configuration, secrets already resolved.
+
+    `broker` is what this broker is called among brokers: a hop of core/hops.py.
+    """
 
     center: CenterId
     prefix: str  # of every remote name
@@ -419,6 +423,7 @@ class Connection:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     pools: tuple[StatedPool, ...] = ()
     desk: Desk | None = field(default=None, repr=False, compare=False)  # None: nobody answers callbacks
+    broker: str = ""
 
 
 AdapterFactory = Callable[[Connection], Awaitable[Adapter]]

@@ -26,11 +26,17 @@ class Connections:
     """Adapters by center.  `factories` maps the configuration's adapter words to what opens them."""
 
     def __init__(
-        self, factories: Mapping[str, AdapterFactory], *, prefix: str, desk: Desk | None = None
+        self,
+        factories: Mapping[str, AdapterFactory],
+        *,
+        prefix: str,
+        desk: Desk | None = None,
+        broker: str = "",
     ) -> None:
         self._factories = factories
         self._prefix = prefix
         self._desk = desk
+        self._broker = broker
         self._settings: dict[CenterId, CenterSettings] = {}
         self._open: dict[CenterId, Adapter] = {}
         self._opening: dict[CenterId, asyncio.Lock] = {}
@@ -81,6 +87,7 @@ class Connections:
                 credentials=settings.credentials,
                 pools=settings.pools,
                 desk=self._desk,
+                broker=self._broker,
             )
             try:
                 async with asyncio.timeout(OPEN_TIMEOUT_S):

@@ -31,6 +31,8 @@ from broker.chores import Chores
 from broker.collect import Collect
 from broker.config import CenterSettings, ConfigError, Settings
 from broker.connections import Connections
+from broker.core.hops import hop
+from broker.core.identity import base32
 from broker.core.model import CenterId, Role, Spec
 from broker.core.policy import PolicySet
 from broker.core.problem import class_key
@@ -58,6 +60,7 @@ ADAPTERS = {
     "aihub": "adapters.aihub",
     "cecstack": "adapters.cecstack",
     "ampha": "adapters.ampha",
+    "tai123": "adapters.tai123",
 }
 """Modules with a `connect(connection)`, by the configuration's word; loaded when first used."""
 
@@ -68,6 +71,7 @@ IDENTITY = (
 """Connection and credential keys that say whose account at which platform a center is."""
 
 SIGNING_KEY = "signing_key"
+INSTALLATION = "installation"
 DISPATCH_PERIOD_S = 1.0
 COLLECT_PERIOD_S = 5.0
 
@@ -156,6 +160,7 @@ class Parts:
     """What one running daemon is made of."""
 
     store: Store
+    installation: str
     files: DataDirectory
     lease: Lease
     connections: Connections
@@ -205,9 +210,13 @@ class Daemon:
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         lease = Lease(store, holder=holder, ttl_s=settings.scheduler.lease_s)
         desk = MemoryDesk(store=store, catalogue=self._catalogue, zone=settings.server.zone)
-        connections = Connections(_factories(), prefix=settings.server.name, desk=desk)
+        drawn = base32(secrets.randbits(50), 10)
+        installation = await store.write(accounts.setting, INSTALLATION, drawn)
+        own = hop(settings.server.name, installation)
+        connections = Connections(_factories(), prefix=settings.server.name, desk=desk, broker=own)
         return Parts(
             store=store,
+            installation=installation,
             files=files,
             lease=lease,
             connections=connections,
@@ -287,6 +296,7 @@ class Daemon:
             open_adapters=parts.connections.opened,
             platform_paths=_platform_paths(self._settings.centers),
             server_name=server.name,
+            installation=parts.installation,
             public_url=server.public_url.rstrip("/"),
             timezone=server.zone,
             policies=lambda: parts.cycle.policies,

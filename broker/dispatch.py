@@ -221,6 +221,7 @@ class Dispatch:
             kind=request.kind,
             port=request.port or (DEFAULT_PORT if request.endless else None),
             datasets=remotes,
+            labels=request.labels,
         )
         return self._ranked(spec, adapter.traits, submission)
 

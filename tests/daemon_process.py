@@ -61,7 +61,9 @@ def eventually(what: str, check: Callable[[], Any], *, within_s: float = PATIENC
 class DaemonProcess:
     """`broker serve --config` on a folder.  `centers` is TOML text of [[centers]]."""
 
-    def __init__(self, folder: Path, centers: str, *, extra: str = "") -> None:
+    def __init__(
+        self, folder: Path, centers: str, *, extra: str = "", name: str = "bk", silent_after_s: int = 300
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -73,11 +75,13 @@ class DaemonProcess:
 [server]
 listen = "127.0.0.1:{self.port}"
 public_url = "{self.url}"
+name = "{name}"
 [store]
 url = "sqlite:///{folder}/broker.db"
 data_dir = "{folder}/data"
 [scheduler]
 interval_s = 0.5
+silent_after_s = {silent_after_s}
 [submit]
 image = "local"
 {extra}
@@ -190,9 +194,11 @@ id = "local"
 
 
 @contextmanager
-def daemon(folder: Path, centers: str, *, extra: str = "") -> Iterator[DaemonProcess]:
+def daemon(
+    folder: Path, centers: str, *, extra: str = "", silent_after_s: int = 300
+) -> Iterator[DaemonProcess]:
     """A started daemon with the user alice and the operator root; ended whatever happens."""
-    running = DaemonProcess(folder, centers, extra=extra)
+    running = DaemonProcess(folder, centers, extra=extra, silent_after_s=silent_after_s)
     running.add_user("alice")
     running.add_user("root", role=Role.OPERATOR, tenant="ops")
     running.start()

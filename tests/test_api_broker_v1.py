@@ -35,6 +35,7 @@ async def test_info(world: World) -> None:
     assert await world.ok("GET", "/broker/v1/info") == {
         "version": "0.1.0",
         "name": "bk",
+        "installation": "0000000000",
         "timezone": "Asia/Shanghai",
         "submit": {"image": "img.example/default"},
         "limits": {"maxPageSize": 1000, "maxBodyBytes": 200_000, "maxUploadBytes": 1_000_000},
@@ -66,6 +67,8 @@ async def test_a_job_in_full(world: World) -> None:
         "finishTime": "",
         "retriesUsed": 1,
         "stopReason": "",
+        "originId": job,
+        "hops": [],
         "config": {
             "centerId": ["sz-1"],
             "specId": GPU_SPEC.id,

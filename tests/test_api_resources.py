@@ -179,6 +179,21 @@ A800 = "Nvidia/GPU/A800"
 
 async def test_idle_of_a_center_exactly(world: World) -> None:
     answer = await world.ok("GET", "/resource/idle?centerId=sz-1")
+    pools = answer["centerResources"][0].pop("pools")
+    cards = next(pool for pool in pools if pool["node"]["processor"]["count"])
+    assert cards == {
+        "native": cards["native"],
+        "node": resources("X86", 128, 1024, "GPU", 8, A800, 80),
+        "splitPermille": 0,
+        "nodeCount": "4",
+        "accuracy": "exact",
+        "observedAtMs": cards["observedAtMs"],
+        "freeNodes": [
+            {"resourceSpec": resources("X86", 128, 1024, "GPU", 8, A800, 80), "nodeCount": "2"},
+            {"resourceSpec": resources("X86", 64, 512, "GPU", 3, A800, 80), "nodeCount": "1"},
+            {"resourceSpec": resources("X86", 10, 100), "nodeCount": "1"},
+        ],
+    }
     assert answer == {
         "centerResources": [
             {

@@ -16,6 +16,7 @@ from broker.api.errors import ApiError, shown
 from broker.api.models import Config
 from broker.core import resources
 from broker.core.charges import micro
+from broker.core.hops import why_not
 from broker.core.model import (
     SERVICE_RETRIES,
     CenterId,
@@ -39,6 +40,8 @@ def admit(config: Config, kind: Kind, caller: Caller, facts: Admission, context:
     """The request as the scheduler knows it.  Raises ApiError 0202, 0220, 0210, 0211, 0221."""
     if config.is_vip and not caller.may_use_vip:
         raise ApiError("0202", f"config.isVip: account {caller.name!r} has not the right to VIP jobs")
+    if fault := why_not(config.labels, context.hop):
+        raise ApiError("0202", f"config.labels: {fault}")
     if facts.unusable_datasets:
         name = shown(facts.unusable_datasets[0])
         raise ApiError("0202", f"config.datasetIds: there is no data set {name} that you may read")

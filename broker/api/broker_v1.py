@@ -36,6 +36,7 @@ async def info(request: web.Request) -> web.Response:
         {
             "version": context.version,
             "name": context.server_name,
+            "installation": context.installation,
             "timezone": context.timezone.key,
             "submit": {"image": context.submit_image},
             "limits": {

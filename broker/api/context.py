@@ -19,6 +19,7 @@ import broker
 from broker.adapter import Adapter, Unavailable
 from broker.api.foresight import Foresight
 from broker.config import LimitSettings, ServiceSettings
+from broker.core.hops import hop
 from broker.core.model import CenterId, JobRequest, Spec, TenantId
 from broker.core.policy import PolicySet
 from broker.core.resources import Catalogue
@@ -41,6 +42,7 @@ class Context:
     that of all northbound times.  `policies` and `learn` (whether learned run times count) are what is
     in force now.  `freeze_after` wrong passwords in a row freeze an account.
     `registration_tenant` is the tenant of those who register, None when nobody may.
+    `installation` tells this broker from others of its name (core/hops.py).
     `adapter` gives the adapter of a center, opened if need be (Unavailable when it cannot be), and
     `open_adapters` those that are open.  `platform_paths` are method and path of their callbacks.
     """
@@ -75,6 +77,12 @@ class Context:
     clock: Callable[[], int] = now_ms
     hasher: PasswordHasher = field(default_factory=PasswordHasher)
     version: str = broker.__version__
+    installation: str = "0" * 10
+
+    @property
+    def hop(self) -> str:
+        """What this broker is called among brokers."""
+        return hop(self.server_name, self.installation)
 
     @property
     def services_url(self) -> str:

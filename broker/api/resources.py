@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from broker.api import wire, wire_catalogue, wire_money
+from broker.api import wire, wire_catalogue, wire_money, wire_pools
 from broker.api.admission import offered_specs
 from broker.api.centers import CENTER_FILTER, chosen
 from broker.api.context import CONTEXT
@@ -58,7 +58,8 @@ async def idle(request: web.Request) -> web.Response:
         center_id = query.text("centerId")
     centers = await chosen(request, center_id)
     zone = request.app[CONTEXT].timezone
-    return wire.answer({"centerResources": [wire.idle(center, zone) for center in centers]})
+    told = [{**wire.idle(center, zone), "pools": wire_pools.pools(center)} for center in centers]
+    return wire.answer({"centerResources": told})
 
 
 _IMAGE_SORTS: Mapping[str, Callable[[ImageView], Any]] = {

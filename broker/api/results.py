@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -32,6 +33,7 @@ async def download(request: web.Request) -> web.StreamResponse:
             size = found[0].stat().st_size
             headers = _headers(found[0].name)
             headers["Content-Length"] = str(size)
+            headers["X-Result-Path"] = quote(found[0].relative_to(folder).as_posix())
             return await send(request, headers, file_bytes(found[0], size=size))
         if found:
             return await send(request, _headers(f"{job.id}.tar.gz"), tar_gz(folder, found))

@@ -16,10 +16,12 @@ from aiohttp import web
 
 from broker.api.times import written
 from broker.core.charges import cny
+from broker.core.hops import ORIGIN_LABEL, hops_of
 from broker.core.model import (
     MICRO,
     Accuracy,
     CenterState,
+    FreeNodes,
     Health,
     JobRequest,
     Kind,
@@ -172,6 +174,20 @@ def center_report(view: CenterView, zone: ZoneInfo) -> dict[str, Any]:
     }
 
 
+def available(node: NodeShape, group: FreeNodes) -> NodeShape:
+    """What is free on one node of a group."""
+    carded = group.accelerators > 0
+    return NodeShape(
+        arch=node.arch,
+        cores=group.cores,
+        memory_gib=group.memory_gib,
+        accelerator=node.accelerator if carded else "",
+        accelerators=group.accelerators,
+        accelerator_memory_gib=node.accelerator_memory_gib if carded else 0,
+        card_permille=node.card_permille if carded else 1000,
+    )
+
+
 _ACCURACY_ORDER = (Accuracy.EXACT, Accuracy.ESTIMATED, Accuracy.UNKNOWN)
 
 
@@ -186,18 +202,8 @@ def idle(view: CenterView, zone: ZoneInfo) -> dict[str, Any]:
     free: dict[tuple[NodeShape, tuple[int, ...]], int] = {}
     for pool in known:
         for group in pool.free:
-            carded = group.accelerators > 0
-            available = NodeShape(
-                arch=pool.shape.arch,
-                cores=group.cores,
-                memory_gib=group.memory_gib,
-                accelerator=pool.shape.accelerator if carded else "",
-                accelerators=group.accelerators,
-                accelerator_memory_gib=pool.shape.accelerator_memory_gib if carded else 0,
-                card_permille=pool.shape.card_permille if carded else 1000,
-            )
-            if group.nodes and (group.cores or group.memory_gib or carded or group.parts):
-                row = (available, group.parts)
+            if group.nodes and (group.cores or group.memory_gib or group.accelerators or group.parts):
+                row = (available(pool.shape, group), group.parts)
                 free[row] = free.get(row, 0) + group.nodes
     rows = sorted(free.items(), reverse=True)
     accuracy = max((p.accuracy for p in view.pools), key=_ACCURACY_ORDER.index, default=Accuracy.UNKNOWN)
@@ -307,7 +313,9 @@ def price(micro: int) -> str:
 
 
 def job_detail(job: JobView, zone: ZoneInfo, public_url: str) -> dict[str, Any]:
-    """Everything the broker knows of a job; `url` only of a service."""
+    """Everything the broker knows of a job; `hops` are the brokers that have passed it on, `url` only
+    of a service."""
+    labels = dict(job.request.labels)
     return {
         "id": job.id,
         "kind": job.kind.value,
@@ -324,6 +332,8 @@ def job_detail(job: JobView, zone: ZoneInfo, public_url: str) -> dict[str, Any]:
         "finishTime": written(job.ended_ms, zone),
         "retriesUsed": job.retries_used,
         "stopReason": job.stop.value if job.stop else "",
+        "originId": labels.get(ORIGIN_LABEL, job.id),
+        "hops": list(hops_of(labels)),
         "config": config(job.request),
         "runs": [_run(job, run, zone) for run in job.runs],
         "cost": money(sum(run.cost_micro for run in job.runs)),

@@ -132,6 +132,8 @@ def _summary(job: JobDetail) -> str:
             ("state", job.get("state") if job.get("state") != job["status"] else None),
             ("message", job.get("message")),
             ("stop asked for", job.get("stopReason")),
+            ("began as", job.get("originId") if job.get("hops") else None),
+            ("came by", " -> ".join(job.get("hops", [])) or None),
             ("created", job.get("createTime")),
             ("finished", job.get("finishTime")),
             ("retries used", job.get("retriesUsed") or None),

@@ -506,7 +506,17 @@ KUBERNETES = Platform(
     }
 )
 
-TAI123 = Platform({**REMOTE_KEYS, "base_url": Key(v.http_url)}, required=("username", "password"))
+TAI123 = Platform(
+    {
+        **REMOTE_KEYS,
+        "base_url": Key(v.http_url),
+        # A broker on the other side may stop others for a VIP job (preemptPolicy 2).
+        "allow_preempt_kill": Key(v.flag, False),
+        # Online services are made public there, because requests to them come without its tokens.
+        "public_services": Key(v.flag, False),
+    },
+    required=("username", "password"),
+)
 
 PLATFORMS: Mapping[str, Platform] = {
     "local": LOCAL,

@@ -193,6 +193,8 @@ class JobDetail(TypedDict):
     finishTime: str
     retriesUsed: int
     stopReason: str
+    originId: str
+    hops: list[str]
     config: dict[str, Any]
     runs: list[RunDetail]
     cost: str

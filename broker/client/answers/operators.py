@@ -16,6 +16,7 @@ class SubmitDefaults(TypedDict):
 class Info(TypedDict):
     version: str
     name: str
+    installation: str
     timezone: str
     submit: SubmitDefaults
     limits: dict[str, int]

@@ -89,6 +89,18 @@ class NodeResource(TypedDict):
     freeParts: NotRequired[list[int]]
 
 
+class PoolResource(TypedDict):
+    """Nodes of one shape in one native unit: what a whole one is, and what is free on how many."""
+
+    native: str
+    node: Resources
+    splitPermille: int
+    nodeCount: str
+    accuracy: str
+    observedAtMs: int
+    freeNodes: list[NodeResource]
+
+
 class CenterResource(TypedDict):
     centerId: str
     totalResource: Resources
@@ -97,6 +109,7 @@ class CenterResource(TypedDict):
     accuracy: str
     observedAt: str
     resources: list[Resources]
+    pools: list[PoolResource]
 
 
 class Idle(TypedDict):
