@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from adapters.http import Http, Request, Unintelligible, below, failure
-from adapters.session import LoggedIn, Session, SessionExpired
+from adapters.session import LoggedIn, Session
 from adapters.values import parse_json
 from broker.adapter import Connection, Denied, NoCapacity, RawAnswer, Refused, Unavailable
 
@@ -83,7 +83,7 @@ class Wire:
         user = {"name": self.account, "password": self._password}
         try:
             found = await self.http.json(request, payload, document={"authMethod": "password", "user": user})
-        except SessionExpired as refused:
+        except Denied as refused:
             raise Denied(f"{refused}: username or password are wrong, or the account is frozen") from None
         token = found.get("token")
         if not isinstance(token, str) or not token:
