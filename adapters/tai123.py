@@ -64,6 +64,8 @@ TRAITS = Traits(
     submit_timeout_s=32,
 )
 """At a service that knows the standard alone; a broker of this kind can do more."""
+WORD: Final = "tai123"
+"""What a broker calls a center of this kind."""
 BROKER_LAG_S: Final = 10
 """A broker's figures say when they were true; this is for the centers behind it."""
 SPECS_S: Final = 60.0
@@ -119,6 +121,7 @@ class Tai123:
         self._prices: dict[str, dict[str, Mapping[str, Any]]] = {}
         self._prices_ms = 0
         self._images: frozenset[str] = frozenset()
+        self._brokers: frozenset[str] = frozenset()  # centers there that are brokers again
         self._seen: dict[RunId, tuple[str, int, Sighting]] = {}
         self.traits = TRAITS
 
@@ -163,6 +166,7 @@ class Tai123:
     async def _found(self) -> Found:
         """§7.3.1 to §7.3.3: centers, what is idle, and specs now and then."""
         centers = [row async for row in self.wire.rows("centers", "/centers", "centers")]
+        self._brokers = frozenset(str(row.get("centerId")) for row in centers if row.get("adapter") == WORD)
         idle = (await self.wire.get("idle", "/resource/idle")).get("centerResources")
         if not isinstance(idle, list) or not all(isinstance(row, dict) for row in idle):
             raise Unavailable("centerResources is no list of objects")
@@ -208,7 +212,7 @@ class Tai123:
         """§7.3.4, §7.3.5.  An image has the same id here as there."""
         images = await images_of(self.wire)
         self._images = frozenset(image.id for image in images)
-        return Catalogue(images, datasets=await datasets_of(self.wire))
+        return Catalogue(images, datasets=await datasets_of(self.wire, self._brokers))
 
     # ------------------------------------------------------------ a run's life
 

@@ -98,12 +98,18 @@ async def images_of(wire: Wire) -> tuple[Image, ...]:
     return tuple(images.values())
 
 
-async def datasets_of(wire: Wire) -> tuple[Asset, ...]:
-    """§7.3.5: the public ones.  Jobs can be given them where the other side is a broker."""
+async def datasets_of(wire: Wire, brokers: frozenset[str]) -> tuple[Asset, ...]:
+    """§7.3.5: the public ones.  Jobs can be given them where the other side is a broker.
+
+    What the other side has only from `brokers` behind it is left out: two that list each other's would
+    list them for ever.
+    """
     found: dict[str, Asset] = {}
     with suppress(NotThere):
         async for row in wire.rows("datasets", "/datasets", "datasets"):
-            if id := str(row.get("id") or ""):
+            at = row.get("centerIds")
+            passed_on = isinstance(at, list) and bool(at) and brokers.issuperset(map(str, at))
+            if (id := str(row.get("id") or "")) and not passed_on:
                 found[id] = Asset(
                     native=id,
                     title=str(row.get("title") or id),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.adapter import Connection
+from broker.client import ONLINE, TRAIN
 from broker.core.hops import hop
 from broker.core.model import CenterId
 from tests.daemon_process import PASSWORD, DaemonProcess, eventually, local_center
@@ -78,12 +79,13 @@ def end_jobs(other: DaemonProcess, account: str) -> None:
 
     def ended() -> bool:
         live = [
-            item["metadata"]["id"]
+            (item["metadata"]["id"], noun)
             for status in ("PENDING", "RUNNING")
-            for item in client.jobs({"status": status})["items"]
+            for noun in (TRAIN, ONLINE)
+            for item in client.jobs({"status": status}, noun=noun)["items"]
         ]
-        for job in live:
-            client.stop_job(job)
+        for job, noun in live:
+            client.stop_job(job, noun=noun)
         return not live
 
     eventually("its jobs have ended", ended)

@@ -161,7 +161,7 @@ async def test_an_expired_token_is_renewed_and_a_wrong_password_told() -> None:
         service.faults.plan("create", Fault.EXPIRED_SESSION)
         await submitted(adapter)
         assert len(service.jobs) == 1
-        keys = {"username": "network", "password": "wrong"}
+        keys = {"username": "network", "password": "incorrect horse"}
         with pytest.raises(Denied, match="username or password are wrong"):
             await tai123.connect(Connection(CenterId("up"), "bk", {"base_url": service.url}, keys))
 

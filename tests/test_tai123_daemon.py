@@ -5,6 +5,9 @@ What belongs here: whole daemons.  What does not: the adapter alone (test_tai123
 
 from __future__ import annotations
 
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from broker.client import Client, RequestFailed
+from broker.client import ONLINE, Client, RequestFailed
 from broker.core.hops import HOPS_LABEL, ORIGIN_LABEL
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually, local_center
 from tests.tai123_center import ACCOUNT, cards_center, center_toml, end_jobs, other_broker
@@ -194,6 +197,56 @@ def test_this_side_dies_while_it_submits(far: DaemonProcess, near_folder: Path) 
         assert len(names) == len(set(names)) == len(ran)
     finally:
         near.kill()
+
+
+def test_data_and_images_go_through(far: DaemonProcess, near_folder: Path) -> None:
+    """What is there is listed here, and what is here is brought there, a folder and a file."""
+    owner = far.client(ACCOUNT)
+    (near_folder / "one.txt").write_text("public there")
+    owner.upload_dataset(near_folder / "one.txt", "theirs")
+    (near_folder / "set" / "deep").mkdir(parents=True)
+    (near_folder / "set" / "a").write_text("A")
+    (near_folder / "set" / "deep" / "b").write_text("B")
+    (near_folder / "two.txt").write_text("private here")
+    with daemon(near_folder, center_toml(far)) as near:
+        alice = near.client("alice")
+        assert "local" in {each["imageId"] for each in alice.images()["images"]}
+        theirs = eventually("it is listed", lambda: alice.datasets({"query": "theirs"})["datasets"])[0]["id"]
+        folder = str(alice.upload(near_folder / "set", "folder")["id"])
+        file = alice.upload_dataset(near_folder / "two.txt", "file", public=False)["id"]
+        command = f"cd $BROKER_DATASETS_DIR; cat {theirs}/one.txt {folder}/a {folder}/deep/b {file}/two.txt"
+        data = [theirs, folder, file]
+        job = submit(alice, "reads", command, specId=spec_with(alice, 1), datasetIds=data)
+        reach(alice, job, "SUCCEEDED")
+        assert b"".join(alice.logs(job)) == b"public thereABprivate here"
+        mine = {each["title"]: each for each in owner.datasets({"owner": "me"})["datasets"]}
+        assert (mine[folder]["public"], mine[file]["public"]) == (False, False)
+        assert mine.keys() == {"theirs", folder, file}, "each is there once"
+
+
+def test_a_service_there_is_reached_from_here(far: DaemonProcess, near_folder: Path) -> None:
+    with daemon(near_folder, center_toml(far, connection="public_services = true")) as near:
+        alice = near.client("alice")
+        files = f"echo hello >page; exec {sys.executable} -m http.server $BROKER_PORT"
+        config = {"specId": spec_with(alice, 1), "imageId": "local", "command": files}
+        created = alice.create_job({"jobName": "pages", "config": config}, noun=ONLINE)["metadata"]
+        token = Client(near.url).login("alice", PASSWORD)["token"]
+
+        def page(given: str) -> tuple[int, bytes]:
+            asked = urllib.request.Request(f"{near.url}/services/{created['id']}/page")
+            asked.add_header("X-Auth-Token", given)
+            try:
+                with urllib.request.urlopen(asked, timeout=10) as answer:
+                    return answer.status, answer.read()
+            except urllib.error.HTTPError as no:
+                return no.code, b""
+
+        eventually("it answers", lambda: page(token) == (200, b"hello\n"))
+        assert page("nobody")[0] == 401
+        alice.stop_job(created["id"], noun=ONLINE)
+        eventually("it has ended", lambda: alice.job(created["id"])["status"] == "STOPPED")
+        eventually("nobody is served any more", lambda: page(token)[0] == 410)
+        assert not far.client(ACCOUNT).jobs({"status": "RUNNING"}, noun=ONLINE)["items"]
 
 
 def test_a_loop_between_brokers(tmp_path: Path) -> None:
