@@ -18,6 +18,9 @@ import pytest
 from broker.client import ONLINE, Client, RequestFailed
 from broker.core.hops import HOPS_LABEL, ORIGIN_LABEL
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually, local_center
+from tests.emulators.faults import Fault
+from tests.emulators.tai123 import Service
+from tests.soak import in_background
 from tests.tai123_center import ACCOUNT, cards_center, center_toml, end_jobs, other_broker
 
 
@@ -197,6 +200,36 @@ def test_this_side_dies_while_it_submits(far: DaemonProcess, near_folder: Path) 
         assert len(names) == len(set(names)) == len(ran)
     finally:
         near.kill()
+
+
+def test_a_lost_create_goes_on_where_it_arrived(near_folder: Path) -> None:
+    """A service of the standard takes the job and its answer is lost: the job is found, not sent again."""
+    with in_background(Service) as service:
+        service.faults.plan("create", Fault.LOST_REPLY)
+        center = f"""
+[[centers]]
+id = "plain"
+adapter = "tai123"
+poll_interval_s = 0.3
+[centers.connection]
+base_url = "{service.url}"
+requests_per_s = 1000
+[centers.credentials]
+username = "network"
+password = "{PASSWORD}"
+"""
+        with daemon(near_folder, center) as near:
+            alice = near.client("alice")
+            job = submit(alice, "lost", "run", specId=spec_with(alice, 2), imageId="img-3")
+            reach(alice, job, "RUNNING")
+            assert near.logged("submitted")
+            (there,) = service.jobs.values()
+            there.log, there.result, there.status = b"done\n", ("model.bin", b"weights"), "SUCCEEDED"
+            detail = reach(alice, job, "SUCCEEDED")
+            assert (len(detail["runs"]), len(service.jobs)) == (1, 1)
+            assert b"".join(alice.logs(job)) == b"done\n"
+            (path,) = alice.download(job, near_folder / "results")
+            assert (path.name, path.read_bytes()) == ("model.bin", b"weights")
 
 
 def test_data_and_images_go_through(far: DaemonProcess, near_folder: Path) -> None:
