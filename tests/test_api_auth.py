@@ -29,6 +29,7 @@ async def test_login_gives_a_token_that_works_and_its_end(world: World, method: 
     assert answer["expiresAt"] == "2025-03-01 11:00:00"
     assert len(answer["token"]) == 43  # 256 bits
     me = await world.ok("GET", "/broker/v1/me", as_=None, headers={"X-Auth-Token": answer["token"]})
+    assert me.pop("balance")["tenant"] == "lab"
     assert me == {
         "id": world.accounts["alice"].id,
         "name": "alice",

@@ -36,6 +36,7 @@ async def test_who_registers_is_a_user_of_the_tenant_for_it(open_to_all: World) 
     account = made.pop("userId")
     assert made == {"name": "zoe", "tenant": "guests", "role": "user"}
     me = await world.ok("GET", "/broker/v1/me", **bearing(await log_in(world, "zoe")))
+    assert me.pop("balance")["tenant"] == "guests"
     assert me == {"id": account, "name": "zoe", "tenant": "guests", "role": "user", "vip": False}
     named = {"name": "yan", "password": "p", "tenant": "guests"}
     assert (await world.ok("POST", "/auth/users", named, as_=None))["tenant"] == "guests"

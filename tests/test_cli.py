@@ -136,7 +136,11 @@ def test_completion_proposes_own_jobs(terminal: Terminal, stub: Stub) -> None:
     assert complete("broker show tw") == ["two"]
     stub.on("GET", "/trainjob", Drop())
     assert complete("broker show j") == []
-    assert "_BROKER_COMPLETE" in terminal.run("--show-completion", "bash").stdout
+    # The shell is the one that is named, and not what these tests were started from.
+    environ = terminal.environ() | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-m", "broker", "--show-completion", "bash"]
+    told = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert "_BROKER_COMPLETE" in told.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(terminal: Terminal, stub: Stub) -> None:

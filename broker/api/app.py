@@ -103,7 +103,7 @@ def application(context: Context) -> web.Application:
     app[docs.DESCRIPTION] = docs.Description(ROUTES, context)
     app[uploads.UNPACKING] = asyncio.Semaphore(uploads.UNPACK_AT_ONCE)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, route.handler)
+        app.router.add_route(route.method, _pattern(route.path), route.handler)
     for path, handler in services.PASSED_ON:
         app.router.add_route(hdrs.METH_ANY, path.replace("{path}", "{path:.*}"), handler)
     for method, path in context.platform_paths:
@@ -113,6 +113,17 @@ def application(context: Context) -> web.Application:
     app.on_shutdown.append(_stop_waiting)
     app.on_cleanup.append(_close_parts)
     return app
+
+
+def _pattern(path: str) -> str:
+    """The path for the router: a parameter at its end is none of the words that stand there in other
+    paths, so that each URL is of one path and allows its methods alone."""
+    parent, _, last = path.rpartition("/")
+    if not last.startswith("{"):
+        return path
+    others = (each.path.rpartition("/") for each in ROUTES)
+    words = {word for before, _, word in others if before == parent and word and not word.startswith("{")}
+    return f"{parent}/{{{last[1:-1]}:(?!(?:{'|'.join(sorted(words))})$)[^{{}}/]+}}" if words else path
 
 
 async def _open_parts(app: web.Application) -> None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from broker.api.models import ANNEX, Body, ShortText, Text
+from broker.api.stated import Number
 
 MOST_CNY = 1_000_000_000_000
 
@@ -56,7 +57,12 @@ Cny = Annotated[Decimal, BeforeValidator(_number), AfterValidator(_fen)]
 class SetBudget(Body):
     """What a tenant may spend."""
 
-    cny: Annotated[Cny, AfterValidator(_not_negative), Field(description="CNY; at most two decimal places.")]
+    cny: Annotated[
+        Cny,
+        AfterValidator(_not_negative),
+        Number(minimum=0, maximum=MOST_CNY),
+        Field(description="CNY; at most two decimal places."),
+    ]
     per: Annotated[
         Literal["month", "total"],
         BeforeValidator(_text),
@@ -67,7 +73,12 @@ class SetBudget(Body):
 class AddEntry(Body):
     """Added to a tenant's balance, or taken from it."""
 
-    amount: Annotated[Cny, AfterValidator(_not_zero), Field(description="CNY; below 0: taken from it.")]
+    amount: Annotated[
+        Cny,
+        AfterValidator(_not_zero),
+        Number(minimum=-MOST_CNY, maximum=MOST_CNY, **{"not": {"const": 0}}),
+        Field(description="CNY; below 0: taken from it."),
+    ]
     note: Annotated[Text, Field(max_length=255, description="Why; at most 255 characters.")] = ""
 
 
