@@ -285,22 +285,34 @@ class Memory:
         # 2 in-flight rows, one per center; 3 limits
         in_flight_row = len(names) + p.pool.center[p.option_pool]
         names += [f"in-flight:{c.id}" for c in p.centers]
-        limit_row = [np.full(len(x.options), len(names) + i, dtype=np.int64) for i, x in enumerate(limits)]
+        limit_row = len(names)
         names += [f"limit:{x.name}" for x in limits]
         codes = [Code.CAPACITY] * len(keys) + [Code.IN_FLIGHT] * len(p.centers) + [x.code for x in limits]
-        # 4 entries, sorted by option; the sort is stable, so slot rows stay first
-        entry_option = np.concatenate([slot_option, options, *(x.options for x in limits)])
-        entry_row = np.concatenate([slot_row, in_flight_row, *limit_row])
-        entry_coef = np.concatenate([slot_coef, np.ones_like(options), *(x.coefficients for x in limits)])
-        order = np.argsort(entry_option, kind="stable")
+        # 4 entries by option: of its slots, of its center, of the limits it is in
+        count = np.ones_like(options)
+        count[slotted] += spans
+        for limit in limits:
+            count[limit.options] += 1
+        entry_first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        entry_row = np.empty(int(entry_first[-1]), dtype=np.int64)
+        entry_coef = np.ones_like(entry_row)
+        at = entry_first[:-1].copy()  # where the next entry of an option goes
+        slots = np.repeat(at[slotted], spans) + within
+        entry_row[slots], entry_coef[slots] = slot_row, slot_coef
+        at[slotted] += spans
+        entry_row[at] = in_flight_row
+        at += 1
+        for row, limit in enumerate(limits, limit_row):
+            entry_row[at[limit.options]], entry_coef[at[limit.options]] = row, limit.coefficients
+            at[limit.options] += 1
         return Rows(
             names=tuple(names),
             codes=np.array(codes, dtype=np.int64),
             row_pool=row_pool,
             row_size=row_size,
-            entry_first=np.searchsorted(entry_option[order], np.arange(len(options) + 1)).astype(np.int64),
-            entry_row=entry_row[order],
-            entry_coef=entry_coef[order],
+            entry_first=entry_first,
+            entry_row=entry_row,
+            entry_coef=entry_coef,
             of=p.option_pool,
             limits=limits,
         )
