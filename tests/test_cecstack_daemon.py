@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.client import Client
+from broker.client import ONLINE, Client
+from tests.cecstack_center import SERVICE
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually
 from tests.emulators.cecstack import Cecstack, Site
 from tests.soak import in_background
@@ -51,4 +52,24 @@ def test_a_job_and_an_operator(tmp_path: Path, platform: Cecstack) -> None:
         answer = as_root(broker, "call", "cd-1", "GET", "/api/aidp/v1/resource/detail/AIDP-small")
         assert "restGpu" in answer
         assert "hush-hush" not in answer + checks + broker.log.read_text()
+        assert platform.complaints == []
+
+
+def test_a_service_of_the_queue(tmp_path: Path, platform: Cecstack) -> None:
+    keys = "".join(f"{name} = {json.dumps(value)}\n" for name, value in SERVICE.items())
+    center = center_of(platform, tmp_path).replace("timeout_s = 1\n", f"timeout_s = 1\n{keys}", 1)
+    with daemon(tmp_path, center) as broker:
+        alice = broker.client("alice")
+        spec = eventually("specs are known", lambda: alice.specs()["resourceSpecs"])[0]
+        config = {"specId": spec["resourceSpecId"], "imageId": "pytorch", "command": "serve", "port": 8080}
+        made = alice.create_job({"jobName": "chat", "config": config}, noun=ONLINE)
+        job = made["metadata"]["id"]
+        eventually("it serves", lambda: alice.service(job)["status"] == "RUNNING")
+        assert alice.service(job)["metadata"]["url"] == f"{broker.url}/services/{job}/"
+        (record,) = platform.records.services.values()
+        assert (record.body["command"], record.body["ports"]) == ("serve", "8080")
+        alice.stop_job(job, noun=ONLINE)
+        eventually("it has stopped", lambda: alice.service(job)["status"] == "STOPPED")
+        alice.delete_job(job, noun=ONLINE)
+        eventually("it is gone there, too", lambda: platform.records.services == {})
         assert platform.complaints == []
