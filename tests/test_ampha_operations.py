@@ -335,6 +335,7 @@ def test_a_center_that_asks_before_it_creates(broker: DaemonProcess, center: Amp
     run_costs = eventually(
         "the record is there",
         lambda: (costs := alice.job(job)["runs"][0]["costs"])["center"] is not None and costs,
+        within_s=240,  # looks for it come after 15 s, 30 s, 60 s and 120 s more
     )
     assert run_costs["billed"] == run_costs["center"]
     # 5. whoever cannot sign is nobody
