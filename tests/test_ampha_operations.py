@@ -307,7 +307,8 @@ def test_a_center_that_asks_before_it_creates(broker: DaemonProcess, center: Amp
     eventually("preset specs", lambda: center.count("specs") > 1)
     # 1. a job of the broker's own is created although the user there is linked to a tenant without money
     root.link_user("alice", "hz-1", "6")
-    config = {"specId": spec, "imageId": "ai-common:v1.0.0", "command": "sleep 20; exit 0"}
+    # 4 s: the platform tells times in whole seconds
+    config = {"specId": spec, "imageId": "ai-common:v1.0.0", "command": "sleep 80; exit 0"}
     job = str(alice.create_job({"jobName": "one", "config": config})["metadata"]["id"])
     eventually("it has succeeded", lambda: alice.job(job)["status"] == "SUCCEEDED")
     asked = {path: answer for path, _, answer in center.operations.answers}
