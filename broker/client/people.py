@@ -1,17 +1,15 @@
-"""The calls about people: registering, logins, API keys, accounts, tenants, the audit, events.
+"""The client's calls about people: registering, logins, API keys, accounts, tenants.
 
-What belongs here and what does not: as in broker.client, whose Client has these methods.
+What belongs here: one method per call, which broker.client.Client has.  What does not: the exchange, and
+what a tenant may spend (broker.client.money).
 """
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
+
+from broker.client.exchange import Exchange, Query, segment
 
 if TYPE_CHECKING:
     from broker.client.answers import (
@@ -19,45 +17,19 @@ if TYPE_CHECKING:
         ApiKey,
         ApiKeyPage,
         ApplicationPage,
-        AuditPage,
-        HappenedEvent,
+        LinkPage,
         LoginPage,
+        Me,
         NewApiKey,
         Registered,
         Tenant,
         TenantPage,
+        Token,
     )
 
-Query = Mapping[str, str | int | Sequence[str] | None]
-"""Parameters of a URL; None is left out, a list is repeated."""
 
-
-class EventsEnded(Exception):
-    """The broker ended a stream of events and said why; go on with `after` the last one seen."""
-
-
-class PeopleCalls(ABC):
-    """What Client can do about people; the two methods that are left open are Client's."""
-
-    @abstractmethod
-    def _json(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Query | None = None,
-        body: Mapping[str, Any] | None = None,
-    ) -> Any: ...
-
-    @abstractmethod
-    def _opened(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        answer_s: float | None = None,
-    ) -> AbstractContextManager[HTTPResponse]: ...
+class PeopleCalls(Exchange):
+    """The part of the client that is about people."""
 
     # ------------------------------------------------ one's own account
 
@@ -65,6 +37,19 @@ class PeopleCalls(ABC):
         return cast(
             "Registered", self._json("POST", "/auth/users", body={"name": name, "password": password})
         )
+
+    def login(self, user: str, password: str) -> Token:
+        body = {"authMethod": "password", "user": {"name": user, "password": password}}
+        return cast("Token", self._json("POST", "/auth/tokens", body=body))
+
+    def logout(self) -> None:
+        self._json("DELETE", "/auth/tokens")
+
+    def change_password(self, old: str, new: str) -> None:
+        self._json("POST", "/auth/password", body={"old": old, "new": new})
+
+    def me(self) -> Me:
+        return cast("Me", self._json("GET", "/broker/v1/me"))
 
     def logins(self, query: Query | None = None) -> LoginPage:
         return cast("LoginPage", self._json("GET", "/auth/tokens", query=query))
@@ -87,21 +72,37 @@ class PeopleCalls(ABC):
         return cast("Iterator[ApiKey]", self._items("/auth/apikeys", {"sort": "createTime"}))
 
     def revoke_key(self, key: str) -> None:
-        self._json("DELETE", f"/auth/apikeys/{quote(key, safe='')}")
+        self._json("DELETE", f"/auth/apikeys/{segment(key)}")
 
     def applications(self, query: Query | None = None) -> ApplicationPage:
         return cast("ApplicationPage", self._json("GET", "/auth/applications", query=query))
 
     def revoke_application(self, name: str) -> None:
-        self._json("DELETE", f"/auth/applications/{quote(name, safe='')}")
+        self._json("DELETE", f"/auth/applications/{segment(name)}")
 
     # ------------------------------------------------ accounts and tenants
+
+    def accounts(self) -> dict[str, Any]:
+        return cast(dict[str, Any], self._json("GET", "/broker/v1/accounts"))
+
+    def change_account(self, name: str, action: str, body: Mapping[str, str] | None = None) -> Any:
+        """`action` is grant, revoke (body: right), freeze, unfreeze or password (body: password)."""
+        return self._json("POST", f"/broker/v1/accounts/{segment(name)}/{action}", body=dict(body or {}))
 
     def create_account(
         self, name: str, password: str, *, role: str = "user", tenant: str | None = None
     ) -> Account:
         body = {"name": name, "password": password, "role": role, "tenant": tenant}
         return cast("Account", self._json("POST", "/broker/v1/accounts", body=body))
+
+    def links(self, account: str) -> LinkPage:
+        return cast("LinkPage", self._json("GET", f"/broker/v1/accounts/{segment(account)}/links"))
+
+    def link_user(self, account: str, center: str, user: str, *, unlink: bool = False) -> LinkPage:
+        there = f"/broker/v1/accounts/{segment(account)}/link"
+        other = f"/broker/v1/accounts/{segment(account)}/unlink"
+        body = {"centerId": center, "user": user}
+        return cast("LinkPage", self._json("POST", other if unlink else there, body=body))
 
     def create_tenant(self, tenant: str) -> Tenant:
         return cast("Tenant", self._json("POST", "/broker/v1/tenants", body={"id": tenant}))
@@ -112,40 +113,3 @@ class PeopleCalls(ABC):
     def all_tenants(self) -> Iterator[Tenant]:
         """Every tenant, page after page."""
         return cast("Iterator[Tenant]", self._items("/broker/v1/tenants", {"sort": "id"}))
-
-    # ------------------------------------------------ what happened, what happens
-
-    def audit(self, query: Query | None = None) -> AuditPage:
-        return cast("AuditPage", self._json("GET", "/broker/v1/audit", query=query))
-
-    def events(self, after: int | None = None) -> Iterator[HappenedEvent]:
-        """What happens, for ever, from behind the event of number `after`, or from now on.
-
-        EventsEnded when the broker ends the stream.
-        """
-        headers = {} if after is None else {"Last-Event-ID": str(after)}
-        with self._opened("GET", "/broker/v1/events", headers=headers, answer_s=None) as answer:
-            kind, data = "", ""
-            for line in answer:
-                name, _, value = line.decode().rstrip("\r\n").partition(": ")
-                if name == "event":
-                    kind = value
-                elif name == "data":
-                    data = value
-                elif not name and data:
-                    document = json.loads(data)
-                    if kind:
-                        raise EventsEnded(f"{kind}: {document['reason']}")
-                    yield document
-                    kind, data = "", ""
-
-    def _items(self, path: str, query: Query) -> Iterator[Any]:
-        """Everything of a listing, in an order in which what is new comes last."""
-        page = seen = 0
-        while True:
-            page += 1
-            answer = self._json("GET", path, query={**query, "order": "asc", "page": page})
-            yield from answer["items"]
-            seen += len(answer["items"])
-            if not answer["items"] or seen >= answer["totalSize"]:
-                return
