@@ -35,7 +35,7 @@ def paths_of_the_client() -> Iterator[str]:
     """Paths in the client's source, with {} for what is filled in."""
     for file in (ROOT / "broker/client").glob("*.py"):
         for text in re.findall(r'"(/[^"]*)"', file.read_text(encoding="utf-8")):
-            path = re.sub(r"\{[^}]*\}", "{}", text.removesuffix("{query}"))
+            path = re.sub(r"\{[^}]*\}", "{}", text)
             yield path
             for word in ONE_METHOD_FOR_SEVERAL.get(path, ()):
                 yield path.removesuffix("{}") + word

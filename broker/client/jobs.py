@@ -71,8 +71,8 @@ class JobCalls(Exchange):
 
     def explain(self, job: str, *, what_if: bool = True) -> Explanation:
         """`what_if`: also what would start it now, which costs the broker some rounds."""
-        query = "" if what_if else "?whatIf=false"
-        return cast("Explanation", self._json("GET", f"/broker/v1/jobs/{segment(job)}/explain{query}"))
+        query: Query = {"whatIf": None if what_if else "false"}
+        return cast("Explanation", self._json("GET", f"/broker/v1/jobs/{segment(job)}/explain", query=query))
 
     def stop_job(self, job: str, *, noun: Noun = TRAIN) -> StopAnswer:
         return cast("StopAnswer", self._json("POST", f"/{noun}/{segment(job)}/stop"))
