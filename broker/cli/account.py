@@ -30,6 +30,7 @@ from broker.cli.app import (
     store,
     stored,
 )
+from broker.cli.options import PasswordStdin
 from broker.client import Client, RequestFailed
 
 
@@ -39,9 +40,7 @@ def register(
     url: Annotated[
         str, typer.Option(help=f"The broker's address; default BROKER_URL, then {DEFAULT_URL}.")
     ] = "",
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-    ] = False,
+    password_stdin: PasswordStdin = False,
 ) -> None:
     """Make yourself an account, where the broker lets everybody."""
     address = (url or os.environ.get("BROKER_URL") or DEFAULT_URL).rstrip("/")
@@ -65,9 +64,7 @@ def login(
         ),
     ] = "",
     user: Annotated[str, typer.Option(help="The account's name; default: the last one's.")] = "",
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-    ] = False,
+    password_stdin: PasswordStdin = False,
 ) -> None:
     """Log in and keep the token for the commands that follow."""
     last = _last()

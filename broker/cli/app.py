@@ -59,6 +59,12 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False, indent=2))
 
 
+def tell_rest(shown: int, total: int) -> None:
+    """That a listing has more than its page."""
+    if shown < total:
+        notice(f"{shown} of {total}; more with --limit and --page")
+
+
 def told(error: RequestFailed) -> str:
     """What the broker refused, in one line, with what to do about it where that is known."""
     code = f" [{error.code} {error.message}]" if error.code else ""
@@ -267,6 +273,20 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 # Plain text, not rich's boxes: it wraps nothing that a script may search for, and rich is slow to import.
 app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, context_settings=CONTEXT)
+
+
+def group(name: str, heading: str, help: str, *, runs_alone: bool = False) -> typer.Typer:
+    """`broker NAME`, with commands of its own; `runs_alone`: without one its callback runs."""
+    below = typer.Typer(
+        cls=Group,
+        no_args_is_help=not runs_alone,
+        invoke_without_command=runs_alone,
+        rich_markup_mode=None,
+        context_settings=CONTEXT,
+    )
+    app.add_typer(below, name=name, help=help, rich_help_panel=heading)
+    return below
+
 
 JOBS, RESOURCES, ACCOUNT, OPERATORS, DAEMON = "Jobs", "Resources", "Account", "Operators", "Daemon"
 

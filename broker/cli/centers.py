@@ -9,13 +9,9 @@ from typing import Annotated
 
 import typer
 
-from broker.cli.app import OPERATORS, RESOURCES, Command, app, connect, notice, print_json
+from broker.cli.app import OPERATORS, RESOURCES, Command, app, connect, print_json, tell_rest
 from broker.cli.display import cards, power, table
-
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")]
-Page = Annotated[int | None, typer.Option(metavar="N", help="Which page of so many.")]
-CenterArgument = Annotated[str, typer.Argument(metavar="CENTER", help="A center's id: broker centers.")]
+from broker.cli.options import CenterArgument, Json, Limit, OnlyCenter, Page
 
 
 @app.command("centers", cls=Command, rich_help_panel=RESOURCES)
@@ -56,7 +52,7 @@ def centers(limit: Limit = None, page: Page = None, as_json: Json = False) -> No
         "ERROR",
     )
     print(table(headings, rows))
-    _tell_rest(len(rows), answer["totalSize"])
+    tell_rest(len(rows), answer["totalSize"])
 
 
 @app.command("idle", cls=Command, rich_help_panel=RESOURCES)
@@ -94,7 +90,7 @@ def idle(
 
 @app.command("specs", cls=Command, rich_help_panel=RESOURCES)
 def specs(
-    center: Annotated[str | None, typer.Argument(metavar="[CENTER]", help="Only those of this one.")] = None,
+    center: OnlyCenter = None,
     limit: Limit = None,
     page: Page = None,
     as_json: Json = False,
@@ -117,12 +113,7 @@ def specs(
         for each in answer["resourceSpecs"]
     ]
     print(table(("SPEC", "NAME", "ARCH", "CORES", "MEMORY", "ACCELERATORS"), rows))
-    _tell_rest(len(rows), answer["totalSize"])
-
-
-def _tell_rest(shown: int, total: int) -> None:
-    if shown < total:
-        notice(f"{shown} of {total}; more with --limit and --page")
+    tell_rest(len(rows), answer["totalSize"])
 
 
 @app.command("drain", cls=Command, rich_help_panel=OPERATORS)

@@ -10,12 +10,10 @@ from typing import Annotated
 
 import typer
 
-from broker.cli.app import CONTEXT, RESOURCES, Command, Failed, Group, app, connect, notice, print_json
+from broker.cli.app import RESOURCES, Command, Failed, app, connect, group, notice, print_json, tell_rest
 from broker.cli.display import fields, table
+from broker.cli.options import Json, Limit, OnlyCenter, Page
 
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")]
-Page = Annotated[int | None, typer.Option(metavar="N", help="Which page of so many.")]
 Query = Annotated[str | None, typer.Option(metavar="TEXT", help="Only with this in title or description.")]
 Category = Annotated[str | None, typer.Option(metavar="LABEL", help="Only with this label.")]
 DatasetArgument = Annotated[str, typer.Argument(metavar="ID", help="A data set's id: broker datasets.")]
@@ -23,7 +21,7 @@ DatasetArgument = Annotated[str, typer.Argument(metavar="ID", help="A data set's
 
 @app.command("images", cls=Command, rich_help_panel=RESOURCES)
 def images(
-    center: Annotated[str | None, typer.Argument(metavar="[CENTER]", help="Only those of this one.")] = None,
+    center: OnlyCenter = None,
     processor: Annotated[str | None, typer.Option(metavar="TYPE", help="GPU, NPU and so on.")] = None,
     framework: Annotated[str | None, typer.Option(metavar="NAME", help="Such as PyTorch.")] = None,
     limit: Limit = None,
@@ -49,15 +47,10 @@ def images(
         for each in answer["images"]
     ]
     print(table(("IMAGE", "NAME", "ARCH", "TYPE", "FRAMEWORK", "SYSTEM", "CENTERS"), rows))
-    _tell_rest(len(rows), answer["totalSize"])
+    tell_rest(len(rows), answer["totalSize"])
 
 
-datasets = typer.Typer(
-    cls=Group, rich_markup_mode=None, context_settings=CONTEXT, invoke_without_command=True
-)
-app.add_typer(
-    datasets, name="datasets", help="List, show, upload and delete data sets.", rich_help_panel=RESOURCES
-)
+datasets = group("datasets", RESOURCES, "List, show, upload and delete data sets.", runs_alone=True)
 
 
 @datasets.callback()
@@ -95,7 +88,7 @@ def list_datasets(
         for each in answer["datasets"]
     ]
     print(table(("DATASET", "TITLE", "OWNER", "BYTES", "LABELS", "ACCESS", "CENTERS"), rows))
-    _tell_rest(len(rows), answer["totalSize"])
+    tell_rest(len(rows), answer["totalSize"])
 
 
 @datasets.command("show", cls=Command)
@@ -178,7 +171,7 @@ def models(
         for e in answer["models"]
     ]
     print(table(("MODEL", "TITLE", "OWNER", "LABELS", "CENTERS"), rows))
-    _tell_rest(len(rows), answer["totalSize"])
+    tell_rest(len(rows), answer["totalSize"])
 
 
 @app.command("apps", cls=Command, rich_help_panel=RESOURCES)
@@ -200,9 +193,4 @@ def apps(
         for e in answer["apps"]
     ]
     print(table(("APP", "TITLE", "OWNER", "LABELS", "CENTERS"), rows))
-    _tell_rest(len(rows), answer["totalSize"])
-
-
-def _tell_rest(shown: int, total: int) -> None:
-    if shown < total:
-        notice(f"{shown} of {total}; more with --limit and --page")
+    tell_rest(len(rows), answer["totalSize"])

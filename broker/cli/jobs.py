@@ -25,9 +25,11 @@ from broker.cli.app import (
     each_job,
     notice,
     print_json,
+    tell_rest,
     with_job,
 )
 from broker.cli.display import clean, duration, fields, table
+from broker.cli.options import Json, Limit, Page
 from broker.client import Client, RequestFailed, Unreachable
 
 if TYPE_CHECKING:
@@ -57,7 +59,6 @@ JobArguments = Annotated[
     list[str],
     typer.Argument(metavar="ID", help="Ids, or names of jobs of yours.", autocompletion=_own_jobs),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="K=V", help="With this label; repeatable.")
 ]
@@ -70,8 +71,8 @@ def jobs(
     query: Annotated[str | None, typer.Option(metavar="TEXT", help="In name or description.")] = None,
     label: Labels = None,
     mine: Annotated[bool, typer.Option("--mine", help="Only your own.")] = False,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")] = None,
-    page: Annotated[int | None, typer.Option(metavar="N", help="Which page of so many.")] = None,
+    limit: Limit = None,
+    page: Page = None,
     as_json: Json = False,
 ) -> None:
     """List jobs, the newest first."""
@@ -97,8 +98,7 @@ def jobs(
         facts = (item["status"], item.get("centerId"), item.get("priority"), meta["createTime"])
         rows.append((meta["id"], meta["name"], *facts, item.get("finishTime")))
     print(table(("ID", "NAME", "STATUS", "CENTER", "PRIORITY", "CREATED", "FINISHED"), rows))
-    if len(rows) < answer["totalSize"]:
-        notice(f"{len(rows)} of {answer['totalSize']}; more with --limit and --page")
+    tell_rest(len(rows), answer["totalSize"])
 
 
 @app.command("show", cls=Command, rich_help_panel=JOBS)

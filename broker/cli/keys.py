@@ -8,30 +8,20 @@ import typer
 
 from broker.cli.app import (
     ACCOUNT,
-    CONTEXT,
     Command,
-    Group,
     WrongUsage,
-    app,
     connect,
+    group,
     notice,
     print_json,
 )
 from broker.cli.display import table
+from broker.cli.options import Json
 from broker.client import Client
 
 SCOPES = ("read", "jobs", "data", "admin")
 
-keys = typer.Typer(
-    cls=Group,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
-    help="API keys of your account, and applications that hold them.",
-)
-app.add_typer(keys, name="keys", rich_help_panel=ACCOUNT)
-
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
+keys = group("keys", ACCOUNT, "API keys of your account, and applications that hold them.")
 
 
 @keys.command("add", cls=Command)

@@ -19,8 +19,10 @@ from broker.cli.app import (
     connect,
     notice,
     print_json,
+    tell_rest,
 )
 from broker.cli.display import duration, fields, table
+from broker.cli.options import Json, Limit, OnlyCenter, Page
 from broker.cli.tenants import tenant
 
 if TYPE_CHECKING:
@@ -29,15 +31,12 @@ if TYPE_CHECKING:
 GROUPS = ("center", "spec", "day", "tenant", "job")
 MOST_CNY = 1_000_000_000_000
 
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")]
-Page = Annotated[int | None, typer.Option(metavar="N", help="Which page of so many.")]
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="A tenant's id.")]
 
 
 @app.command("prices", cls=Command, rich_help_panel=RESOURCES)
 def prices(
-    center: Annotated[str | None, typer.Argument(metavar="[CENTER]", help="Only those of this one.")] = None,
+    center: OnlyCenter = None,
     spec: Annotated[str | None, typer.Option(metavar="SPEC", help="Only of this spec.")] = None,
     limit: Limit = None,
     page: Page = None,
@@ -66,7 +65,7 @@ def prices(
         for each in answer["prices"]
     ]
     print(table(("CENTER", "SPEC", "CNY/H", "WINDOWS"), rows))
-    _tell_rest(len(rows), answer["totalSize"])
+    tell_rest(len(rows), answer["totalSize"])
 
 
 def _window(window: PriceWindow) -> str:
@@ -112,7 +111,7 @@ def bills(
         ]
         print(table((by.upper(), "NAME", "RUNS", "TIME", summary["currency"]), sums))
         notice(f"{summary['amount']} {summary['currency']} in all")
-        _tell_rest(len(sums), summary["totalSize"])
+        tell_rest(len(sums), summary["totalSize"])
         return
     answer = client.bills(query)
     if as_json:
@@ -134,12 +133,7 @@ def bills(
     ]
     headings = ("BILLED", "JOB", "NAME", "USER", "CENTER", "SPEC", "NODES", "TIME", "CNY")
     print(table(headings, rows))
-    _tell_rest(len(rows), answer["totalSize"])
-
-
-def _tell_rest(shown: int, total: int) -> None:
-    if shown < total:
-        notice(f"{shown} of {total}; more with --limit and --page")
+    tell_rest(len(rows), answer["totalSize"])
 
 
 @app.command("balance", cls=Command, rich_help_panel=ACCOUNT)

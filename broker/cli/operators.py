@@ -14,13 +14,12 @@ from typing import Annotated
 import typer
 
 from broker.cli.app import (
-    CONTEXT,
     OPERATORS,
     Command,
-    Group,
     WrongUsage,
     app,
     connect,
+    group,
     notice,
     print_json,
     read_secret,
@@ -28,15 +27,13 @@ from broker.cli.app import (
 )
 from broker.cli.display import table
 from broker.cli.on_store import Config, OnStore, is_on_store, on_store_errors
+from broker.cli.options import Json, PasswordStdin
 
 ROLES = ("user", "tenant-admin", "operator")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")]
-PasswordStdin = Annotated[
-    bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-]
 
 
 @app.command("resolve", cls=Command, rich_help_panel=OPERATORS)
@@ -63,14 +60,7 @@ def resolve(
     notice(f"{job} is settled; see: broker show {job}")
 
 
-user = typer.Typer(
-    cls=Group,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
-    help="Accounts of this broker.",
-)
-app.add_typer(user, name="user", rich_help_panel=OPERATORS)
+user = group("user", OPERATORS, "Accounts of this broker.")
 
 
 @user.command("add", cls=Command)
@@ -99,9 +89,7 @@ def add(
 
 
 @user.command("list", cls=Command)
-def list_users(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")] = False,
-) -> None:
+def list_users(as_json: Json = False) -> None:
     """List the accounts."""
     answer = connect().accounts()
     if as_json:
@@ -187,12 +175,7 @@ Native = Annotated[str, typer.Option("--user", metavar="NATIVE", help="The user'
 
 
 @user.command("link", cls=Command)
-def link(
-    name: Name,
-    center: Center = "",
-    native: Native = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")] = False,
-) -> None:
+def link(name: Name, center: Center = "", native: Native = "", as_json: Json = False) -> None:
     """Say which user of a center's platform an account is; without --center list what was said."""
     client = connect()
     if bool(center) != bool(native):
@@ -206,11 +189,7 @@ def link(
 
 
 @user.command("unlink", cls=Command)
-def unlink(
-    name: Name,
-    center: Annotated[str, typer.Option(metavar="CENTER", help="A center's id: broker centers.")],
-    native: Annotated[str, typer.Option("--user", metavar="NATIVE", help="The user's id at its platform.")],
-) -> None:
+def unlink(name: Name, center: Center, native: Native) -> None:
     """Take back a link."""
     connect().link_user(name, center, native, unlink=True)
     notice(f"{native} of {center} is not {name} any more")

@@ -10,8 +10,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from broker.cli.app import CONTEXT, JOBS, Command, Group, app, connect, each_job, print_json, with_job
+from broker.cli.app import JOBS, Command, connect, each_job, group, print_json, with_job
 from broker.cli.display import clean, fields, table
+from broker.cli.options import Json, Limit, Page
 from broker.client import ONLINE
 
 ServiceArgument = Annotated[
@@ -20,16 +21,8 @@ ServiceArgument = Annotated[
 ServiceArguments = Annotated[
     list[str], typer.Argument(metavar="ID", help="Ids, or names of services of yours.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
 
-service = typer.Typer(
-    cls=Group,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
-    help="Online services; submit one with: broker submit --service.",
-)
-app.add_typer(service, name="service", rich_help_panel=JOBS)
+service = group("service", JOBS, "Online services; submit one with: broker submit --service.")
 
 
 @service.command("list", cls=Command)
@@ -37,8 +30,8 @@ def list_services(
     status: Annotated[str | None, typer.Option(help="PENDING, RUNNING, SUCCEEDED, FAILED, ...")] = None,
     query: Annotated[str | None, typer.Option(metavar="TEXT", help="In name or description.")] = None,
     mine: Annotated[bool, typer.Option("--mine", help="Only your own.")] = False,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="At most so many; default 50.")] = None,
-    page: Annotated[int | None, typer.Option(metavar="N", help="Which page of so many.")] = None,
+    limit: Limit = None,
+    page: Page = None,
     as_json: Json = False,
 ) -> None:
     """List services, the newest first."""

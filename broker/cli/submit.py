@@ -13,6 +13,7 @@ import typer
 
 from broker.cli import request as requests
 from broker.cli.app import CONTEXT, JOBS, Command, Failed, WrongUsage, app, connect, notice, print_json
+from broker.cli.options import Json
 from broker.cli.request import amount, flops, pairs, seconds
 from broker.client import ONLINE, TRAIN, Client, Noun
 
@@ -84,7 +85,7 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the end; exit 0 only if it succeeded.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")] = False,
+    as_json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request and send nothing.")] = False,
 ) -> None:
     """Submit a job: broker submit [OPTIONS] -- COMMAND..."""

@@ -8,31 +8,22 @@ from typing import Annotated
 import typer
 
 from broker.cli.app import (
-    CONTEXT,
     OPERATORS,
     Command,
-    Group,
     WrongUsage,
     app,
     connect,
+    group,
     notice,
     print_json,
 )
 from broker.cli.display import table
 from broker.cli.on_store import Config, OnStore, is_on_store, on_store_errors
+from broker.cli.options import Json
 
 TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
-
-tenant = typer.Typer(
-    cls=Group,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
-    help="Tenants: whose quota and budget accounts use.",
-)
-app.add_typer(tenant, name="tenant", rich_help_panel=OPERATORS)
+tenant = group("tenant", OPERATORS, "Tenants: whose quota and budget accounts use.")
 
 
 @tenant.command("add", cls=Command)

@@ -17,12 +17,10 @@ import typer
 
 from broker.cli.app import OPERATORS, Command, Failed, WrongUsage, app, connect, notice, print_json
 from broker.cli.display import clean, fields, table
+from broker.cli.options import CenterArgument, Json
 from broker.client import Client, RequestFailed, Unreachable
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-
-Json = Annotated[bool, typer.Option("--json", help="Print the broker's answer as JSON.")]
-CenterArgument = Annotated[str, typer.Argument(metavar="CENTER", help="A center's id: broker centers.")]
 
 
 @app.command("doctor", cls=Command, rich_help_panel=OPERATORS)
