@@ -5,14 +5,18 @@ What belongs here: the calls and their tables.  What does not: centers and specs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broker.cli.app import RESOURCES, Command, Failed, app, connect, group, notice, print_json, tell_rest
 from broker.cli.display import fields, table
 from broker.cli.options import Json, Limit, OnlyCenter, Page
+
+if TYPE_CHECKING:
+    from broker.client.answers import AssetItem
 
 Query = Annotated[str | None, typer.Option(metavar="TEXT", help="Only with this in title or description.")]
 Category = Annotated[str | None, typer.Option(metavar="LABEL", help="Only with this label.")]
@@ -70,8 +74,8 @@ def list_datasets(
     as_json: Json = False,
 ) -> None:
     """List the public data sets: the ids for submit --dataset."""
-    wanted = {"query": query, "category": category, "owner": "me" if mine else None}
-    answer = connect().datasets({**wanted, "order": "asc", "pageSize": limit, "page": page})
+    wanted = _assets_query(query, category, limit, page)
+    answer = connect().datasets({**wanted, "owner": "me" if mine else None})
     if as_json:
         print_json(answer)
         return
@@ -161,17 +165,11 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List the models that centers have."""
-    wanted = {"query": query, "category": category, "order": "asc", "pageSize": limit, "page": page}
-    answer = connect().models(wanted)
+    answer = connect().models(_assets_query(query, category, limit, page))
     if as_json:
         print_json(answer)
-        return
-    rows = [
-        (e["id"], e["title"], e["owner"], e["labels"], " ".join(e.get("centerIds", [])))
-        for e in answer["models"]
-    ]
-    print(table(("MODEL", "TITLE", "OWNER", "LABELS", "CENTERS"), rows))
-    tell_rest(len(rows), answer["totalSize"])
+    else:
+        _print_assets("MODEL", answer["models"], answer["totalSize"])
 
 
 @app.command("apps", cls=Command, rich_help_panel=RESOURCES)
@@ -183,14 +181,20 @@ def apps(
     as_json: Json = False,
 ) -> None:
     """List the applications that centers have."""
-    wanted = {"query": query, "category": category, "order": "asc", "pageSize": limit, "page": page}
-    answer = connect().apps(wanted)
+    answer = connect().apps(_assets_query(query, category, limit, page))
     if as_json:
         print_json(answer)
-        return
-    rows = [
-        (e["id"], e["title"], e["owner"], e["labels"], " ".join(e.get("centerIds", [])))
-        for e in answer["apps"]
-    ]
-    print(table(("APP", "TITLE", "OWNER", "LABELS", "CENTERS"), rows))
-    tell_rest(len(rows), answer["totalSize"])
+    else:
+        _print_assets("APP", answer["apps"], answer["totalSize"])
+
+
+def _assets_query(
+    query: str | None, category: str | None, limit: int | None, page: int | None
+) -> dict[str, str | int | None]:
+    return {"query": query, "category": category, "order": "asc", "pageSize": limit, "page": page}
+
+
+def _print_assets(heading: str, assets: Sequence[AssetItem], total: int) -> None:
+    rows = [(e["id"], e["title"], e["owner"], e["labels"], " ".join(e.get("centerIds", []))) for e in assets]
+    print(table((heading, "TITLE", "OWNER", "LABELS", "CENTERS"), rows))
+    tell_rest(len(rows), total)
