@@ -1,7 +1,7 @@
 """The options of an AIHub center, and what it can do by them.
 
 Here: [centers.connection] and stated pools, checked.  Not here: their types and defaults where the
-file is read (broker.config.schema).
+file is read (broker.config.platforms).
 """
 
 from __future__ import annotations

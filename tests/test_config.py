@@ -9,7 +9,7 @@ import pytest
 from broker import config
 from broker.adapter import Image, StatedPool
 from broker.config import ConfigError, Problem, Settings
-from broker.config.schema import keys_of, restart_keys
+from broker.config.keys import keys_of, restart_keys
 from broker.core.model import CenterState, NodeShape, Price
 from tests.daemon_process import A800_POOL
 

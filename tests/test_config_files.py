@@ -12,7 +12,8 @@ import pytest
 
 from broker import config
 from broker.config import Settings
-from broker.config.schema import PLATFORMS, keys_of
+from broker.config.keys import keys_of
+from broker.config.platforms import PLATFORMS
 
 CONFIG = Path(__file__).parent.parent / "config"
 

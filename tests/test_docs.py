@@ -25,9 +25,7 @@ from broker.api.app import ROUTES
 from broker.api.errors import ANNEX_B
 from broker.api.models import Config
 from broker.cli.app import app
-from broker.config.schema import (
-    PLATFORMS,
-)
+from broker.config.platforms import PLATFORMS
 from broker.core.model import CenterId, JobState, RunState
 from broker.daemon import ADAPTERS
 from tests.pages import (

@@ -17,21 +17,10 @@ from typing import NamedTuple
 import pytest
 
 from broker.config import SECTIONS
-from broker.config.schema import (
-    AMPHA,
-    ASSET_KEYS,
-    IMAGE_KEYS,
-    PLATFORMS,
-    POOL_KEYS,
-    PRICE_KEYS,
-    REMOTE_KEYS,
-    SPEC_KEYS,
-    Absent,
-    CenterSettings,
-    Key,
-    keys_of,
-    restart_keys,
-)
+from broker.config.keys import Absent, Key, keys_of, restart_keys
+from broker.config.platforms import AMPHA, PLATFORMS, REMOTE_KEYS
+from broker.config.schema import CenterSettings
+from broker.config.tables import ASSET_KEYS, IMAGE_KEYS, POOL_KEYS, PRICE_KEYS, SPEC_KEYS
 from broker.core import explain
 from broker.core.policy import PolicySet
 from broker.core.policy_file import load_policies

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.adapter import Inventory, PoolReport, Unavailable
-from broker.config.schema import POOL_KEYS
+from broker.config.tables import POOL_KEYS
 from broker.config.values import MAX_PRICE_CNY, Place, Wrong
 from broker.core.model import MICRO, Accuracy, CenterId, FreeNodes, NodeShape, Price, Spec, SpecId
 from broker.reports import MOST, MOST_PRICE_MICRO, checked, distinct, pool_fault

@@ -1,8 +1,8 @@
 """broker.toml to frozen settings: every error at once, each with its key and line.
 
 What belongs here: the rules between keys, the packaged files, the embedded default and what a reload
-may change.  What does not: keys, limits and defaults (broker.config.schema), kinds of value
-(broker.config.values), the pass that gathers errors (broker.config.reading), positions
+may change.  What does not: keys, limits and defaults (broker.config.schema, tables and platforms), kinds
+of value (broker.config.values), the pass that gathers errors (broker.config.reading), positions
 (broker.config.lines), policies and the accelerator catalogue.  The rest of the broker imports this one.
 """
 
@@ -18,25 +18,17 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.adapter import Asset, Image, StatedPool
+from broker.config.keys import Absent, Key, keys_of, restart_keys
 from broker.config.lines import KeyPath
+from broker.config.platforms import PLATFORMS, Platform
 from broker.config.reading import ConfigError, Problem, Reading, document_of
 from broker.config.schema import (
-    ASSET_KEYS,
-    IMAGE_KEYS,
-    PLATFORMS,
     POLICY_FILE,
-    POOL_KEYS,
-    PRICE_KEYS,
-    SHAPE_KEYS,
-    SPEC_KEYS,
-    Absent,
     AuthSettings,
     BillingSettings,
     CenterSettings,
-    Key,
     LimitSettings,
     NodeShapeSpec,
-    Platform,
     SchedulerSettings,
     Server,
     ServiceSettings,
@@ -44,9 +36,8 @@ from broker.config.schema import (
     StatedPrice,
     StoreSettings,
     SubmitSettings,
-    keys_of,
-    restart_keys,
 )
+from broker.config.tables import ASSET_KEYS, IMAGE_KEYS, POOL_KEYS, PRICE_KEYS, SHAPE_KEYS, SPEC_KEYS
 from broker.config.values import Place, credential, shown
 from broker.core.model import CenterState, NodeShape, Price
 

@@ -1,7 +1,7 @@
 """One pass over a TOML document: tables checked against their keys, with all errors gathered.
 
 What belongs here: the syntax error, unknown, missing and wrong keys, and the line of each.  What does
-not: which keys there are (broker.config.schema) and rules between keys (broker.config).
+not: which keys there are (broker.config.schema and its neighbours) and rules between keys (broker.config).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from broker.config.keys import Absent, Key
 from broker.config.lines import KeyPath, key_lines
-from broker.config.schema import Absent, Key
 from broker.config.values import Place, Wrong, kind_of
 
 

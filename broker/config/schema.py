@@ -1,33 +1,27 @@
-"""Every key of broker.toml with its type, limits, default and effect, and nothing that reads them.
+"""Every key of the sections of broker.toml with its type, limits, default and effect.
 
-What belongs here: the frozen settings and the key tables of pools, prices, images, specs and of each
-adapter's connection and credentials.  What does not: reading (broker.config) and what a kind of
-value is (broker.config.values).  A field's annotation holds its reader and limits; RELOAD marks a
-key that a running broker takes over on SIGHUP, as it does centers; the others need a new process.
-Durations end in `_s` and are seconds.
+What belongs here: the frozen settings.  What does not: reading (broker.config), what a kind of value is
+(broker.config.values) and the keys of tables and adapters (broker.config.tables, broker.config.platforms).
+A field's annotation holds its reader and limits; RELOAD marks a key that a running broker takes over on
+SIGHUP, as it does centers; the others need a new process.  Durations end in `_s` and are seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from broker.adapter import Asset, Image, StatedPool
 from broker.config import values as v
+from broker.config.keys import RELOAD
 from broker.core.model import CenterId, CenterState, NodeShape, Price
 
-RELOAD: Final = "reload"
 POLICY_FILE: Final = "policy.toml"
-ARCHITECTURES: Final = ("X86", "ARM")  # the standard's values of `arch`
 DATA: Final = "/var/lib/broker"
-
-
-# ---------------------------------------------------------------- the sections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +206,7 @@ class StatedPrice(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CenterSettings:
-    """[[centers]]: one center.  `connection` and `credentials` have the adapter's keys (PLATFORMS)."""
+    """[[centers]]: one center.  `connection` and `credentials`: its adapter's (broker.config.platforms)."""
 
     id: Annotated[CenterId, v.pattern("[A-Za-z0-9._-]{1,64}", "1 to 64 of A-Z, a-z, 0-9, dot, _ and -")]
     adapter: str
@@ -254,276 +248,3 @@ class Settings:
     specs: tuple[NodeShapeSpec, ...] = ()
     centers: tuple[CenterSettings, ...] = ()
     source: Path | None = None
-
-
-# ---------------------------------------------------------------- key tables
-
-
-class Absent(Enum):
-    """What the absence of a key without a default means."""
-
-    REQUIRED = "required"  # an error
-    OMITTED = "omitted"  # the key stays out of the result
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key of a table: its reader, and its default as the reader would give it back."""
-
-    read: v.Read
-    default: Any = Absent.REQUIRED
-
-
-def keys_of(section: type) -> dict[str, Key]:
-    """The keys of a settings class: its fields whose annotation has a reader."""
-    hints = get_type_hints(section, include_extras=True)
-    return {
-        each.name: Key(
-            hints[each.name].__metadata__[0], Absent.REQUIRED if each.default is MISSING else each.default
-        )
-        for each in fields(section)
-        if hasattr(hints[each.name], "__metadata__")
-    }
-
-
-def restart_keys(section: type) -> tuple[str, ...]:
-    """The keys of a settings class that only a new process can apply."""
-    hints = get_type_hints(section, include_extras=True)
-    return tuple(name for name in keys_of(section) if RELOAD not in hints[name].__metadata__)
-
-
-_CORES = v.whole(1, 65_536)
-_MEMORY = v.whole(1, 1 << 20)
-_CARDS = v.whole(0, 1024)
-
-SHAPE_KEYS: Mapping[str, Key] = {  # per node; memory in GiB, accelerator memory per card
-    "arch": Key(v.choice(*ARCHITECTURES)),
-    "cores": Key(_CORES),
-    "memory_gib": Key(_MEMORY),
-    "accelerator": Key(v.accelerator, ""),
-    "accelerators": Key(_CARDS, 0),
-    "accelerator_memory_gib": Key(v.whole(0, 65_536), 0),
-    "card_permille": Key(v.whole(1, 1000), 1000),  # what part of a card each accelerator is
-}
-SPEC_KEYS: Mapping[str, Key] = {"name": Key(v.filled), **SHAPE_KEYS}
-POOL_KEYS: Mapping[str, Key] = {
-    "native": Key(v.text, ""),
-    **SHAPE_KEYS,
-    "split_permille": Key(v.whole(0, 500), 0),  # steps in which cards are given away; 0: whole cards only
-    "nodes": Key(v.whole(1, 1_000_000)),
-}
-PRICE_KEYS: Mapping[str, Key] = {  # of accelerator and arch exactly one; from and to only together
-    "accelerator": Key(v.accelerator, ""),
-    "arch": Key(v.choice(*ARCHITECTURES), ""),
-    "price": Key(v.price),
-    "from": Key(v.minute_of_day(end=False), 0),
-    "to": Key(v.minute_of_day(end=True), 24 * 60),
-    "days": Key(v.weekdays, frozenset(range(7))),
-}
-IMAGE_KEYS: Mapping[str, Key] = {
-    "id": Key(v.filled),
-    "native": Key(v.text, ""),  # "": the id
-    "name": Key(v.text, ""),
-    "desc": Key(v.text, ""),
-    "arch": Key(v.choice("", *ARCHITECTURES), ""),
-    "processor": Key(v.text, ""),
-    "os": Key(v.text, ""),
-    "framework": Key(v.text, ""),
-    "installed_lib": Key(v.array_of(v.filled), ()),
-}
-ASSET_KEYS: Mapping[str, Key] = {  # of datasets, models and apps
-    "id": Key(v.pattern("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 of A-Z, a-z, 0-9, dot, _ and -")),
-    "native": Key(v.text, ""),  # "": the id; of a data set the path that jobs there see, or the platform's id
-    "title": Key(v.text, ""),  # "": the id
-    "desc": Key(v.text, ""),
-    "labels": Key(v.text, ""),  # between commas: the categories
-    "bytes": Key(v.whole(0, 1 << 60), 0),
-}
-
-
-# ---------------------------------------------------------------- adapters
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """With `option = value`, a further key of the center is required, named from the center on."""
-
-    option: str
-    value: str
-    key: tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """The keys of one adapter.  `together`: credentials given both or neither; `one_of`: exactly one."""
-
-    connection: Mapping[str, Key]
-    required: Collection[str] = ()  # credentials
-    optional: Collection[str] = ()
-    one_of: tuple[str, ...] = ()
-    together: tuple[tuple[str, str], ...] = ()
-    needs: tuple[Needs, ...] = ()
-
-    @property
-    def credentials(self) -> tuple[str, ...]:
-        return (*self.required, *self.one_of, *self.optional)
-
-
-def _maybe(*names: str, read: v.Read = v.filled) -> dict[str, Key]:
-    return {name: Key(read, Absent.OMITTED) for name in names}
-
-
-REMOTE_KEYS: Mapping[str, Key] = {
-    "ca_file": Key(v.path_text, Absent.OMITTED),  # PEM; without it the system's authorities
-    "timezone": Key(v.timezone, "Asia/Shanghai"),  # of the platform's own times
-    "timeout_s": Key(v.seconds(0.1, 3600), 30.0),  # of one HTTP call
-    "requests_per_s": Key(v.seconds(0.01, 10_000), 10.0),
-    "concurrency": Key(v.whole(1, 1000), 8),  # open HTTP calls at once
-    "output": Key(v.output, Absent.OMITTED),
-}
-
-LOCAL = Platform(
-    {
-        "work_dir": Key(v.path_text),
-        "cores": Key(_CORES, Absent.OMITTED),
-        "memory_gib": Key(_MEMORY, Absent.OMITTED),
-        "run_as": Key(v.filled, Absent.OMITTED),
-    }
-)
-
-AIHUB = Platform(
-    {
-        **REMOTE_KEYS,
-        "user_url": Key(v.http_url),
-        **_maybe("tag_url", "training_url", "quota_url", "dataset_url", "workflow_url", read=v.http_url),
-        **_maybe("warehouse_url", "evaluation_url", "s3_url", read=v.http_url),
-        "project_id": Key(v.whole(0), Absent.OMITTED),
-        "storage_ids": Key(v.array_of(v.whole(0)), ()),
-        "mode": Key(v.choice("training", "quota"), "training"),
-        "allow_preempt_kill": Key(v.flag, False),
-        "sku_cnt": Key(v.choice("per-instance", "total"), "per-instance"),
-        "sku_cards": Key(v.whole(1, 64), 1),
-        "category_id": Key(v.whole(1, 4), 1),
-        "framework": Key(v.choice("PyTorchJob", "MpiJob"), "PyTorchJob"),
-        "shm_gib": Key(v.whole(0, 1 << 20), Absent.OMITTED),
-        "s3_bucket": Key(v.filled, "broker"),
-    },
-    required=("username", "password"),
-    optional=("s3_token",),
-    needs=(
-        Needs("mode", "training", ("connection", "training_url")),
-        Needs("mode", "quota", ("connection", "quota_url")),
-    ),
-)
-
-CECSTACK = Platform(
-    {
-        **REMOTE_KEYS,
-        "endpoint": Key(v.http_url),
-        "region": Key(v.filled),  # the platform wants it in every call
-        **_maybe("project_id", "model_id", read=v.identifier),
-        "resource_ids": Key(v.array_of(v.filled), ()),
-        "signature": Key(v.choice("none", "hmac-sha256"), "none"),
-        # Of the packages; the platform does not tell it.
-        "cpu_arch": Key(v.choice(*ARCHITECTURES), Absent.OMITTED),
-        **_maybe("vpc_id", "subnet_id", "eip_id", "eip", "volume_mount"),
-        "node_selector": Key(v.filled, "train=true"),
-        # Jobs of several nodes: none, or the platform's own fine-tuning.
-        "multi_node": Key(v.choice("none", "fine-tuning"), "none"),
-        # How late its lists, states and remaining amounts may be.
-        "lookup_lag_s": Key(v.seconds(0, 3600), 10.0),
-        "extra_headers": Key(v.table_of(v.hidden), Absent.OMITTED),
-    },
-    optional=("access_key", "secret_key"),
-    needs=(
-        Needs("signature", "hmac-sha256", ("credentials", "access_key")),
-        Needs("signature", "hmac-sha256", ("credentials", "secret_key")),
-    ),
-)
-
-AMPHA = Platform(
-    {
-        **REMOTE_KEYS,
-        "base_url": Key(v.http_url),
-        "user_group_id": Key(v.identifier, Absent.OMITTED),
-        "spec_mode": Key(v.choice("free", "preset"), "free"),
-        "task_api": Key(v.choice("trainOperator", "computationTask", "fineTune"), "trainOperator"),
-        "password_mode": Key(v.choice("plain", "aes-cbc", "aes-ecb"), "plain"),
-        **_maybe("password_key", "password_iv", read=v.hidden),
-        "qos_ids": Key(v.table_of(v.identifier), Absent.OMITTED),  # the platform's user id to its priority id
-        "paths": Key(v.table_of(v.filled), Absent.OMITTED),  # of its API, where an installation differs
-        "lookup_lag_s": Key(v.whole(0, 3600), 30),  # a task created longer ago than this is in the lists
-        "report_lag_s": Key(v.whole(0, 3600), 10),  # a task started longer ago than this is in what is free
-        "algorithm_path": Key(v.filled, "/"),
-        "startup_file": Key(v.filled, "main.sh"),
-        "extra_inputs": Key(v.filled, Absent.OMITTED),  # where tasks find a further data set, with {key}
-        "online_services": Key(v.choice("none", "models"), "none"),
-        "service_gateway": Key(v.http_url, Absent.OMITTED),
-    },
-    required=("username", "password"),
-    optional=(
-        "tenant_username",
-        "tenant_password",
-        "system_username",
-        "system_password",
-        "callback_access_key",
-        "callback_secret_key",
-        "signature_key",
-        "signature_iv",
-    ),
-    together=(
-        ("tenant_username", "tenant_password"),
-        ("system_username", "system_password"),
-        ("callback_access_key", "callback_secret_key"),
-    ),
-    needs=(
-        Needs("password_mode", "aes-cbc", ("connection", "password_key")),
-        Needs("password_mode", "aes-ecb", ("connection", "password_key")),
-    ),
-)
-
-SLURM = Platform(
-    {
-        **REMOTE_KEYS,
-        "url": Key(v.http_url),
-        "api_version": Key(
-            v.pattern(r"v[0-9]+\.[0-9]+\.[0-9]+", 'a version such as "v0.0.40"'), Absent.OMITTED
-        ),
-        "user": Key(v.filled, Absent.OMITTED),
-        "partitions": Key(v.array_of(v.filled), ()),  # none: every partition
-    },
-    one_of=("token", "token_command"),
-)
-
-KUBERNETES = Platform(
-    {
-        **REMOTE_KEYS,
-        "kubeconfig": Key(
-            v.path_text, Absent.OMITTED
-        ),  # without it the service account of the broker's own pod
-        **_maybe("context", "queue"),
-        "namespace": Key(v.filled, "default"),
-    }
-)
-
-TAI123 = Platform(
-    {
-        **REMOTE_KEYS,
-        "base_url": Key(v.http_url),
-        # A broker on the other side may stop others for a VIP job (preemptPolicy 2).
-        "allow_preempt_kill": Key(v.flag, False),
-        # Online services are made public there, because requests to them come without its tokens.
-        "public_services": Key(v.flag, False),
-    },
-    required=("username", "password"),
-)
-
-PLATFORMS: Mapping[str, Platform] = {
-    "local": LOCAL,
-    "aihub": AIHUB,
-    "cecstack": CECSTACK,
-    "ampha": AMPHA,
-    "slurm": SLURM,
-    "kubernetes": KUBERNETES,
-    "tai123": TAI123,
-}

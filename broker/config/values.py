@@ -1,9 +1,9 @@
 """How one value of the configuration is checked and converted.
 
 What belongs here: a reader per kind of value (whole number, URL, time of day, money, credential ...).
-What does not: which key has which reader, limit and default (broker.config.schema) and where a
-value stands (broker.config.lines).  A reader takes the value as tomllib gave it, floats as Decimal,
-and returns it converted or raises Wrong with what it is and what would be right.
+What does not: which key has which reader, limit and default (broker.config.schema and its neighbours)
+and where a value stands (broker.config.lines).  A reader takes the value as tomllib gave it, floats as
+Decimal, and returns it converted or raises Wrong with what it is and what would be right.
 """
 
 from __future__ import annotations
