@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -221,3 +223,20 @@ class Terminal:
             env=self.environ(),
             cwd=self.home,
         )
+
+
+# ---------------------------------------------------------------- both, as fixtures
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    server = Stub()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, stub: Stub) -> Terminal:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Terminal(home, stub.url)

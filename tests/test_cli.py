@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,22 +23,12 @@ from tests.cli_stub import (
     detail,
     refusal,
     served,
+    stub,
+    terminal,
     unused_url,
 )
 
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, stub: Stub) -> Terminal:
-    home = tmp_path / "home"
-    home.mkdir()
-    return Terminal(home, stub.url)
+__all__ = ["stub", "terminal"]
 
 
 # ---------------------------------------------------------------- exit codes

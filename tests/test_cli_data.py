@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.client import Client, RequestFailed
 from broker.client.form import FileChanged, FileForm
-from tests.cli_stub import Stub, Terminal, refusal
+from tests.cli_stub import Stub, Terminal, refusal, stub, terminal
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually, local_center
 
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, stub: Stub) -> Terminal:
-    home = tmp_path / "home"
-    home.mkdir()
-    return Terminal(home, stub.url)
+__all__ = ["stub", "terminal"]
 
 
 DATASET = {

@@ -22,25 +22,9 @@ from broker.core.resources import load_catalogue
 from broker.files import DataDirectory
 from broker.store import Store, accounts
 from tests.builders import policy_set
-from tests.cli_stub import (
-    Stub,
-    Terminal,
-    project,
-)
+from tests.cli_stub import Terminal, project, stub, terminal
 
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, stub: Stub) -> Terminal:
-    home = tmp_path / "home"
-    home.mkdir()
-    return Terminal(home, stub.url)
+__all__ = ["stub", "terminal"]
 
 
 # ---------------------------------------------------------------- beside the daemon

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.cli_stub import Answer, Stub, Terminal, refusal
-from tests.test_cli import stub, terminal
+from tests.cli_stub import Answer, Stub, Terminal, refusal, stub, terminal
 
 __all__ = ["stub", "terminal"]
 

@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +19,9 @@ from hypothesis import strategies as st
 from broker.cli import display
 from broker.cli import request as cli_request
 from broker.cli.app import WrongUsage
-from tests.cli_stub import (
-    Answer,
-    Drop,
-    Request,
-    Stub,
-    Terminal,
-    created,
-    detail,
-    project,
-)
+from tests.cli_stub import Answer, Drop, Request, Stub, Terminal, created, detail, project, stub, terminal
 
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, stub: Stub) -> Terminal:
-    home = tmp_path / "home"
-    home.mkdir()
-    return Terminal(home, stub.url)
+__all__ = ["stub", "terminal"]
 
 
 # ---------------------------------------------------------------- submit

@@ -8,7 +8,6 @@ import random
 import socket
 import tarfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,11 @@ from tests.cli_stub import (
     project,
     refusal,
     served,
+    stub,
     unused_url,
 )
 
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
-    yield server
-    server.close()
+__all__ = ["stub"]
 
 
 @pytest.fixture
