@@ -17,16 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from broker.client import ONLINE, TRAIN, Client, RequestFailed, Unreachable
+from broker.client import Client, RequestFailed, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8238"
-
-Result = TypeVar("Result")
 
 
 class Code(IntEnum):
@@ -162,44 +160,6 @@ def read_secret(prompt: str, *, from_stdin: bool) -> str:
     if not typed:
         raise WrongUsage(f"{prompt.lower()}: nothing was typed")
     return typed
-
-
-# ---------------------------------------------------------------- a job by id or name
-
-
-def with_job(client: Client, job: str, call: Callable[[str], Result]) -> Result:
-    """`call` with a job id; where the broker knows no such id, `job` is the name of an own job."""
-    try:
-        return call(job)
-    except RequestFailed as error:
-        if error.code != "0240":
-            raise
-        return call(_id_of(client, job, error))
-
-
-def _id_of(client: Client, name: str, unknown: RequestFailed) -> str:
-    ids: list[str] = []
-    for noun in (TRAIN, ONLINE):  # they share their names
-        mine = client.all_jobs({"query": name, "owner": "me"}, noun=noun)
-        ids = ids or [item["metadata"]["id"] for item in mine if item["metadata"]["name"] == name]
-    if not ids:
-        raise unknown
-    if len(ids) > 1:
-        raise WrongUsage(f"{name!r} is the name of {len(ids)} jobs; say which by id: {', '.join(ids)}")
-    return ids[0]
-
-
-def each_job(client: Client, jobs: Sequence[str], call: Callable[[str], None]) -> None:
-    """`call` for every job, whatever became of the others; Failed at the end if one failed."""
-    failed = 0
-    for job in jobs:
-        try:
-            with_job(client, job, call)
-        except RequestFailed as error:
-            failed += 1
-            notice(f"{job}: {told(error)}")
-    if failed:
-        raise Failed(f"{failed} of {len(jobs)} failed" if len(jobs) > 1 else "")
 
 
 # ---------------------------------------------------------------- commands

@@ -22,15 +22,14 @@ from broker.cli.app import (
     app,
     caller,
     connect,
-    each_job,
     notice,
     print_json,
     tell_rest,
-    with_job,
 )
 from broker.cli.display import clean, duration, fields, table
+from broker.cli.named_jobs import delete_each, stop_each, with_job
 from broker.cli.options import Json, Limit, Page
-from broker.client import Client, RequestFailed, Unreachable
+from broker.client import TRAIN, Client, RequestFailed, Unreachable
 
 if TYPE_CHECKING:
     from broker.client.answers import Expected, Explanation, ForecastError, JobDetail, RunDetail
@@ -312,11 +311,6 @@ def stop(
     if bool(job) == bool(label):
         raise WrongUsage("name the jobs to stop, or give --label, one of the two")
     client = connect()
-
-    def stop_one(each: str) -> None:
-        answer = client.stop_job(each)
-        print(f"{answer['id']} {'stopped' if answer['stoppedTime'] else 'is being stopped'}")
-
     chosen = job or []
     if label:
         query = {"label": label, "owner": "me"}
@@ -325,7 +319,7 @@ def stop(
         ]
         if not chosen:
             notice(f"no job of yours with {', '.join(label)} waits or runs")
-    each_job(client, chosen, stop_one)
+    stop_each(client, chosen, TRAIN)
 
 
 @app.command("retry", cls=Command, rich_help_panel=JOBS)
@@ -344,13 +338,7 @@ def retry(job: JobArgument, as_json: Json = False) -> None:
 @app.command("delete", cls=Command, rich_help_panel=JOBS)
 def delete(job: JobArguments) -> None:
     """Delete jobs that have ended, with their logs and results."""
-    client = connect()
-
-    def delete_one(each: str) -> None:
-        client.delete_job(each)
-        print(f"{each} deleted")
-
-    each_job(client, job, delete_one)
+    delete_each(connect(), job, TRAIN)
 
 
 @app.command("download", cls=Command, rich_help_panel=JOBS)

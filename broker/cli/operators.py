@@ -23,9 +23,9 @@ from broker.cli.app import (
     notice,
     print_json,
     read_secret,
-    with_job,
 )
 from broker.cli.display import table
+from broker.cli.named_jobs import with_job
 from broker.cli.on_store import Config, OnStore, is_on_store, on_store_errors
 from broker.cli.options import Json, PasswordStdin
 

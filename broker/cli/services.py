@@ -10,8 +10,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from broker.cli.app import JOBS, Command, connect, each_job, group, print_json, with_job
+from broker.cli.app import JOBS, Command, connect, group, print_json
 from broker.cli.display import clean, fields, table
+from broker.cli.named_jobs import delete_each, stop_each, with_job
 from broker.cli.options import Json, Limit, Page
 from broker.client import ONLINE
 
@@ -102,22 +103,10 @@ def link(job: ServiceArgument, as_json: Json = False) -> None:
 @service.command("stop", cls=Command)
 def stop(job: ServiceArguments) -> None:
     """Stop services."""
-    client = connect()
-
-    def stop_one(each: str) -> None:
-        answer = client.stop_job(each, noun=ONLINE)
-        print(f"{answer['id']} {'stopped' if answer['stoppedTime'] else 'is being stopped'}")
-
-    each_job(client, job, stop_one)
+    stop_each(connect(), job, ONLINE)
 
 
 @service.command("delete", cls=Command)
 def delete(job: ServiceArguments) -> None:
     """Delete services that have ended, with their logs."""
-    client = connect()
-
-    def delete_one(each: str) -> None:
-        client.delete_job(each, noun=ONLINE)
-        print(f"{each} deleted")
-
-    each_job(client, job, delete_one)
+    delete_each(connect(), job, ONLINE)
