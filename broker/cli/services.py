@@ -6,7 +6,7 @@ What belongs here: which calls each makes and what it prints.  What does not: su
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -53,7 +53,7 @@ def list_services(
         return
     rows = []
     for item in answer["items"]:
-        meta = cast(dict[str, Any], item["metadata"])
+        meta = item["metadata"]
         rows.append((meta["id"], meta["name"], item["status"], item.get("centerId"), meta["url"]))
     print(table(("ID", "NAME", "STATUS", "CENTER", "URL"), rows))
 

@@ -14,6 +14,7 @@ from broker.client.exchange import Exchange, Query, segment
 if TYPE_CHECKING:
     from broker.client.answers import (
         Account,
+        AccountPage,
         ApiKey,
         ApiKeyPage,
         ApplicationPage,
@@ -82,8 +83,8 @@ class PeopleCalls(Exchange):
 
     # ------------------------------------------------ accounts and tenants
 
-    def accounts(self) -> dict[str, Any]:
-        return cast(dict[str, Any], self._json("GET", "/broker/v1/accounts"))
+    def accounts(self) -> AccountPage:
+        return cast("AccountPage", self._json("GET", "/broker/v1/accounts"))
 
     def change_account(self, name: str, action: str, body: Mapping[str, str] | None = None) -> Any:
         """`action` is grant, revoke (body: right), freeze, unfreeze or password (body: password)."""

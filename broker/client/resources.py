@@ -14,7 +14,17 @@ from broker.client.exchange import ANSWER_S, STREAM_S, Exchange, Query, segment
 from broker.client.reading import pieces
 
 if TYPE_CHECKING:
-    from broker.client.answers import CenterCommand, CenterPage, CenterReports, Idle, SpecPage
+    from broker.client.answers import (
+        CenterAnswer,
+        CenterCommand,
+        CenterPage,
+        CenterReports,
+        Check,
+        CommandResult,
+        Commands,
+        Idle,
+        SpecPage,
+    )
 
 CALL_S = 90.0  # a little more than the broker waits for a center
 
@@ -38,13 +48,13 @@ class ResourceCalls(Exchange):
         """`command` is drain or resume."""
         return cast("CenterCommand", self._json("POST", f"/broker/v1/centers/{segment(center)}/{command}"))
 
-    def call_center(self, center: str, method: str, path: str, body: str | None = None) -> dict[str, Any]:
+    def call_center(self, center: str, method: str, path: str, body: str | None = None) -> CenterAnswer:
         """What the center's platform answers, as it is; CALL_S for it."""
         call = {"method": method, "path": path, "body": body}
         where = f"/broker/v1/centers/{segment(center)}/call"
-        return cast(dict[str, Any], self._json("POST", where, body=call, answer_s=CALL_S))
+        return cast("CenterAnswer", self._json("POST", where, body=call, answer_s=CALL_S))
 
-    def doctor(self, center: str) -> Iterator[dict[str, Any]]:
+    def doctor(self, center: str) -> Iterator[Check]:
         """The checks of a center as they end: name, ok, detail."""
         with self._opened(
             "POST", f"/broker/v1/centers/{segment(center)}/doctor", answer_s=STREAM_S
@@ -54,12 +64,12 @@ class ResourceCalls(Exchange):
                 *lines, rest = (rest + piece).split(b"\n")
                 yield from map(json.loads, lines)
 
-    def center_commands(self, center: str) -> dict[str, Any]:
-        return cast(dict[str, Any], self._json("GET", f"/broker/v1/centers/{segment(center)}/commands"))
+    def center_commands(self, center: str) -> Commands:
+        return cast("Commands", self._json("GET", f"/broker/v1/centers/{segment(center)}/commands"))
 
     def run_center_command(
         self, center: str, name: str, arguments: Mapping[str, Any], *, timeout_s: float
-    ) -> dict[str, Any]:
+    ) -> CommandResult:
         where = f"/broker/v1/centers/{segment(center)}/commands/{segment(name)}"
         sent = {"arguments": dict(arguments)}
-        return cast(dict[str, Any], self._json("POST", where, body=sent, answer_s=timeout_s + ANSWER_S))
+        return cast("CommandResult", self._json("POST", where, body=sent, answer_s=timeout_s + ANSWER_S))
