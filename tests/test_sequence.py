@@ -18,7 +18,7 @@ from broker.companions import available_policies
 from broker.core.check import violations
 from broker.core.explain import Code
 from broker.core.histogram import Histogram
-from broker.core.model import FreeNodes, JobClass, JobId, Pool, QueuedJob, Snapshot, Tier
+from broker.core.model import FreeNodes, JobClass, JobId, Pool, QueuedJob, RunTime, Snapshot, Tier
 from broker.core.places import Places
 from broker.core.plan import Plan, Source
 from broker.core.policy import Mix, Nodes, PolicySet
@@ -199,6 +199,18 @@ def test_a_gang_shares_nodes_only_where_it_must() -> None:
     assert where(schedule(world, policy_set(Packing()))) == {"k-0": "sz-1/b"}
     shared = snapshot(center(), pool(nodes=2, free=[free(8)]), job_class(wish=4, nodes=2))
     assert len(schedule(shared, policy_set(Packing())).placements) == 1
+
+
+def test_jobs_that_wait_are_forecast() -> None:
+    """One node, on which a run has 400 s left; each job takes ten minutes."""
+    sure = RunTime(600, 600)
+    runs = replace(claim("r", 8, started_ms=NOW_MS - 200_001), learned=sure)
+    queue = replace(job_class(wish=8, jobs=2), learned=sure)
+    plan = schedule(snapshot(center(), pool(nodes=1, free=[]), runs, queue), policy_set(Packing()))
+    assert plan.source is Source.SEQUENCE
+    assert plan.outlook is not None
+    found = plan.outlook.of([JobId("k-0"), JobId("k-1")])
+    assert {job: eta.p50_s for job, eta in found.items()} == {"k-0": 400, "k-1": 1000}
 
 
 def test_while_something_is_held_rounds_are_as_usual() -> None:

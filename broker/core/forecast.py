@@ -6,17 +6,18 @@ does not: deciding (the plan is given), and how good such forecasts are (broker.
 The look is played in SCENARIOS.  In each, every run takes a time of its own: one of as many quantiles
 of what its like take, so that over all scenarios it takes each of them once.  Whenever something comes
 free, what waits starts in the order of the plan's worth per card, holders first, each job in its
-cheapest pool with room.  The median and the last but tenth of a job's starts are its p50 and p90.
+cheapest pool with room.  The median of a job's starts is its p50, the last its p90.
 
-Left out: jobs that come later, ages that change the order, prices that change with the hour, and quotas
-that runs of before the look give back.  A job that never starts in the look has no forecast.
+Left out: jobs that come later, ages that change the order, prices that change with the hour, quotas
+that runs of before the look give back, and jobs that a policy holds back in a window.  A job that never
+starts in the look has no forecast.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -214,12 +215,13 @@ class _Nodes:
 class Outlook:
     """The queue after the plan of a round; `of` plays it forward.  Made when a forecast is asked for."""
 
-    def __init__(self, problem: Problem, plan: Plan, y: IntArray) -> None:
+    def __init__(self, problem: Callable[[], Problem], plan: Plan, y: IntArray) -> None:
+        """`problem` gives the round's problem with all its rows."""
         self._problem, self._plan, self._y = problem, plan, y
 
     def of(self, jobs: Collection[JobId], *, starts: int = STARTS) -> dict[JobId, Eta]:
         """Forecasts of those of `jobs` that wait after the plan and have not too many before them."""
-        world = _Start(self._problem, self._plan, self._y)
+        world = _Start(self._problem(), self._plan, self._y)
         wanted = world.within(jobs, starts)
         if not wanted:
             return {}

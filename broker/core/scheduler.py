@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -108,7 +108,7 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
         if not faults:
             # 10 reasons of what waits, and when it is expected to start
             told = Deferrals(problem, plan, y), Considered(problem, y)
-            outlook = Outlook(problem, plan, y)
+            outlook = Outlook(lambda: problem, plan, y)
             return replace(plan, deferrals=told[0], considered=told[1], outlook=outlook)
         story.append(f"{source}: {'; '.join(faults[:5])} ({len(faults)} in all)")
     raise InfeasiblePlan(f"no plan for snapshot {snapshot.version}: {' | '.join(story)}")
@@ -147,6 +147,7 @@ def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp
     if faults:
         raise InfeasiblePlan(f"no plan for snapshot {snapshot.version}: sequence: {'; '.join(faults[:5])}")
 
+    @cache
     def full() -> Problem:
         return problem if whole else build(snapshot, policies, free)
 
@@ -154,6 +155,7 @@ def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp
         plan,
         deferrals=Late(lambda: _held_back(Deferrals(full(), plan, y), held, policies.window)),
         considered=Late(lambda: Considered(full(), y)),
+        outlook=Outlook(full, plan, y),
     )
 
 
