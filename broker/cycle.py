@@ -87,7 +87,7 @@ class Cycle:
                 placed=placed,
                 preempted=preempted,
                 objective_micro=plan.objective,
-                bound_micro=plan.bound if plan.bound is not None else plan.objective,
+                bound_micro=plan.bound,
                 solve_ms=round((solved - started) * 1000, 3),
                 total_ms=round((time.perf_counter() - started) * 1000, 3),
             )
@@ -116,7 +116,7 @@ class Cycle:
         # Reasons are worked out when asked: not on the event loop.
         deferrals = await asyncio.to_thread(dict, plan.deferrals)
         await self._commit_deferrals(deferrals)  # first: a placement may have to wait for its data
-        kinds = {one.class_key for one in (alike.kind for alike in grouped(plan.placements))}
+        kinds = {one.kind.class_key for one in grouped(plan.placements)}
         considered = await asyncio.to_thread(
             lambda: {key: plan.considered[key] for key in kinds if key in plan.considered}
         )
@@ -130,8 +130,8 @@ class Cycle:
                 epoch=self._lease.epoch,
                 considered=considered,
             )
-        for placement in plan.placements:
-            PLACED.labels(placement.center).inc()
+        for one in grouped(plan.placements):
+            PLACED.labels(one.kind.center).inc(len(one.jobs))
         return placed
 
     async def _commit_holds(self, plan: Plan, natives: Mapping[PoolId, str]) -> int:
@@ -154,7 +154,7 @@ class Cycle:
     async def _forecast(self, plan: Plan, now_ms: int) -> None:
         """Keep when the jobs that this round saw first and left waiting are expected to start."""
         arrived = self._mirror.arrived
-        if plan.outlook is None or not (arrived - {p.job for p in plan.placements}):
+        if plan.outlook is None or not (arrived - plan.starts):
             return
         made = await asyncio.to_thread(plan.outlook.of, arrived, starts=FORECAST_STARTS)
         if made:

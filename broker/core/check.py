@@ -209,11 +209,11 @@ def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Po
     claims = {c.run: c for c in snapshot.claims}
     able = [c for c in snapshot.classes if c.request.tier is Tier.VIP and c.request.preempt_policy == 2]
     waiting = {job for c in able for job in as_queue(c.jobs).ids}
-    alike = grouped(plan.placements)
-    placed = {job for one in alike for job in one.jobs}
+    placed = plan.starts
     stopping_in = {p.pool for p in plan.preemptions}
     some = replace(snapshot, claims=tuple(c for c in snapshot.claims if c.pool in stopping_in))
-    world = after(some, Placements(one for one in alike if one.kind.pool in stopping_in))
+    there = (one for one in grouped(plan.placements) if one.kind.pool in stopping_in)
+    world = after(some, Placements(there))
     claims_in: dict[PoolId, list[Claim]] = {pool: [] for pool in stopping_in}
     for claim in world.claims:
         claims_in[claim.pool].append(claim)
@@ -245,8 +245,8 @@ def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Po
         ]
         key = preemption.pool, held[0].slot
         if key not in ended:
-            there, mine = pools[preemption.pool], tuple(claims_in[preemption.pool])
-            part = replace(world, pools=(there,), claims=mine)
+            pool, mine = pools[preemption.pool], tuple(claims_in[preemption.pool])
+            part = replace(world, pools=(pool,), claims=mine)
             ended[key] = without(part, ending, slot=held[0].slot)
         then = effective_free(ended[key], reservations=others)
         have = supply(pools[preemption.pool].shape, then[preemption.pool], held[0].slot)

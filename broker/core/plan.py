@@ -117,7 +117,7 @@ def grouped(placements: Iterable[Placement]) -> tuple[Alike, ...]:
         return placements.alike
     kinds: dict[Placement, list[JobId]] = {}
     for placement in placements:
-        kinds.setdefault(replace(placement, job=JobId("")), []).append(placement.job)
+        kinds.setdefault(replace(placement, job=NOBODY), []).append(placement.job)
     return tuple(Alike(kind, jobs) for kind, jobs in kinds.items())
 
 
@@ -194,6 +194,11 @@ class Plan:
     solver_status: str = ""
     source: Source = Source.GREEDY
     outlook: Outlook | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def starts(self) -> set[JobId]:
+        """The jobs that are placed."""
+        return {job for one in grouped(self.placements) for job in one.jobs}
 
     @property
     def stops(self) -> tuple[RunId, ...]:

@@ -128,7 +128,7 @@ class ProductionRounds:
         began = time.perf_counter()
         plan = schedule(snapshot, self._policies, self._lp)
         sim.rounds.seconds.append(time.perf_counter() - began)
-        if plan.bound is not None and plan.solver_status == SolverStatus.OPTIMAL:
+        if plan.solver_status == SolverStatus.OPTIMAL:
             sim.rounds.gaps.append((plan.objective - plan.bound) / max(MICRO, plan.objective))
         self.last = plan
         for preemption in plan.preemptions:
@@ -171,8 +171,7 @@ class ProductionRounds:
         arrived, self._arrived = self._arrived, set()
         if not self._settings.forecast or plan.outlook is None:
             return
-        waiting = arrived - {placed.job for placed in plan.placements}
-        for job, eta in plan.outlook.of(waiting, starts=FORECAST_STARTS).items():
+        for job, eta in plan.outlook.of(arrived - plan.starts, starts=FORECAST_STARTS).items():
             record = sim.records[job]
             if record.forecast is None and not record.preemptions:
                 record.forecast, record.forecast_s = eta, sim.now_s
