@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, LARGEST_RATE_MICRO, added, times
+from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, LARGEST_RATE_MICRO, priced
 from broker.core.policy import IntArray
 from broker.core.problem import Problem
 
@@ -15,9 +15,7 @@ class Cost:
 
     def cost(self, p: Problem, k: int, pools: IntArray) -> IntArray:
         """Micro-CNY of one job at its estimated run time."""
-        rate, estimate_s = p.job_rate(k, pools), p.classes[k].estimate_s
-        # rate * estimate_s // 3600, in steps that stay inside int64
-        return added(times(rate // 3600, estimate_s), rate % 3600 * estimate_s // 3600)
+        return priced(p.job_rate(k, pools), p.classes[k].estimate_s)
 
     def largest(self) -> int:
         """Micro-CNY, see Policy."""

@@ -7,7 +7,15 @@ from decimal import Decimal
 
 import numpy as np
 
-from broker.core.amounts import LARGEST_CARDS, LARGEST_HOURS, LARGEST_RATE_MICRO, added, times, weighed
+from broker.core.amounts import (
+    LARGEST_CARDS,
+    LARGEST_HOURS,
+    LARGEST_RATE_MICRO,
+    added,
+    priced,
+    times,
+    weighed,
+)
 from broker.core.model import MICRO, JobId, Kills, TenantId
 from broker.core.policy import SPARED, IntArray, Victims
 from broker.core.problem import Problem
@@ -59,9 +67,7 @@ class Preemption:
         spared = (victims.ran_s < self.min_run_time_s) | (victims.preempted >= self.kills_per_job)
         reference = times(victims.millicards, self.reference_price) // 1000
         rate = np.maximum(victims.rate_micro_per_hour, reference)
-        lost_s = victims.lost_s + self.restart_overhead_s
-        # rate * lost_s // 3600, in steps that stay inside int64
-        lost = added(times(rate // 3600, lost_s), rate % 3600 * lost_s // 3600)
+        lost = priced(rate, victims.lost_s + self.restart_overhead_s)
         price = added(lost, weighed(victims.worth, int(self.requeue_weight * 1000)))
         return np.where(spared, SPARED, price)
 

@@ -54,6 +54,11 @@ def weighed(money: IntArray, permille: int) -> IntArray:
     return kept // 1000 * permille + kept % 1000 * permille // 1000
 
 
+def priced(rate: IntArray, seconds: int | IntArray) -> IntArray:
+    """`rate * seconds // 3600`, what prices per hour come to, in steps that stay inside int64."""
+    return added(times(rate // 3600, seconds), rate % 3600 * seconds // 3600)
+
+
 def added(one: IntArray, other: IntArray) -> IntArray:
     """The sum of two sums, at most the largest."""
     return _within(one + other, LARGEST_MICRO)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from broker.core.amounts import LARGEST_MICRO, bounded, product, times
+from broker.core.amounts import bounded, priced, product
 from broker.core.explain import Code
-from broker.core.fitting import IntArray
 from broker.core.model import Claim, Snapshot, TenantId
 from broker.core.policy import Limit
 
@@ -65,14 +64,8 @@ def _limit(p: Problem, tenant: TenantId, left_micro: int) -> Limit:
     own = [k for k, c in enumerate(p.classes) if c.tenant == tenant]
     options = np.flatnonzero(np.isin(p.option_class, own))
     estimate_s = np.array([c.estimate_s for c in p.classes], dtype=np.int64)[p.option_class[options]]
-    return Limit(f"budget:{tenant}", Code.BUDGET, options, _cost(p.rate[options], estimate_s), left_micro)
-
-
-def _cost(rate: IntArray, estimate_s: IntArray) -> IntArray:
-    """rate * estimate_s // 3600 in steps that stay inside int64, at least 1."""
-    whole = times(rate // 3600, estimate_s)
-    cost: IntArray = np.minimum(whole + rate % 3600 * estimate_s // 3600, LARGEST_MICRO)
-    return np.maximum(cost, 1)
+    cost = np.maximum(priced(p.rate[options], estimate_s), 1)
+    return Limit(f"budget:{tenant}", Code.BUDGET, options, cost, left_micro)
 
 
 def overspent(alike: Sequence[Alike], snapshot: Snapshot) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from broker.core.charges import MICRO_PER_FEN
 from broker.core.model import JobId, JobRequest, RunTime, Snapshot, Spec, TenantId
 from broker.core.plan import Placement, Plan, grouped
 from broker.core.policy import PolicySet
@@ -29,9 +30,6 @@ SPECS = 6
 
 PRICES = 4
 """Of these, rounds that look for a lower price."""
-
-FEN_MICRO = 10_000
-"""A price ceiling is told in whole fen, rounded up."""
 
 KEY = "what-if"
 
@@ -144,9 +142,9 @@ def _dearer(trials: Trials, request: JobRequest) -> Change | None:
 
 
 def _ceiling(request: JobRequest, rate_micro: int, *, round_up: bool) -> int:
-    """Micro-CNY for the whole job that allow this price per hour, in fen, or that just do."""
+    """Least micro-CNY for the whole job that allow this price per hour; with `round_up` in whole fen."""
     needed = -(-rate_micro * request.estimate_s // 3600)
-    return -(-needed // FEN_MICRO) * FEN_MICRO if round_up else needed
+    return -(-needed // MICRO_PER_FEN) * MICRO_PER_FEN if round_up else needed
 
 
 def _fewer_nodes(trials: Trials, request: JobRequest) -> Change | None:
