@@ -26,7 +26,7 @@ from zlib import crc32
 import numpy as np
 
 from broker.core.explain import Code
-from broker.core.model import CenterId, Claim, JobClass, JobId, RunTime
+from broker.core.model import CenterId, Claim, JobClass, JobId, JobRequest, RunTime
 from broker.core.queue import as_queue
 from broker.core.resources import slot_size
 from broker.core.snapshot import in_flight_room, units
@@ -106,14 +106,22 @@ def end_of(claim: Claim, now_ms: int) -> RunTime | None:
 
 def _left_s(claim: Claim, now_ms: int, level: float, limit_s: int | None) -> int:
     if claim.stopping:
-        return math.ceil((30 if claim.request is None else claim.request.stop_grace_s) * level)
-    ran_s = 0.0 if claim.started_ms is None else max(0, now_ms - claim.started_ms) / 1000
-    expected = claim.learned or _spread(claim.estimate_s)
-    return time_left_s(expected, ran_s, level, limit_s)
+        return math.ceil(_grace_s(claim) * level)
+    return time_left_s(_expected(claim), _ran_s(claim, now_ms), level, limit_s)
 
 
-def _spread(planned_s: int) -> RunTime:
-    return RunTime(planned_s, planned_s * UNLEARNED_SPREAD)
+def _grace_s(claim: Claim) -> int:
+    """Seconds that the run may take to end once it was asked to."""
+    return (claim.request or JobRequest()).stop_grace_s
+
+
+def _ran_s(claim: Claim, now_ms: int) -> float:
+    return 0.0 if claim.started_ms is None else max(0, now_ms - claim.started_ms) / 1000
+
+
+def _expected(one: Claim | JobClass) -> RunTime:
+    """What was learned of its like, else its plan and how unsure plans are."""
+    return one.learned or RunTime(one.estimate_s, one.estimate_s * UNLEARNED_SPREAD)
 
 
 # ---------------------------------------------------------------- what is played
@@ -289,22 +297,21 @@ class _Start:
         mine = [(at_pool[c.pool], c) for c in self.p.snapshot.claims if c.pool in at_pool]
         sized = [(slot_size(self.p.pools[at].shape, c.shape), at, c) for at, c in mine]
         for size, at, claim in sorted(sized, key=lambda s: (-s[0], s[2].run)):
-            waits = claim.started_ms is None
             yield _Running(
                 name=claim.run,
                 pool=at,
                 slots=tuple(used[at].take(size, claim.nodes) or used[at].take_most(size, claim.nodes)),
-                expected=claim.learned or _spread(claim.estimate_s),
-                ran_s=0.0 if waits else max(0, now_ms - (claim.started_ms or 0)) / 1000,
+                expected=_expected(claim),
+                ran_s=_ran_s(claim, now_ms),
                 limit_s=None if claim.request is None else claim.request.max_run_time_s,
-                wait_s=self.p.pools[at].expected_wait_s if waits else 0,
+                wait_s=self.p.pools[at].expected_wait_s if claim.started_ms is None else 0,
                 stops_s=self._stops_s(claim),
             )
 
     def _stops_s(self, claim: Claim) -> int | None:
         if not claim.stopping and claim.run not in self._stops:
             return None
-        return 30 if claim.request is None else claim.request.stop_grace_s
+        return _grace_s(claim)
 
     def _placed(self, y: IntArray) -> Iterator[_Running]:
         for j in np.flatnonzero(y).tolist():
@@ -317,7 +324,7 @@ class _Start:
                     name=f"{job_class.key}+{j}.{n}",
                     pool=at,
                     slots=tuple(slots or ()),
-                    expected=job_class.learned or _spread(job_class.estimate_s),
+                    expected=_expected(job_class),
                     ran_s=0.0,
                     limit_s=job_class.request.max_run_time_s,
                     wait_s=option.wait_s,
@@ -375,8 +382,7 @@ class _Start:
 
 def _group(job_class: JobClass, jobs: tuple[JobId, ...], options: tuple[_Option, ...]) -> _Group:
     request = job_class.request
-    expected = job_class.learned or _spread(job_class.estimate_s)
-    return _Group(jobs, request.nodes, options, expected, request.max_run_time_s)
+    return _Group(jobs, request.nodes, options, _expected(job_class), request.max_run_time_s)
 
 
 class _Look:
