@@ -196,8 +196,7 @@ def test_six_cards_leave_a_slot_of_four_and_of_two() -> None:
         "in-flight:sz-1": 32,
     }
     # A whole node of six holds one slot of four, three of two.
-    entries = slice(int(problem.entry_first[3]), int(problem.entry_first[4]))
-    assert problem.entry_coef[entries].tolist() == [6, 3, 1, 1, 1]
+    assert problem.takes(3)[1].tolist() == [6, 3, 1, 1, 1]
     assert problem.ub.tolist() == [9, 5, 2, 1]
 
 

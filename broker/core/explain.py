@@ -311,8 +311,7 @@ def alternatives(problem: Problem, y: IntArray, k: int, left: IntArray) -> tuple
 
 def _binding(problem: Problem, left: IntArray, k: int, option: int) -> tuple[int, int, int]:
     """(code, need, have) of an allowed option that is not taken: the row that binds it."""
-    a, b = problem.entry_first[option], problem.entry_first[option + 1]
-    rows, coefs = problem.entry_row[a:b], problem.entry_coef[a:b]
+    rows, coefs = problem.takes(option)
     full = left[rows] < coefs
     codes = problem.row_code[rows]
     nodes = problem.classes[k].request.nodes

@@ -334,8 +334,7 @@ class _Start:
     def _option(self, k: int, j: int) -> _Option:
         p = self.p
         at = int(p.option_pool[j])
-        entries = slice(int(p.entry_first[j]), int(p.entry_first[j + 1]))
-        rows = zip(p.entry_row[entries].tolist(), p.entry_coef[entries].tolist(), strict=True)
+        rows, coefs = p.takes(j)
         of_look = (Code.CAPACITY, Code.RESERVED, Code.IN_FLIGHT)
         holding = p.holdings.get(p.pools[at].id)
         return _Option(
@@ -343,7 +342,11 @@ class _Start:
             center=int(p.pool.center[at]),
             slot=int(p.tau[j]),
             wait_s=p.pools[at].expected_wait_s,
-            rows=tuple((row, coef) for row, coef in rows if p.row_code[row] not in of_look),
+            rows=tuple(
+                (row, coef)
+                for row, coef in zip(rows.tolist(), coefs.tolist(), strict=True)
+                if p.row_code[row] not in of_look
+            ),
             fills_in=holding is not None and holding.depth(p.classes[k], p.snapshot.now_ms) == 0,
         )
 

@@ -152,9 +152,7 @@ class _Table:
     def takes(self, option: int) -> Takes:
         """Rows of an option, other than those of capacity, and its coefficients."""
         if option not in self._takes:
-            p = self._p
-            entries = slice(int(p.entry_first[option]), int(p.entry_first[option + 1]))
-            rows, coefs = p.entry_row[entries], p.entry_coef[entries]
+            rows, coefs = self._p.takes(option)
             binds = self._binds[rows]
             self._takes[option] = tuple(zip(rows[binds].tolist(), coefs[binds].tolist(), strict=True))
         return self._takes[option]

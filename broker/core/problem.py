@@ -152,6 +152,11 @@ class Problem:
         ends = np.cumsum(spans)
         return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - ends + spans, spans), spans
 
+    def takes(self, option: int) -> tuple[IntArray, IntArray]:
+        """The rows that an option is in, and what one job takes of each."""
+        entries = slice(int(self.entry_first[option]), int(self.entry_first[option + 1]))
+        return self.entry_row[entries], self.entry_coef[entries]
+
     def left(self, y: IntArray) -> IntArray:
         """What `y` leaves of every row."""
         return self.row_bound - self.used(y)

@@ -174,8 +174,7 @@ class _Round:
         """Rows of limits, and what one job takes of each."""
         p, own = self._p, self._p.options(k)
         option = own.start + int(np.searchsorted(p.option_pool[own], at))
-        entries = slice(int(p.entry_first[option]), int(p.entry_first[option + 1]))
-        rows, coefficients = p.entry_row[entries], p.entry_coef[entries]
+        rows, coefficients = p.takes(option)
         limits = rows >= (self._limit or 0)
         return rows[limits], coefficients[limits]
 

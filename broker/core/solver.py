@@ -478,8 +478,7 @@ def _clipped(problem: Problem, y: IntArray) -> IntArray:
     jobs = problem.waiting.sum(axis=1)
     kept = np.zeros_like(y)
     for option in np.flatnonzero(y).tolist():
-        entries = slice(int(problem.entry_first[option]), int(problem.entry_first[option + 1]))
-        rows, coefs = problem.entry_row[entries], problem.entry_coef[entries]
+        rows, coefs = problem.takes(option)
         k = problem.option_class[option]
         kept[option] = max(0, min(int(y[option]), int(jobs[k]), int((left[rows] // coefs).min())))
         left[rows] -= coefs * kept[option]
