@@ -54,7 +54,7 @@ def test_a_curve_is_the_least_price_of_any_set(
         if slots < made.cost.shape[1]:
             assert made.cost[g, slots] == least
             if least < NEVER:
-                victims = made.victims(g, slots)
+                victims = made.chosen([slots if at == g else 0 for at in (0, 1)])[g]
                 assert sum(runs[i][2] for i in victims) == least
                 assert free_ + sum(runs[i][1] for i in victims) >= slots
 
@@ -63,7 +63,7 @@ def test_an_offer_counts_where_it_is_cheaper() -> None:
     made = curves([(0, 1, 10), (0, 1, 20)], [0], [3])
     made.offer(0, 2, (7, 8), 15)
     assert made.cost[0, :4].tolist() == [0, 10, 15, NEVER]
-    assert (made.victims(0, 1), made.victims(0, 2)) == ([0], [7, 8])
+    assert (made.chosen([1]), made.chosen([2])) == ([[0]], [[7, 8]])
 
 
 # ---------------------------------------------------------------- jobs to pools

@@ -102,10 +102,6 @@ class Curves:
         cost[beyond >= self._least.shape[1]] = NEVER
         return np.minimum(cost, NEVER)
 
-    def least(self, g: int, nodes: int) -> int:
-        """The price of `nodes` slots in pool `g`."""
-        return int(self.cost[g, nodes])
-
     def offer(self, g: int, nodes: int, who: Sequence[int], price: int) -> None:
         """A set found elsewhere that gives `nodes` slots; kept where it is cheaper."""
         spare = int(self._spare[g])
@@ -113,12 +109,6 @@ class Curves:
             if price < self.cost[g, n]:
                 self.cost[g, n] = price
                 self._offers[g, n] = tuple(who)
-
-    def victims(self, g: int, nodes: int) -> list[int]:
-        """The runs that give pool `g` so many slots."""
-        used = [0] * len(self._spare)
-        used[g] = nodes
-        return self.chosen(used)[g]
 
     def chosen(self, used: Sequence[int]) -> list[list[int]]:
         """The runs that give each pool so many slots."""
