@@ -44,6 +44,7 @@ from broker.core.resources import (
 )
 from broker.core.snapshot import (
     Free,
+    by_pool,
     effective_free,
     holdings,
     in_flight_room,
@@ -214,9 +215,7 @@ def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Po
     some = replace(snapshot, claims=tuple(c for c in snapshot.claims if c.pool in stopping_in))
     there = (one for one in grouped(plan.placements) if one.kind.pool in stopping_in)
     world = after(some, Placements(there))
-    claims_in: dict[PoolId, list[Claim]] = {pool: [] for pool in stopping_in}
-    for claim in world.claims:
-        claims_in[claim.pool].append(claim)
+    claims_in = by_pool(world.claims)
     ending = {c.run for c in world.claims if c.stopping} | set(plan.stops)
     ended: dict[tuple[PoolId, int], Snapshot] = {}
     for preemption in plan.preemptions:
@@ -245,7 +244,7 @@ def _preemption_faults(plan: Plan, snapshot: Snapshot, pools: Mapping[PoolId, Po
         ]
         key = preemption.pool, held[0].slot
         if key not in ended:
-            pool, mine = pools[preemption.pool], tuple(claims_in[preemption.pool])
+            pool, mine = pools[preemption.pool], tuple(claims_in.get(preemption.pool, ()))
             part = replace(world, pools=(pool,), claims=mine)
             ended[key] = without(part, ending, slot=held[0].slot)
         then = effective_free(ended[key], reservations=others)

@@ -24,7 +24,7 @@ from broker.core.model import CenterState, Claim, JobId, JobRequest, PoolId, Que
 from broker.core.plan import Placement, Placements, Plan, Preemption, claims_of, grouped
 from broker.core.policy import Hold
 from broker.core.problem import IntArray, Problem
-from broker.core.snapshot import ToldApart, WhatIf, in_force, silent, told_apart
+from broker.core.snapshot import ToldApart, WhatIf, by_pool, in_force, silent, told_apart
 from broker.core.victims import Candidates
 
 
@@ -179,9 +179,7 @@ class _Table:
         if pool not in self._what_ifs:
             p, there = self._p, self._p.pools[pool]
             if self._starting is None:
-                self._starting = {}
-                for claim in claims_of(p.snapshot, self._plan.placements):
-                    self._starting.setdefault(claim.pool, []).append(claim)
+                self._starting = by_pool(claims_of(p.snapshot, self._plan.placements))
                 self._told = told_apart(p.snapshot)
             claims, starting = (
                 self._memory.by_pool(p.snapshot).get(there.id, ()),

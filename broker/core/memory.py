@@ -34,7 +34,7 @@ from broker.core.model import (
 )
 from broker.core.policy import Limit, PolicySet
 from broker.core.resources import price_at
-from broker.core.snapshot import Free, effective_free, supply
+from broker.core.snapshot import Free, by_pool, effective_free, supply
 
 if TYPE_CHECKING:
     from broker.core.plan import Placement
@@ -106,7 +106,7 @@ class Memory:
         self._bounds: IntArray = _NONE
         self._bound_by: list[tuple[FreeNodes, ...] | None] = []
         self._free: dict[PoolId, tuple[Pool, int, tuple[Claim, ...], tuple[FreeNodes, ...]]] = {}
-        self._free_in: Snapshot | None = None  # the snapshot of the last answer, and that answer
+        self._found_by: object = None  # what the last answer rests on, and that answer
         self._found: dict[PoolId, tuple[FreeNodes, ...]] = {}
         self._by_pool: tuple[tuple[Claim, ...], dict[PoolId, list[Claim]]] = ((), {})
         self._claims: tuple[tuple[Claim, ...], Claims] = ((), Claims.of(()))
@@ -143,9 +143,7 @@ class Memory:
                 columns = pool_columns(world.pools, center_at, world.minute)
                 chooser.reprice(columns)
                 self._fittings.clear()
-                # Blocks of classes that are away would miss the change.
-                used = {block.job_class.key for block in self._in_use}
-                self.blocks = {key: block for key, block in self.blocks.items() if key in used}
+                self._keep_in_use()  # blocks of classes that are away would miss the change
         self._world, self._standing, self._columns, self._chooser = world, standing, columns, chooser
         return chooser, columns, changed
 
@@ -223,8 +221,11 @@ class Memory:
     def forget_old(self, in_use: int) -> None:
         """Drops classes that are away when they are more than those that wait."""
         if len(self.blocks) > 2 * in_use + 1000:
-            used = {block.job_class.key for block in self._in_use}
-            self.blocks = {key: block for key, block in self.blocks.items() if key in used}
+            self._keep_in_use()
+
+    def _keep_in_use(self) -> None:
+        used = {block.job_class.key for block in self._in_use}
+        self.blocks = {key: block for key, block in self.blocks.items() if key in used}
 
     # ------------------------------------------------------------ options and rows
 
@@ -344,22 +345,17 @@ class Memory:
     def by_pool(self, snapshot: Snapshot) -> Mapping[PoolId, Sequence[Claim]]:
         """The snapshot's claims by pool, in their order."""
         if self._by_pool[0] is not snapshot.claims:
-            found: dict[PoolId, list[Claim]] = {}
-            for claim in snapshot.claims:
-                found.setdefault(claim.pool, []).append(claim)
-            self._by_pool = (snapshot.claims, found)
+            self._by_pool = (snapshot.claims, by_pool(snapshot.claims))
         return self._by_pool[1]
 
     def free(self, snapshot: Snapshot) -> dict[PoolId, tuple[FreeNodes, ...]]:
         """effective_free(snapshot, reservations=()), pool by pool where report or claims changed; the
         same object where nothing did."""
-        last = self._free_in
-        if last is not None and (last.pools, last.claims) == (snapshot.pools, snapshot.claims):
-            lags = [center.report_lag_s for center in snapshot.centers]
-            if [center.report_lag_s for center in last.centers] == lags:
-                return self._found
-        claims = self.by_pool(snapshot)
         lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
+        rests_on = (snapshot.pools, snapshot.claims, lag_s)
+        if rests_on == self._found_by:
+            return self._found
+        claims = self.by_pool(snapshot)
         found: dict[PoolId, tuple[FreeNodes, ...]] = {}
         changed: list[Pool] = []
         held: list[Claim] = []
@@ -381,7 +377,7 @@ class Memory:
                 found[pool.id] = fresh[pool.id]
         if len(self._free) > 2 * len(snapshot.pools):
             self._free = {pool.id: self._free[pool.id] for pool in snapshot.pools}
-        self._free_in, self._found = snapshot, found
+        self._found_by, self._found = rests_on, found
         return found
 
 

@@ -58,6 +58,7 @@ __all__ = [
     "Holding",
     "ToldApart",
     "WhatIf",
+    "by_pool",
     "effective_free",
     "holdings",
     "host_units",
@@ -96,7 +97,7 @@ def effective_free(
     """
     holds = in_force(snapshot) if reservations is None else reservations
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
-    claims, held = _by_pool(snapshot.claims), _by_pool(holds)
+    claims, held = by_pool(snapshot.claims), by_pool(holds)
     free: dict[PoolId, tuple[FreeNodes, ...]] = {}
     for pool in snapshot.pools:
         if pool.accuracy is Accuracy.UNKNOWN:
@@ -120,7 +121,7 @@ def without(snapshot: Snapshot, runs: Collection[RunId], *, slot: int | None = N
     """
     gone = frozenset(runs)
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
-    claims = _by_pool(c for c in snapshot.claims if c.run in gone)
+    claims = by_pool(c for c in snapshot.claims if c.run in gone)
 
     def given_back(pool: Pool) -> Pool:
         lag = lag_s.get(pool.center, 0)
@@ -230,8 +231,8 @@ def told_apart(snapshot: Snapshot) -> ToldApart | None:
     pool = claims.pool_rows({pool.id: i for i, pool in enumerate(snapshot.pools)})
     owed = (pool >= 0) & (claims.columns.started_ms >= np.array(since_ms)[pool])
     return ToldApart(
-        owed=_by_pool(claims[i] for i in np.flatnonzero(owed).tolist()),
-        ending=_by_pool(claims[i] for i in np.flatnonzero(claims.columns.stopping).tolist()),
+        owed=by_pool(claims[i] for i in np.flatnonzero(owed).tolist()),
+        ending=by_pool(claims[i] for i in np.flatnonzero(claims.columns.stopping).tolist()),
     )
 
 
@@ -333,14 +334,14 @@ def longest_estimate_s(request: JobRequest, learned: RunTime | None = None) -> i
 
 def holdings(snapshot: Snapshot) -> dict[PoolId, Holding]:
     """What is held in every pool where something is."""
-    by_pool = _by_pool(in_force(snapshot))
-    if not by_pool:
+    held_in = by_pool(in_force(snapshot))
+    if not held_in:
         return {}
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
-    claims = _by_pool(c for c in snapshot.claims if c.pool in by_pool)
+    claims = by_pool(c for c in snapshot.claims if c.pool in held_in)
     found = {}
     for pool in snapshot.pools:
-        held = by_pool.get(pool.id)
+        held = held_in.get(pool.id)
         if held is not None and pool.accuracy is not Accuracy.UNKNOWN:
             there = WhatIf(pool, claims.get(pool.id, ()), lag_s.get(pool.center, 0))
             starts = (
@@ -388,7 +389,8 @@ def run_time(claim: Claim) -> RunTime:
 _Held = TypeVar("_Held", Claim, Reservation)
 
 
-def _by_pool(items: Iterable[_Held]) -> dict[PoolId, list[_Held]]:
+def by_pool(items: Iterable[_Held]) -> dict[PoolId, list[_Held]]:
+    """Claims or reservations by their pools, in their order."""
     found: dict[PoolId, list[_Held]] = {}
     for item in items:
         found.setdefault(item.pool, []).append(item)
