@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -106,8 +107,6 @@ class _Table:
         self._binds = ~np.isin(p.row_code, (Code.CAPACITY, Code.RESERVED))
         self._takes: dict[int, Takes] = {}
         self._at = {pool.id: i for i, pool in enumerate(p.pools)}
-        self._starting: dict[PoolId, list[Claim]] | None = None  # by this round's placements
-        self._told: ToldApart | None = None
         self._what_ifs: dict[int, tuple[WhatIf, list[Claim]]] = {}
         self._evictions: Evictions | None = None
         # When jobs are expected to start in a pool: many ask the same.
@@ -174,27 +173,24 @@ class _Table:
         here = self._p.pools[pool].id
         return [r for r in self.held.values() if r.pool == here and r.why in whys and r.job not in jobs]
 
+    @cached_property
+    def _starting(self) -> dict[PoolId, list[Claim]]:
+        """The placements of this round as runs that have not started."""
+        return by_pool(claims_of(self._p.snapshot, self._plan.placements))
+
+    @cached_property
+    def _told_apart(self) -> ToldApart:
+        return told_apart(self._p.snapshot, self._memory.claims(self._p.snapshot))
+
     def what_if(self, pool: int) -> tuple[WhatIf, list[Claim]]:
         """With the placements of this round as runs that have not started."""
         if pool not in self._what_ifs:
             p, there = self._p, self._p.pools[pool]
-            if self._starting is None:
-                self._starting = by_pool(claims_of(p.snapshot, self._plan.placements))
-                self._told = told_apart(p.snapshot)
-            claims, starting = (
-                self._memory.by_pool(p.snapshot).get(there.id, ()),
-                self._starting.get(there.id),
-            )
-            owed = None if self._told is None else self._told.owed.get(there.id, ())
-            if starting is not None:
-                claims = [*claims, *starting]
-                owed = None if owed is None else [*owed, *starting]
+            starting = self._starting.get(there.id, ())
+            claims = [*self._memory.by_pool(p.snapshot).get(there.id, ()), *starting]
+            owed = [*self._told_apart.owed.get(there.id, ()), *starting]
             lag_s = p.centers[int(p.pool.center[pool])].report_lag_s
-            ending = (
-                [c for c in claims if c.stopping]
-                if self._told is None
-                else self._told.ending.get(there.id, [])
-            )
+            ending = self._told_apart.ending.get(there.id, [])
             self._what_ifs[pool] = WhatIf(there, claims, lag_s, owed), ending
         return self._what_ifs[pool]
 

@@ -221,11 +221,8 @@ class ToldApart:
     ending: Mapping[PoolId, list[Claim]]
 
 
-def told_apart(snapshot: Snapshot) -> ToldApart | None:
-    """Of a snapshot whose claims have columns; None where they have none."""
-    claims = snapshot.claims
-    if not isinstance(claims, Claims):
-        return None
+def told_apart(snapshot: Snapshot, claims: Claims) -> ToldApart:
+    """Of a snapshot whose claims these are."""
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
     since_ms = [_reported_since_ms(pool, lag_s.get(pool.center, 0)) for pool in snapshot.pools]
     pool = claims.pool_rows({pool.id: i for i, pool in enumerate(snapshot.pools)})
