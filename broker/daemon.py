@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -33,7 +33,7 @@ from broker.config import CenterSettings, ConfigError, Settings
 from broker.connections import Connections
 from broker.core.hops import hop
 from broker.core.identity import base32
-from broker.core.model import CenterId, Role, Spec
+from broker.core.model import Role, Spec
 from broker.core.policy import PolicySet
 from broker.core.problem import class_key
 from broker.core.resources import Catalogue, spec_id
@@ -42,8 +42,8 @@ from broker.desk import MemoryDesk
 from broker.dispatch import Dispatch
 from broker.files import DataDirectory
 from broker.interpreter import take_turns
-from broker.inventory import Poll
 from broker.leader import Lease
+from broker.loops import COLLECT_PERIOD_S, DISPATCH_PERIOD_S, Loops
 from broker.mirror import Mirror
 from broker.reconcile import Reconcile
 from broker.stage import Stage
@@ -51,9 +51,7 @@ from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts,
 from broker.store.centers import CenterEntry
 from broker.store.purses import Billing
 from broker.store.schema import SchemaTooNew
-from broker.supervise import loop
 from broker.telemetry import log
-from broker.track import Track
 
 ADAPTERS = {
     "local": "adapters.local",
@@ -72,8 +70,6 @@ IDENTITY = (
 
 SIGNING_KEY = "signing_key"
 INSTALLATION = "installation"
-DISPATCH_PERIOD_S = 1.0
-COLLECT_PERIOD_S = 5.0
 
 
 class StartupError(Exception):
@@ -184,7 +180,6 @@ class Daemon:
         self._policies = policies
         self._embedded = embedded
         self._stopping = asyncio.Event()
-        self._loops: dict[CenterId, list[asyncio.Task[None]]] = {}
         self._started = False
 
     async def run(self, *, alone: bool) -> int:
@@ -343,12 +338,12 @@ class Daemon:
         events.add_signal_handler(signal.SIGHUP, reload.set)
         try:
             async with asyncio.TaskGroup() as group:
-                self._start_loops(parts, group)
-                await self._mind_removed(parts, group)
+                loops = self._start_loops(parts, group)
+                await loops.mind_removed(self._settings.scheduler)
                 parts.chores.start()
                 self._started = True
                 log.info("started", centers=len(self._settings.centers))
-                watcher = group.create_task(self._reloads(parts, group, reload), name="reload")
+                watcher = group.create_task(self._reloads(parts, loops, reload), name="reload")
                 await self._stopping.wait()
                 log.info("stopping")
                 watcher.cancel()
@@ -373,7 +368,16 @@ class Daemon:
         await parts.collect.drain()
         await parts.lease.release()
 
-    def _start_loops(self, parts: Parts, group: asyncio.TaskGroup) -> None:
+    def _start_loops(self, parts: Parts, group: asyncio.TaskGroup) -> Loops:
+        loops = Loops(
+            group,
+            self._stopping,
+            store=parts.store,
+            lease=parts.lease,
+            connections=parts.connections,
+            files=parts.files,
+            catalogue=self._catalogue,
+        )
         scheduler = self._settings.scheduler
         for name, once, period_s in (
             ("cycle", parts.cycle.once, scheduler.interval_s),
@@ -384,70 +388,19 @@ class Daemon:
             ("desk", parts.desk.once, COLLECT_PERIOD_S),
             ("lease", parts.lease.renew, parts.lease.ttl_s / 3),
         ):
-            self._start(group, parts.store, name, once, period_s)
-        for center in self._settings.centers:
-            self._start_center(parts, group, center)
-
-    async def _mind_removed(self, parts: Parts, group: asyncio.TaskGroup) -> None:
-        """Centers that the file no longer names but where runs live: without their options they
-        cannot be reached, so their runs become UNKNOWN, and the operator is told."""
-        named = {center.id for center in self._settings.centers}
-        for center in await parts.store.read(centers.obliged):
-            if center in named or center in self._loops:
-                continue
-            log.error(
-                "center_removed_with_live_runs", center=center, hint='put it back, with state = "drain"'
-            )
-            self._loops[center] = [self._start_track(parts, group, center, DISPATCH_PERIOD_S)]
-
-    def _start_center(self, parts: Parts, group: asyncio.TaskGroup, center: CenterSettings) -> None:
-        poll = Poll(
-            center.id,
-            store=parts.store,
-            lease=parts.lease,
-            connections=parts.connections,
-            catalogue=self._catalogue,
-            settings=self._settings.scheduler,
-        )
-        name = f"inventory:{center.id}"
-        self._loops[center.id] = [
-            self._start(group, parts.store, name, poll.once, center.poll_interval_s),
-            self._start_track(parts, group, center.id, center.poll_interval_s),
-        ]
-
-    def _start_track(
-        self, parts: Parts, group: asyncio.TaskGroup, center: CenterId, period_s: float
-    ) -> asyncio.Task[None]:
-        track = Track(
-            center,
-            store=parts.store,
-            lease=parts.lease,
-            connections=parts.connections,
-            files=parts.files,
-            settings=self._settings.scheduler,
-        )
-        return self._start(group, parts.store, f"track:{center}", track.once, period_s)
-
-    def _start(
-        self,
-        group: asyncio.TaskGroup,
-        store: Store,
-        name: str,
-        once: Callable[[], Awaitable[float | None]],
-        period_s: float,
-    ) -> asyncio.Task[None]:
-        turning = loop(name, once, period_s=period_s, wake=store.wakeup(name), stopping=self._stopping)
-        return group.create_task(turning, name=name)
+            loops.start(name, once, period_s)
+        loops.turn(self._settings.centers, scheduler)
+        return loops
 
     # ------------------------------------------------------------ reload
 
-    async def _reloads(self, parts: Parts, group: asyncio.TaskGroup, asked: asyncio.Event) -> None:
+    async def _reloads(self, parts: Parts, loops: Loops, asked: asyncio.Event) -> None:
         while True:
             await asked.wait()
             asked.clear()
-            await self._reload(parts, group)
+            await self._reload(parts, loops)
 
-    async def _reload(self, parts: Parts, group: asyncio.TaskGroup) -> None:
+    async def _reload(self, parts: Parts, loops: Loops) -> None:
         """Apply the file anew; a file with errors changes nothing."""
         source = self._settings.source
         if source is None:
@@ -461,7 +414,7 @@ class Daemon:
         restart = configuration.changes_needing_restart(self._settings, new)
         if restart:
             log.warning("reload_needs_restart", keys=list(restart))
-        before = {center.id: center for center in self._settings.centers}
+        before = self._settings.centers
         self._settings = configuration.keeping_restart_keys(self._settings, new)
         parts.cycle.policies = policies
         parts.cycle.learn = new.scheduler.learn_run_times
@@ -471,12 +424,7 @@ class Daemon:
         except Rejected as error:
             log.error("reload_refused", errors=[str(error)])
             return
-        for center in new.centers:
-            if center.id in self._loops and before.get(center.id) == center:
-                continue
-            for task in self._loops.pop(center.id, []):
-                task.cancel()
-            self._start_center(parts, group, center)
+        loops.turn(new.centers, self._settings.scheduler, unchanged=before)
         log.info("reloaded", centers=len(new.centers))
 
 
