@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import policies
-from broker.config import ConfigError, Problem, Settings, file_beside, load
+from broker.config import ConfigError, Problem, Settings, data_home, embedded_default, file_beside, load
 from broker.config.lines import key_lines
 from broker.core.policy import PolicySet
 from broker.core.policy_file import PolicyError, load_policies
@@ -24,8 +24,15 @@ CATALOGUE_FILE = "accelerators.toml"
 ENTRY_POINTS = "broker.policies"
 
 
-def read_settings(config: Path, environ: Mapping[str, str]) -> tuple[Settings, Catalogue, PolicySet]:
-    """A configuration with its catalogue and policies.  Raises ConfigError for the first bad file."""
+def read_settings(config: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Catalogue, PolicySet]:
+    """A configuration, or the embedded default, with its catalogue and policies.
+
+    Raises ConfigError for the first bad file.
+    """
+    if config is None:
+        _, settings = embedded_default(data_home(environ))
+        policy_set = read_policies(settings.scheduler.policy)
+        return settings, read_catalogue(settings.store.data_dir.parent), policy_set
     catalogue = read_catalogue(config.parent)
     settings = load(config, environ=environ, known_accelerator=catalogue.canonical)
     return settings, catalogue, read_policies(settings.scheduler.policy)

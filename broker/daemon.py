@@ -22,13 +22,14 @@ from typing import IO
 from aiohttp import web
 from argon2 import PasswordHasher
 
-from broker import companions, telemetry
 from broker import config as configuration
+from broker import telemetry
 from broker.adapter import Adapter, AdapterFactory, Connection
 from broker.api.app import application
 from broker.api.context import Context
 from broker.chores import Chores
 from broker.collect import Collect
+from broker.companions import read_settings
 from broker.config import CenterSettings, ConfigError, Settings
 from broker.connections import Connections
 from broker.core.hops import hop
@@ -79,7 +80,7 @@ class StartupError(Exception):
 def serve(config: Path | None) -> int:
     """Run the daemon in the foreground; its exit code."""
     try:
-        settings, catalogue, policies = read_settings(config)
+        settings, catalogue, policies = read_settings(config, os.environ)
     except ConfigError as error:
         print(configuration.render_errors(error, config or Path("broker.toml")), file=sys.stderr)
         return 2
@@ -95,16 +96,6 @@ def serve(config: Path | None) -> int:
     except (StartupError, StoreUnavailable, SchemaTooNew, Rejected, OSError) as error:
         print(f"broker: {error}", file=sys.stderr)
         return 1
-
-
-def read_settings(config: Path | None) -> tuple[Settings, Catalogue, PolicySet]:
-    """The configuration of a file, or the embedded default.  Raises ConfigError."""
-    if config is not None:
-        return companions.read_settings(config, os.environ)
-    _text, settings = configuration.embedded_default(configuration.data_home(os.environ))
-    folder = settings.store.data_dir.parent
-    policies = companions.read_policies(settings.scheduler.policy)
-    return settings, companions.read_catalogue(folder), policies
 
 
 def _lock(settings: Settings) -> IO[str] | None:
@@ -407,7 +398,7 @@ class Daemon:
             log.warning("reload_without_file", hint="the embedded default has no file to reload")
             return
         try:
-            new, _catalogue, policies = await asyncio.to_thread(read_settings, source)
+            new, _catalogue, policies = await asyncio.to_thread(read_settings, source, os.environ)
         except ConfigError as error:
             log.error("reload_refused", errors=configuration.render_errors(error, source).splitlines())
             return

@@ -7,14 +7,15 @@ store.  What does not: the changes themselves (broker.store).
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from argon2 import PasswordHasher
 
+from broker.companions import read_settings
 from broker.core.model import Role
-from broker.daemon import read_settings
 from broker.store import Store, Tx, accounts
 
 COMMAND_LINE = "command line"
@@ -28,7 +29,7 @@ def write_to_store(config: Path | None, change: Callable[[Tx], T]) -> T:
 
     Raises ConfigError, StoreUnavailable and what `change` raises.
     """
-    settings, _catalogue, _policies = read_settings(config)
+    settings, _catalogue, _policies = read_settings(config, os.environ)
 
     async def write() -> T:
         store = Store(settings.store.url)
