@@ -39,7 +39,7 @@ _ACCOUNT_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
-def _annex(code: str, text: str, *, field: str = "") -> NoReturn:
+def annex(code: str, text: str, *, field: str = "") -> NoReturn:
     """Refuse with a code of Annex B; an object names the `field` in it that is at fault."""
     context = {"text": text, "field": field}
     raise PydanticCustomError(f"{ANNEX}{code}", "{text}", context)
@@ -53,7 +53,7 @@ def _whole(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         return value
     if value and Decimal(value).adjusted() >= MAX_INTEGER_DIGITS:
-        _annex("0204", f"must have at most {MAX_INTEGER_DIGITS} digits")
+        annex("0204", f"must have at most {MAX_INTEGER_DIGITS} digits")
     return int(value) if value == int(value) else value
 
 
@@ -64,14 +64,14 @@ def _is_whole(value: Any) -> Any:
     return value
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
     """A JSON number, exact."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise PydanticCustomError("number_type", "must be a number")
     return value if isinstance(value, Decimal) else Decimal(value)
 
 
-def _is_text(value: Any) -> Any:
+def is_text(value: Any) -> Any:
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "must be a text")
     return value
@@ -79,14 +79,14 @@ def _is_text(value: Any) -> Any:
 
 def _no_nul(value: str) -> str:
     if "\0" in value:
-        _annex("0202", "must not have a NUL character")
+        annex("0202", "must not have a NUL character")
     return value
 
 
 def _at_most_bytes(value: str, limit: int) -> None:
     size = len(value.encode())
     if size > limit:
-        _annex("0204", f"must have at most {limit} bytes, not {size}")
+        annex("0204", f"must have at most {limit} bytes, not {size}")
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -96,23 +96,23 @@ Seconds = Annotated[Whole, Field(ge=1, le=MAX_SECONDS)]
 
 def _job_name(value: str) -> str:
     if not 1 <= len(value) <= 64:
-        _annex("0206", f"must have 1 to 64 characters, has {len(value)}")
+        annex("0206", f"must have 1 to 64 characters, has {len(value)}")
     if not _JOB_NAME.fullmatch(value):
-        _annex("0205", "must consist of 0-9, A-Z, a-z, _ and -")
+        annex("0205", "must consist of 0-9, A-Z, a-z, _ and -")
     return value
 
 
 def _job_desc(value: str) -> str:
     if len(value) > 256:
-        _annex("0207", f"must have at most 256 characters, has {len(value)}")
+        annex("0207", f"must have at most 256 characters, has {len(value)}")
     return _no_nul(value)
 
 
 def _image_url(value: str) -> str:
     if len(value) > 1024:
-        _annex("0204", f"must have 1 to 1024 characters, has {len(value)}")
+        annex("0204", f"must have 1 to 1024 characters, has {len(value)}")
     if any(c.isspace() or not c.isprintable() for c in value):
-        _annex("0202", "must not have white space or control characters")
+        annex("0202", "must not have white space or control characters")
     return value
 
 
@@ -123,11 +123,11 @@ def _command(value: str) -> str:
 
 def _env_key(value: str) -> str:
     if len(value) > 255:
-        _annex("0204", f"must have at most 255 characters, has {len(value)}")
+        annex("0204", f"must have at most 255 characters, has {len(value)}")
     if not _ENV_KEY.fullmatch(value):
-        _annex("0202", "must be a letter or _ followed by letters, digits and _")
+        annex("0202", "must be a letter or _ followed by letters, digits and _")
     if value.startswith("BROKER_"):
-        _annex("0202", "must not start with BROKER_, which is the broker's own")
+        annex("0202", "must not start with BROKER_, which is the broker's own")
     return value
 
 
@@ -138,21 +138,21 @@ def _env_value(value: str) -> str:
 
 def _price(value: Decimal) -> Decimal:
     if not 0 <= value <= MAX_PRICE_CNY:
-        _annex("0204", f"must be 0 to {MAX_PRICE_CNY} CNY")
+        annex("0204", f"must be 0 to {MAX_PRICE_CNY} CNY")
     exponent = value.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     if exponent < -6:
-        _annex("0202", "must have at most six decimal places")
+        annex("0202", "must have at most six decimal places")
     return value
 
 
 def _labels(value: dict[str, str]) -> dict[str, str]:
     for key, text in value.items():
         if len(text) > 255:
-            _annex("0204", f"the value of {key!r} must have at most 255 characters, has {len(text)}")
+            annex("0204", f"the value of {key!r} must have at most 255 characters, has {len(text)}")
     for key, text in value.items():
         if not _LABEL_KEY.fullmatch(key):
-            _annex("0202", "keys must be 1 to 63 of A-Z, a-z, 0-9, '.', '_', '/' and '-'")
+            annex("0202", "keys must be 1 to 63 of A-Z, a-z, 0-9, '.', '_', '/' and '-'")
         _no_nul(text)
     return value
 
@@ -161,16 +161,16 @@ def _auth_method(value: Any) -> str:
     """The standard types it String and shows a list: password, ["password"] and the list's text."""
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         value = value[0] if len(value) == 1 else ""
-    text: str = _is_text(value)
+    text: str = is_text(value)
     if text not in ("password", '["password"]'):
-        _annex("0202", 'must be "password"')
+        annex("0202", 'must be "password"')
     return "password"
 
 
 def _pattern(pattern: re.Pattern[str], text: str) -> AfterValidator:
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
-            _annex("0202", text)
+            annex("0202", text)
         return value
 
     return AfterValidator(check)
@@ -188,7 +188,7 @@ TenantName = Annotated[
     _pattern(_TENANT, "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'"),
     Stated(pattern=whole_text(_TENANT)),
 ]
-RoleName = Annotated[Literal["user", "tenant-admin", "operator"], BeforeValidator(_is_text)]
+RoleName = Annotated[Literal["user", "tenant-admin", "operator"], BeforeValidator(is_text)]
 
 
 # ---------------------------------------------------------------- bodies
@@ -282,7 +282,7 @@ class Config(Body):
     ] = ""
     priority: Annotated[
         Literal["low", "normal", "high"],
-        BeforeValidator(_is_text),
+        BeforeValidator(is_text),
         Field(description="Order in the queue; never preempts by itself."),
     ] = "normal"
     is_vip: Annotated[bool, Field(description="VIP job; needs the right.")] = False
@@ -303,7 +303,7 @@ class Config(Body):
     max_price: Annotated[
         Annotated[
             Decimal,
-            BeforeValidator(_number),
+            BeforeValidator(number),
             AfterValidator(_price),
             Number(minimum=0, maximum=MAX_PRICE_CNY),
         ]
@@ -321,7 +321,7 @@ class Config(Body):
     ] = None
     on_lost: Annotated[
         Literal["wait", "rerun", "fail"],
-        BeforeValidator(_is_text),
+        BeforeValidator(is_text),
         Field(description="When a center is silent about a run: wait; run again, maybe twice; or fail."),
     ] = "wait"
     resumable: Annotated[bool, Field(description="Can go on from BROKER_CHECKPOINT_DIR.")] = False
@@ -362,17 +362,17 @@ class Config(Body):
     @model_validator(mode="after")
     def _belongs_together(self) -> Config:
         if self.image_id and self.image_url:
-            _annex("0202", "only one of imageId and imageUrl may be given", field="imageUrl")
+            annex("0202", "only one of imageId and imageUrl may be given", field="imageUrl")
         if self.spec_id and self.min_computing_power is not None:
             text = "only one of specId and minComputingPower may be given"
-            _annex("0202", text, field="minComputingPower")
+            annex("0202", text, field="minComputingPower")
         for name in ("preempt_policy", "vip_node_names"):
             if getattr(self, name) is not None and not self.is_vip:
-                _annex("0202", "is for VIP jobs: it needs isVip true", field=to_camel(name))
+                annex("0202", "is for VIP jobs: it needs isVip true", field=to_camel(name))
         keys = [entry.key for entry in self.env]
         if len(set(keys)) < len(keys):
             double = next(key for key in keys if keys.count(key) > 1)
-            _annex("0202", f"must not have the key {double!r} twice", field="env")
+            annex("0202", f"must not have the key {double!r} twice", field="env")
         return self
 
 
@@ -408,7 +408,7 @@ class CreateTrainJob(CreateJob):
     def _no_service(self) -> CreateTrainJob:
         for name in ("port", "public"):
             if getattr(self.config, name) is not None:
-                _annex("0202", "is for online services only", field=f"config.{name}")
+                annex("0202", "is for online services only", field=f"config.{name}")
         return self
 
 
@@ -432,10 +432,10 @@ class Resolve(Body):
     @model_validator(mode="after")
     def _exactly_one(self) -> Resolve:
         if self.never_ran is False:
-            _annex("0202", "must be true when it is given", field="neverRan")
+            annex("0202", "must be true when it is given", field="neverRan")
         if sum(value is not None for value in (self.never_ran, self.remote, self.ended)) > 1:
             text = "only one of neverRan, remote and ended may be given"
-            _annex("0202", text, field="remote" if self.remote else "ended")
+            annex("0202", text, field="remote" if self.remote else "ended")
         return self
 
 
@@ -450,7 +450,7 @@ class CreateAccount(Body):
 
 
 class Right(Body):
-    right: Annotated[Literal["vip"], BeforeValidator(_is_text), Field(description="The right.")]
+    right: Annotated[Literal["vip"], BeforeValidator(is_text), Field(description="The right.")]
 
 
 class SetPassword(Body):
@@ -462,7 +462,7 @@ class CenterCall(Body):
 
     method: Annotated[
         Literal["GET", "POST", "PUT", "PATCH", "DELETE"],
-        BeforeValidator(_is_text),
+        BeforeValidator(is_text),
         Field(description="HTTP method."),
     ]
     path: Annotated[Text, Field(min_length=1, max_length=4096, description="Below the center's address.")]

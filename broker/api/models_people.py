@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from broker.api.models import AccountName, Body, Password, TenantName, Text, _annex, _is_text
+from broker.api.models import AccountName, Body, Password, TenantName, Text, annex, is_text
 from broker.api.stated import Stated
 
 MOST_NAME = 64
@@ -21,14 +21,14 @@ _APPLICATION = re.compile(r"[^/]{1,64}")
 def _shown_name(value: str) -> str:
     """A name that people read: it may have spaces inside, and any script."""
     if not 1 <= len(value) <= MOST_NAME:
-        _annex("0204", f"must have 1 to {MOST_NAME} characters, has {len(value)}")
+        annex("0204", f"must have 1 to {MOST_NAME} characters, has {len(value)}")
     if not value.isprintable() or value != value.strip() or not _APPLICATION.fullmatch(value):
-        _annex("0202", "must be printable, without / and without spaces at its ends")
+        annex("0202", "must be printable, without / and without spaces at its ends")
     return value
 
 
 ShownName = Annotated[str, AfterValidator(_shown_name), Stated(minLength=1, maxLength=MOST_NAME)]
-ScopeName = Annotated[Literal["read", "jobs", "data", "admin"], BeforeValidator(_is_text)]
+ScopeName = Annotated[Literal["read", "jobs", "data", "admin"], BeforeValidator(is_text)]
 
 
 class Register(Body):
