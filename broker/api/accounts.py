@@ -13,7 +13,7 @@ from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError
 from broker.api.models import DEFAULT_TENANT, CreateAccount, Right, SetPassword
 from broker.api.reading import no_query, read_body
-from broker.api.routes import Route, Scope
+from broker.api.routes import Route
 from broker.client import answers
 from broker.core.model import Role
 from broker.store import accounts, views
@@ -118,7 +118,6 @@ ROUTES = (
         "账号列表",
         answer=answers.AccountPage,
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -129,7 +128,6 @@ ROUTES = (
         body=models.CreateAccount,
         answer=answers.Account,
         operators=True,
-        scope=Scope.ADMIN,
         example={"name": "bob", "password": "...", "role": "user", "tenant": "lab"},
     ),
     Route(
@@ -141,7 +139,6 @@ ROUTES = (
         body=models.Right,
         answer=answers.Account,
         operators=True,
-        scope=Scope.ADMIN,
         example={"right": "vip"},
     ),
     Route(
@@ -153,7 +150,6 @@ ROUTES = (
         body=models.Right,
         answer=answers.Account,
         operators=True,
-        scope=Scope.ADMIN,
         example={"right": "vip"},
     ),
     Route(
@@ -164,7 +160,6 @@ ROUTES = (
         "冻结账号：其 Token 被拒绝，作业继续运行",
         answer=answers.Account,
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -174,7 +169,6 @@ ROUTES = (
         "解冻账号",
         answer=answers.Account,
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -185,6 +179,5 @@ ROUTES = (
         body=models.SetPassword,
         answer=answers.Account,
         operators=True,
-        scope=Scope.ADMIN,
     ),
 )

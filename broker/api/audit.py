@@ -15,7 +15,7 @@ from broker.api.errors import shown
 from broker.api.fields import Moment, Text, paged
 from broker.api.paging import paging
 from broker.api.reading import Query
-from broker.api.routes import Route, Scope
+from broker.api.routes import Route
 from broker.client import answers
 from broker.store import audit
 from broker.store.accounts import KEY_SIGN
@@ -80,6 +80,5 @@ ROUTES = (
         ),
         answer=answers.AuditPage,
         operators=True,
-        scope=Scope.ADMIN,
     ),
 )

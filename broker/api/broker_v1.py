@@ -16,7 +16,7 @@ from broker.api.fields import Flag, Whole
 from broker.api.foresight import Foreseen
 from broker.api.models import CreateJob, Resolve
 from broker.api.reading import Query, no_query, parse, read_body
-from broker.api.routes import Route, Scope
+from broker.api.routes import Route
 from broker.api.trainjob import expected, new_job, path_job, read_admission, read_job
 from broker.client import answers
 from broker.core.events import Resolved
@@ -260,7 +260,6 @@ ROUTES = (
         answer=answers.JobItem,
         refusals=("0240",),
         operators=True,
-        scope=Scope.ADMIN,
         example={"neverRan": True},
     ),
     Route(
@@ -281,7 +280,6 @@ ROUTES = (
         "各智算中心最近一次上报及未采用的部分",
         answer=answers.CenterReports,
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -292,7 +290,6 @@ ROUTES = (
         answer=answers.CenterCommand,
         refusals=("0210",),
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -303,6 +300,5 @@ ROUTES = (
         answer=answers.CenterCommand,
         refusals=("0210",),
         operators=True,
-        scope=Scope.ADMIN,
     ),
 )

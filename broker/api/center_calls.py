@@ -36,7 +36,7 @@ from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError, first, shown, unknown
 from broker.api.models import CenterCall, RunCommand
 from broker.api.reading import no_query, read_body, read_bytes
-from broker.api.routes import Media, Route, Scope
+from broker.api.routes import Media, Route
 from broker.api.streaming import open_stream
 from broker.client import answers
 from broker.core.model import CenterId
@@ -333,7 +333,6 @@ ROUTES = (
         refusals=("0210",),
         calls_center=True,
         operators=True,
-        scope=Scope.ADMIN,
         example={"method": "GET", "path": "/api/v1/quota"},
     ),
     Route(
@@ -347,7 +346,6 @@ ROUTES = (
         ),
         refusals=("0210",),
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "GET",
@@ -359,7 +357,6 @@ ROUTES = (
         refusals=("0210",),
         calls_center=True,
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -372,7 +369,6 @@ ROUTES = (
         refusals=("0210",),
         calls_center=True,
         operators=True,
-        scope=Scope.ADMIN,
         example={"arguments": {}},
     ),
 )

@@ -10,7 +10,7 @@ from broker.api.auth import need_operator
 from broker.api.context import CALLER, CONTEXT
 from broker.api.models_money import LinkUser
 from broker.api.reading import no_query, read_body
-from broker.api.routes import Route, Scope
+from broker.api.routes import Route
 from broker.api.times import written
 from broker.client import answers
 from broker.core.model import CenterId
@@ -69,7 +69,6 @@ ROUTES = (
         "该账号是各智算中心平台上的哪些用户",
         answer=answers.LinkPage,
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -81,7 +80,6 @@ ROUTES = (
         answer=answers.LinkPage,
         refusals=("0210",),
         operators=True,
-        scope=Scope.ADMIN,
         example={"centerId": "hz-1", "user": "6"},
     ),
     Route(
@@ -93,7 +91,6 @@ ROUTES = (
         body=LinkUser,
         answer=answers.LinkPage,
         operators=True,
-        scope=Scope.ADMIN,
         example={"centerId": "hz-1", "user": "6"},
     ),
 )

@@ -12,7 +12,7 @@ from broker.api.context import CALLER, CONTEXT
 from broker.api.fields import paged
 from broker.api.models_money import AddEntry, SetBudget
 from broker.api.reading import Query, no_query, read_body
-from broker.api.routes import Route, Scope
+from broker.api.routes import Route
 from broker.client import answers
 from broker.core.charges import micro
 from broker.core.model import TenantId
@@ -125,7 +125,6 @@ ROUTES = (
         body=AddEntry,
         answer=answers.LedgerItem,
         operators=True,
-        scope=Scope.ADMIN,
         example={"amount": 1000, "note": "invoice 2026-17"},
     ),
     Route(
@@ -137,7 +136,6 @@ ROUTES = (
         body=SetBudget,
         answer=answers.Balance,
         operators=True,
-        scope=Scope.ADMIN,
         example={"cny": 5000, "per": "month"},
     ),
     Route(
@@ -147,6 +145,5 @@ ROUTES = (
         "No budget for a tenant any more",
         "取消租户预算",
         operators=True,
-        scope=Scope.ADMIN,
     ),
 )

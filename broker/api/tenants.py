@@ -13,7 +13,7 @@ from broker.api.context import CALLER, CONTEXT
 from broker.api.fields import paged
 from broker.api.paging import page_of, paging
 from broker.api.reading import Query, no_query, read_body
-from broker.api.routes import Route, Scope
+from broker.api.routes import Route
 from broker.client import answers
 from broker.store import accounts
 from broker.store.accounts import TenantView
@@ -68,7 +68,6 @@ ROUTES = (
         query=paged(tuple(_SORTS), default="id"),
         answer=answers.TenantPage,
         operators=True,
-        scope=Scope.ADMIN,
     ),
     Route(
         "POST",
@@ -79,7 +78,6 @@ ROUTES = (
         body=models_people.CreateTenant,
         answer=answers.Tenant,
         operators=True,
-        scope=Scope.ADMIN,
         example={"id": "vision"},
     ),
 )
