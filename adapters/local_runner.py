@@ -71,11 +71,12 @@ class Owner:
 def launcher(owner: Owner | None) -> list[str]:
     """What goes before a command's own argument vector.
 
-    A shell starts background commands with SIGINT and SIGQUIT ignored, which no program below it
-    could undo; they are put back.  The user changes before the job's environment is read, so that
-    nothing of it is ever in effect for another user.
+    No signal is ignored when the command starts: a shell ignores SIGINT and SIGQUIT for what it
+    starts in the background, the daemon may have inherited more (SIGHUP from nohup), and no shell
+    below could undo it.  The user changes before the job's environment is read, so that nothing of it
+    is ever in effect for another user.
     """
-    argv = ["/usr/bin/env", "--default-signal=INT,QUIT"]
+    argv = ["/usr/bin/env", "--default-signal"]
     if owner is not None:
         argv += ["setpriv", f"--reuid={owner.uid}", f"--regid={owner.gid}", "--init-groups", "--"]
     return argv

@@ -223,7 +223,11 @@ async def test_the_environment(adapter: Local, monkeypatch: pytest.MonkeyPatch, 
         port=8080,
         attempt=3,
     )
-    await adapter.submit(run)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as a daemon under nohup has it
+    try:
+        await adapter.submit(run)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert (await end_of(adapter, run)).state is RemoteState.SUCCEEDED
     folder = tmp_path / "work" / "runs" / run.id
     found = dict(
@@ -401,7 +405,7 @@ async def test_run_as_separates_jobs_from_the_daemon() -> None:
         await end_of(adapter, reads)
         assert await log_of(adapter, reads) == "data"
         await adapter.unstage(copy)
-        assert os.listdir(f"{folder}/work/datasets") == []
+        assert os.listdir(Path(folder, "work", "datasets")) == []
         await adapter.aclose()
 
 
