@@ -1,8 +1,8 @@
 """Real processes on this machine, as one center.
 
 Here: the adapter protocol and exact capacity.  Not here: one run's directory and processes
-(local_runner.py, and local_runner.sh, the supervisor that each node of a run has), and the ports of
-online services (local_ports.py).
+(local_runner.py, and local_runner.sh, the supervisor that each node of a run has), its command
+(local_command.py), the ports of online services (local_ports.py).
 
 `work_dir` belongs to one daemon at a time, held by a lock on work_dir/lock:
 
@@ -37,10 +37,13 @@ from typing import Any, TypeVar
 from adapters import local_ports
 from adapters.checkpoints import Checkpoints
 from adapters.files import content, results_below
-from adapters.local_runner import PATH, LocalRun, Owner, boot_id, launcher, make_dir, reap
+from adapters.local_command import PATH, Owner, launcher
+from adapters.local_files import make_dir
+from adapters.local_runner import LocalRun, boot_id, reap
 from adapters.nodes import Held, histogram, misfit, pack, rooms
 from adapters.output import Output
 from adapters.staging import remove, step
+from adapters.values import now_ms
 from broker.adapter import (
     Adapter,
     Catalogue,
@@ -228,7 +231,7 @@ class Local:
 
     def _probe(self) -> Inventory:
         live = self._live()
-        as_of_ms = time.time_ns() // 1_000_000
+        as_of_ms = now_ms()
         pools = tuple(
             PoolReport(
                 name, pool.shape, pool.nodes, histogram(rooms(pool.shape, pool.nodes, _held(live, name)))

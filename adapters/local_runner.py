@@ -1,7 +1,8 @@
 """One local run on disk: its directory, its supervisors, and what the directory says of it.
 
 Here: everything that reads or writes below runs/<run_id>/, and the signals.  Not here: capacity and
-the adapter protocol (local.py).  All of it is short, synchronous file work that local.py calls from
+the adapter protocol (local.py), as whom and in which environment a command runs (local_command.py),
+how files are made (local_files.py).  All of it is short, synchronous file work that local.py calls from
 a thread, one call at a time.
 
     spec.json        what was asked for; renamed into place last, so it makes the run exist
@@ -27,19 +28,19 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
 
+from adapters.local_command import PATH, Owner, environment_of, launcher
+from adapters.local_files import make_dir, open_private, write_whole
 from adapters.nodes import Held
+from adapters.values import now_ms
 from broker.adapter import RemoteState, RunSpec, Sighting
 from broker.core.model import JobId, NodeShape, RunId
 
 SUPERVISOR = Path(__file__).with_name("local_runner.sh")
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _AS_ASKED = '. "$0" && exec /bin/sh -c "$1"'  # run as the job's user: $0 is env-<rank>, $1 the command
 _CANNOT_START = (126, 127)  # of a shell: found but not executable, not found
 _TAIL_BYTES = 4096
@@ -57,29 +58,6 @@ def reap() -> None:
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Who runs commands and owns what they write; None of these: the daemon's own user."""
-
-    name: str
-    uid: int
-    gid: int
-
-
-def launcher(owner: Owner | None) -> list[str]:
-    """What goes before a command's own argument vector.
-
-    No signal is ignored when the command starts: a shell ignores SIGINT and SIGQUIT for what it
-    starts in the background, the daemon may have inherited more (SIGHUP from nohup), and no shell
-    below could undo it.  The user changes before the job's environment is read, so that nothing of it
-    is ever in effect for another user.
-    """
-    argv = ["/usr/bin/env", "--default-signal"]
-    if owner is not None:
-        argv += ["setpriv", f"--reuid={owner.uid}", f"--regid={owner.gid}", "--init-groups", "--"]
-    return argv
 
 
 class How(StrEnum):
@@ -177,11 +155,11 @@ class LocalRun:
                 node = path / f"node-{rank}"
                 make_dir(node, owner)
                 make_dir(node / "tmp", owner)
-                env = _environment(spec, path, rank, shared)
+                env = environment_of(spec, path, rank, shared)
                 text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
-                with _open(path / f"env-{rank}", os.O_WRONLY, owner) as file:
+                with open_private(path / f"env-{rank}", os.O_WRONLY, owner) as file:
                     file.write(text.encode(errors="surrogateescape"))
-            _write(path / "spec.json", json.dumps(asdict(stored)))
+            write_whole(path / "spec.json", json.dumps(asdict(stored)))
         except OSError:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -212,8 +190,8 @@ class LocalRun:
         node = self.path / f"node-{rank}"
         try:
             with (
-                _open(node / "log", os.O_WRONLY | os.O_APPEND, self.owner) as log,
-                _open(self.path / f"alive-{rank}", os.O_RDWR | os.O_TRUNC) as alive,
+                open_private(node / "log", os.O_WRONLY | os.O_APPEND, self.owner) as log,
+                open_private(self.path / f"alive-{rank}", os.O_RDWR | os.O_TRUNC) as alive,
             ):
                 # The lock is taken here and inherited: there is no moment in which a supervisor
                 # exists and the file is not locked.
@@ -351,11 +329,11 @@ class LocalRun:
 
         Asked twice, the earlier kill and the first moment of asking hold.
         """
-        kill_at, at_ms = _uptime_cs() + grace_s * 100, _now_ms()
+        kill_at, at_ms = _uptime_cs() + grace_s * 100, now_ms()
         earlier = self._stop()
         if earlier is not None:
             kill_at, at_ms = min(kill_at, earlier[0]), min(at_ms, earlier[1])
-        _write(self.path / "stop-requested", f"{kill_at} {at_ms}\n")
+        write_whole(self.path / "stop-requested", f"{kill_at} {at_ms}\n")
         self.signal_stop()
 
     def signal_stop(self) -> None:
@@ -415,62 +393,10 @@ class LocalRun:
         return found
 
     def _write_exit(self, rank: int, code: int, how: How, why: str) -> None:
-        _write(self.path / f"exit-{rank}", f"{code} {_now_ms()} {how} {why}\n")
+        write_whole(self.path / f"exit-{rank}", f"{code} {now_ms()} {how} {why}\n")
 
 
-# ---------------------------------------------------------------- files and processes
-
-
-def make_dir(path: Path, owner: Owner | None) -> None:
-    """A directory that only its owner enters; one that is there already is left as it is."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        return
-    if owner is not None:
-        os.chown(path, owner.uid, owner.gid)
-
-
-def _open(path: Path, flags: int, owner: Owner | None = None) -> IO[bytes]:
-    """A file made 0600 and, where given, its owner's: a job may open its /dev/stdout again by name.
-
-    Links are not followed: other ranks of the job may already be writing beside it.
-    """
-    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    if owner is not None:
-        os.fchown(fd, owner.uid, owner.gid)
-    return os.fdopen(fd, "r+b" if flags & os.O_RDWR else "wb")
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none of it, on disk when this returns."""
-    new = path.with_name(f"{path.name}.new")
-    with _open(new, os.O_WRONLY | os.O_TRUNC) as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
-def _environment(spec: RunSpec, path: Path, rank: int, shared: Mapping[str, str]) -> dict[str, str]:
-    """The command's whole environment: a few defaults, the job's own, then what only we know."""
-    node = path / f"node-{rank}"
-    env = {"PATH": PATH, "HOME": str(node), "LANG": "C.UTF-8", "TMPDIR": str(node / "tmp")}
-    env.update(spec.env)
-    env.update(
-        BROKER_JOB_ID=spec.job,
-        BROKER_TASK_ID=spec.id,
-        BROKER_ATTEMPT=str(spec.attempt),
-        BROKER_NODE_RANK=str(rank),
-        BROKER_NODE_COUNT=str(spec.nodes),
-        BROKER_MASTER_ADDR="127.0.0.1",
-        BROKER_OUTPUT_DIR=str(path / "output"),
-        BROKER_DATASETS_DIR=str(path / "datasets"),
-        **shared,
-    )
-    if spec.port is not None:
-        env["BROKER_PORT"] = str(spec.port)
-    return env
+# ---------------------------------------------------------------- processes
 
 
 @contextlib.contextmanager
@@ -491,10 +417,6 @@ def _process(pid: int) -> Iterator[int | None]:
 def _uptime_cs() -> int:
     """Hundredths of a second since boot, by the clock that the supervisor reads."""
     return int(Path("/proc/uptime").read_text().split()[0].replace(".", ""))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _exit_text(code: int) -> str:
