@@ -116,10 +116,7 @@ class Track:
                 await self._store.write(debts.settle, watched.run, epoch=self._lease.epoch, stop=True)
             return
         await self._note_checkpoint(watched, sighting)
-        now_ms = self._store.clock()
-        event = event_of(sighting, now_ms)
-        if isinstance(event, SeenCreated) and _no_start_left(watched, now_ms):
-            event = SeenStopped(now_ms, sighting.message)
+        event = event_of(sighting, self._store.clock())
         if event is not None and not _nothing_new(watched, event, sighting.address):
             await self._advance(watched, event, address=sighting.address or None)
 
@@ -227,19 +224,11 @@ def _hot(run: Watched, now_ms: int) -> bool:
     )
 
 
-def _no_start_left(run: Watched, now_ms: int) -> bool:
-    """Whether a run that is seen as created has been stopped: some platforms call what was taken offline
-    as what was never started.  Not at once: what is told may be older than the stop."""
-    if run.state is not RunState.RUNNING or run.stop_since_ms is None:
-        return False
-    return now_ms - run.stop_since_ms > max(run.lookup_lag_s, 1) * 1000
-
-
 def _nothing_new(run: Watched, event: events.Event, address: str) -> bool:
     if run.missing_ms is not None or address not in ("", run.address):
         return False
     if isinstance(event, SeenCreated):
-        return run.state is RunState.RUNNING or (run.state is RunState.PENDING and run.start_sent)
+        return run.state is RunState.PENDING and run.start_sent and run.started_ms is None
     if isinstance(event, SeenRunning):
         return run.state is RunState.RUNNING and event.started_ms in (None, run.started_ms)
     return isinstance(event, SeenPending) and run.state is RunState.PENDING and not event.message

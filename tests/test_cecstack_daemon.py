@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,15 +56,24 @@ def test_a_job_and_an_operator(tmp_path: Path, platform: Cecstack) -> None:
         assert platform.complaints == []
 
 
-def test_a_service_of_the_queue(tmp_path: Path, platform: Cecstack) -> None:
+def serving(platform: Cecstack, folder: Path) -> str:
+    """The center's configuration, set up for services."""
     keys = "".join(f"{name} = {json.dumps(value)}\n" for name, value in SERVICE.items())
-    center = center_of(platform, tmp_path).replace("timeout_s = 1\n", f"timeout_s = 1\n{keys}", 1)
-    with daemon(tmp_path, center) as broker:
+    return center_of(platform, folder).replace("timeout_s = 1\n", f"timeout_s = 1\n{keys}", 1)
+
+
+def service_of(alice: Client, **more: Any) -> str:
+    """The id of a service that has been created."""
+    spec = eventually("specs are known", lambda: alice.specs()["resourceSpecs"])[0]
+    config = {"specId": spec["resourceSpecId"], "imageId": "pytorch", "command": "serve", "port": 8080}
+    made = alice.create_job({"jobName": "chat", "config": {**config, **more}}, noun=ONLINE)
+    return str(made["metadata"]["id"])
+
+
+def test_a_service_of_the_queue(tmp_path: Path, platform: Cecstack) -> None:
+    with daemon(tmp_path, serving(platform, tmp_path)) as broker:
         alice = broker.client("alice")
-        spec = eventually("specs are known", lambda: alice.specs()["resourceSpecs"])[0]
-        config = {"specId": spec["resourceSpecId"], "imageId": "pytorch", "command": "serve", "port": 8080}
-        made = alice.create_job({"jobName": "chat", "config": config}, noun=ONLINE)
-        job = made["metadata"]["id"]
+        job = service_of(alice)
         eventually("it serves", lambda: alice.service(job)["status"] == "RUNNING")
         assert alice.service(job)["metadata"]["url"] == f"{broker.url}/services/{job}/"
         (record,) = platform.records.services.values()
@@ -72,4 +82,21 @@ def test_a_service_of_the_queue(tmp_path: Path, platform: Cecstack) -> None:
         eventually("it has stopped", lambda: alice.service(job)["status"] == "STOPPED")
         alice.delete_job(job, noun=ONLINE)
         eventually("it is gone there, too", lambda: platform.records.services == {})
+        assert platform.complaints == []
+
+
+def test_a_service_that_goes_offline_by_itself_is_started_again(tmp_path: Path, platform: Cecstack) -> None:
+    with daemon(tmp_path, serving(platform, tmp_path)) as broker:
+        alice = broker.client("alice")
+        job = service_of(alice, maxRetries=1)
+        eventually("it serves", lambda: alice.service(job)["status"] == "RUNNING")
+        (first,) = platform.records.services
+        platform.records.take_offline(first)
+        eventually("another is made", lambda: len(platform.records.services) == 2)
+        eventually("it serves again", lambda: alice.service(job)["status"] == "RUNNING")
+        ended, serves = alice.job(job)["runs"]
+        assert (ended["status"], serves["status"]) == ("FAILED", "RUNNING")
+        platform.records.take_offline(max(platform.records.services))
+        eventually("its retries are spent", lambda: alice.service(job)["status"] == "FAILED")
+        assert "no longer started" in alice.job(job)["runs"][-1]["message"]
         assert platform.complaints == []

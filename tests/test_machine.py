@@ -43,6 +43,7 @@ from broker.core.model import (
     JobId,
     JobRequest,
     JobState,
+    Kind,
     OnLost,
     RemoteId,
     RunFacts,
@@ -220,6 +221,29 @@ def test_a_stopped_run_that_was_only_created_has_ended() -> None:
         assert first.run.state is state  # the start may have come after the look
         second = step(job(), first.run, SeenCreated(T0 + 1 + LAG_S * 1000, start_waiting=False))
         assert (second.run.state, second.job.state) == (S.STOPPED, JobState.STOPPED)
+
+
+@pytest.mark.parametrize("state", [S.PENDING, S.RUNNING, S.LOST])
+def test_a_service_that_is_only_created_after_it_ran_has_ended(state: RunState) -> None:
+    ran = run(state, started_ms=T0 - 60_000, start_sent_ms=T0 - 90_000)
+    service = replace(job(), request=JobRequest(kind=Kind.ONLINE, max_retries=1))
+    again = SeenCreated(T0 + LAG_S * 1000, start_waiting=False)
+    first = step(service, ran, SeenCreated(T0, start_waiting=False))
+    assert (first.run.state, first.run.missing_ms, first.commands) == (state, T0, ())  # it may be late
+    assert step(service, first.run, SeenRunning(T0 + 1)).run.missing_ms is None
+    second = step(service, first.run, again)
+    assert (second.run.state, second.run.failure) == (S.FAILED, FailureKind.JOB)
+    assert OweStop() in second.commands
+    assert (second.job.state, second.job.retries_used) == (JobState.QUEUED, 1)
+    for stopped in (service, job()):
+        after = step(stopped, replace(first.run, stop=stopping(StopReason.CANCEL)), again)
+        assert (after.run.state, after.job.state) == (S.STOPPED, JobState.STOPPED)
+
+
+def test_a_job_that_runs_is_not_ended_by_the_word_for_what_was_never_started() -> None:
+    """A platform may use it for what it does not know, too: what runs must not run twice."""
+    ran = run(S.RUNNING, started_ms=T0 - 60_000, start_sent_ms=T0 - 90_000)
+    assert step(job(), ran, SeenCreated(T0 + 10**9, start_waiting=False)) == Step(job(), ran)
 
 
 @pytest.mark.parametrize("reason", StopReason)

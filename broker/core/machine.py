@@ -212,7 +212,11 @@ def _not_found(job: JobFacts, run: RunFacts, event: NotFound) -> Step:
 def _seen_created(job: JobFacts, run: RunFacts, event: SeenCreated) -> Step:
     """Two phases.  A start is sent when none ever was; again only after two looks, both later than
     the last one can have left, say that the run has not been started (laws 1 and 2)."""
-    if event.start_waiting or run.state is RunState.RUNNING:  # under way, or an answer that is late
+    if event.start_waiting:  # under way
+        return Step(job, run)
+    if run.started_ms is not None and (run.stop is not None or job.request.endless):
+        return _created_after_start(job, run, event)
+    if run.state is RunState.RUNNING:  # an answer that is late, or the word for what is not known
         return Step(job, run)
     never_sent = run.start_sent_ms is None
     if run.stop is None and run.state is not RunState.DOUBT:
@@ -226,6 +230,18 @@ def _seen_created(job: JobFacts, run: RunFacts, event: SeenCreated) -> Step:
     if run.stop is not None:  # nothing of it runs, and nobody starts it any more
         return _stopped(job, run, event.at_ms)
     return Step(job, replace(run, state=RunState.PENDING, missing_ms=None, message=""), (Start(),))
+
+
+def _created_after_start(job: JobFacts, run: RunFacts, event: SeenCreated) -> Step:
+    """Some platforms call what is no longer started as what never was.  One look may be an answer that
+    is late; two say that the run has ended, and a service without a stop of ours by itself.  It is
+    stopped all the same: the word is no proof that nothing of it is left."""
+    if not _second_miss(run, event.at_ms):
+        return Step(job, replace(run, missing_ms=run.missing_ms or event.at_ms))
+    if run.stop is not None:
+        return _stopped(job, run, event.at_ms)
+    message = "the center took it out of service: it had started, and is no longer started"
+    return _end(job, run, RunState.FAILED, event.at_ms, OweStop(), failure=FailureKind.JOB, message=message)
 
 
 def _seen_pending(job: JobFacts, run: RunFacts, event: SeenPending) -> Step:

@@ -69,8 +69,6 @@ class Watched:
     not_after_ms: int
     max_run_time_s: int | None
     stop: StopReason | None
-    stop_since_ms: int | None
-    lookup_lag_s: int
     logs_wanted_ms: int | None
     on_lost: OnLost
     missing_ms: int | None
@@ -362,8 +360,6 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
             not_after_ms=run.not_after_ms,
             max_run_time_s=job.request.get("max_run_time_s"),
             stop=StopReason(run.stop_reason) if run.stop_reason else None,
-            stop_since_ms=run.stop_since_ms,
-            lookup_lag_s=run.lookup_lag_s,
             logs_wanted_ms=run.logs_wanted_ms,
             on_lost=OnLost(job.request.get("on_lost", OnLost.WAIT)),
             missing_ms=run.missing_ms,

@@ -191,8 +191,7 @@ class ServiceCalls:
         )
 
     async def _offline(self, request: web.Request, seen: Seen) -> Any:
-        service = self._desk.records.service(int(request.match_info["id"]))
-        service.published, service.status = None, "offline"
+        self._desk.records.take_offline(int(request.match_info["id"]))
         return wire.plain(seen.number, "/frontend/service/inferenceservice_manager", "Success")
 
     async def _debug(self, request: web.Request, seen: Seen) -> Any:
