@@ -1,12 +1,14 @@
-"""Reading what jobs wrote, where a job may put a link in place of anything.
+"""What jobs wrote, where a job may put a link in place of anything.
 
-Here: bytes of regular files that are really below a folder.  Not here: which folder.
+Here: bytes of regular files that are really below a folder, and the removal of one.  Not here: which
+folder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -81,3 +83,19 @@ def results_below(folder: Path, *, root: str | None = None) -> list[ResultFile]:
         )
         for path, size in sorted(found)
     ]
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder with all that is in it; nothing where it is not, and of a link the link only.
+
+    Blocks.  Raises Unavailable when it cannot be removed.
+    """
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)  # follows no link below it either
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be removed: {error.strerror or error}") from error

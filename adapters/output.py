@@ -19,12 +19,11 @@ import asyncio
 import os
 import re
 import shlex
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.files import content, results_below
+from adapters.files import content, discard, results_below
 from broker.adapter import Check, Connection, Refused, ResultFile, RunSpec, Unavailable
 from broker.core.model import JobId, RunId
 
@@ -135,6 +134,15 @@ class Output:
         """A job's BROKER_CHECKPOINT_DIR as the broker sees it."""
         return self.here / "checkpoints" / job
 
+    def mounted(self) -> Path:
+        """The folder as the broker sees it.
+
+        Raises Unavailable when the storage is not there: no log is another thing than no storage.
+        """
+        if not self.here.is_dir():
+            raise Unavailable(f"output.here is {str(self.here)!r}, which is no folder: is it mounted?")
+        return self.here
+
     # ------------------------------------------------------------ reading back
 
     async def logs(self, run: RunId, node: int, offset: int) -> AsyncIterator[bytes]:
@@ -179,21 +187,9 @@ class Output:
     def _root(self, run: RunId) -> str:
         """What a run's files must be below: no link is allowed from the storage's folder on.
 
-        Raises Unavailable when the storage is not there: no log is another thing than no storage.
+        Raises Unavailable.
         """
-        if not self.here.is_dir():
-            raise Unavailable(f"output.here is {str(self.here)!r}, which is no folder: is it mounted?")
-        return f"{os.path.realpath(self.here)}/{run}"
+        return f"{os.path.realpath(self.mounted())}/{run}"
 
     def _delete(self, run: RunId) -> None:
-        self._root(run)
-        path = self.here / run
-        try:
-            if path.is_symlink():
-                path.unlink()
-            else:
-                shutil.rmtree(path)  # follows no link below it either
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise Unavailable(f"{path} cannot be removed: {error.strerror}") from error
+        discard(self.mounted() / run)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Final
 
+from adapters.files import discard
 from adapters.output import Output
 from broker.adapter import CopyRef, CopySighting, CopyState, Unavailable
 
@@ -34,10 +34,8 @@ async def step(output: Output, copy: CopyRef, *, most: int = STEP_BYTES) -> Copy
 
 
 def _step(output: Output, copy: CopyRef, most: int) -> CopySighting:
-    source, final = Path(copy.source), output.here / FOLDER / copy.dataset
+    source, final = Path(copy.source), output.mounted() / FOLDER / copy.dataset
     remote = f"{output.in_job}/{FOLDER}/{copy.dataset}"
-    if not output.here.is_dir():
-        raise Unavailable(f"output.here is {str(output.here)!r}, which is no folder: is it mounted?")
     if final.is_dir():
         return CopySighting(CopyState.READY, remote, copy.bytes)
     if not source.is_dir():
@@ -72,19 +70,9 @@ async def remove(output: Output, dataset: str) -> None:
 
 
 def _remove(output: Output, dataset: str) -> None:
-    if not output.here.is_dir():
-        raise Unavailable(f"output.here is {str(output.here)!r}, which is no folder: is it mounted?")
+    folder = output.mounted() / FOLDER
     for name in (dataset, f"{dataset}.part"):
-        path = output.here / FOLDER / name
-        try:
-            if path.is_symlink():
-                path.unlink()
-            else:
-                shutil.rmtree(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise Unavailable(f"{path} cannot be removed: {error.strerror or error}") from error
+        discard(folder / name)
 
 
 def _append(source: Path, target: Path, start: int, count: int) -> int:
