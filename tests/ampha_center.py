@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from adapters import ampha
 from broker.adapter import Connection, Desk, RunRef, RunSpec, StatedPool
 from broker.core.model import CenterId, JobId, NodeShape, RunId, Spec, SpecId
 from tests.emulators.ampha import Ampha, Group, Settings, group, nodes
+from tests.soak import in_background
 
 NODE = NodeShape("X86", 128, 1024, "A800-PCIE-80GB", 8, 80)
 QUICK: dict[str, Any] = {"scale": 1000.0, "pull_s": (1, 2), "ack_s": (1, 5)}
@@ -68,6 +69,15 @@ async def center_and_adapter(
         finally:
             await adapter.aclose()
         assert center.complained == []
+
+
+@contextmanager
+def beside_a_daemon(**settings: Any) -> Iterator[Ampha]:
+    """A center of two nodes in a thread of its own.  What it complains of fails the test."""
+    quick = Settings(**{"scale": 50, "pull_s": (1, 2), **settings})
+    with in_background(lambda: Ampha([group(nodes(2))], quick)) as emulator:
+        yield emulator
+        assert emulator.complained == []
 
 
 def run(

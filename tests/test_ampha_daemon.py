@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.ampha_center import beside_a_daemon
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually
-from tests.emulators.ampha import Ampha, Settings, group, nodes
-from tests.soak import in_background
+from tests.emulators.ampha import Ampha
 
 
 @pytest.fixture
 def center() -> Iterator[Ampha]:
-    settings = Settings(scale=50, pull_s=(1, 2), password_key=b"0123456789abcdef")
-    with in_background(lambda: Ampha([group(nodes(2))], settings)) as emulator:
+    with beside_a_daemon(password_key=b"0123456789abcdef") as emulator:
         yield emulator
-        assert emulator.complained == []
 
 
 @pytest.fixture

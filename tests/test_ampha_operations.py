@@ -18,11 +18,10 @@ from adapters import ampha_operations
 from adapters.ampha_operations import FEE, MISSING, UNKNOWN, UNLIMITED, USER, Operations
 from broker.adapter import Connection, PlatformRequest, Standing
 from broker.core.model import CenterId, NodeShape
-from tests.ampha_center import CREDENTIALS, center_and_adapter, run, submit
+from tests.ampha_center import CREDENTIALS, beside_a_daemon, center_and_adapter, run, submit
 from tests.daemon_process import DaemonProcess, daemon, eventually
-from tests.emulators.ampha import Ampha, Settings, group, nodes
+from tests.emulators.ampha import Ampha
 from tests.emulators.ampha.operations import Operations as Asking
-from tests.soak import in_background
 
 KEYS = {
     "callback_access_key": "accessKeyTest",
@@ -258,10 +257,8 @@ async def test_the_platform_asks_while_it_creates() -> None:
 
 @pytest.fixture
 def center() -> Iterator[Ampha]:
-    settings = Settings(scale=50, pull_s=(1, 2), preset=True)
-    with in_background(lambda: Ampha([group(nodes(2))], settings)) as emulator:
+    with beside_a_daemon(preset=True) as emulator:
         yield emulator
-        assert emulator.complained == []
 
 
 @pytest.fixture
