@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from broker.client import ONLINE
 from tests.ampha_center import beside_a_daemon
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually
 from tests.emulators.ampha import Ampha
+from tests.emulators.ampha.server import GATEWAY
+from tests.test_services_daemon import ask, token
 
 
 @pytest.fixture
@@ -34,6 +37,8 @@ password_key = "0123456789abcdef"
 requests_per_s = 200
 lookup_lag_s = 1
 qos_ids = {{ 6 = 3 }}
+online_services = "models"
+service_gateway = "{center.url}{GATEWAY}"
 [centers.credentials]
 username = "sbb"
 password = "pw-user"
@@ -83,3 +88,31 @@ def test_a_job_and_its_operators(broker: DaemonProcess, center: Ampha) -> None:
     told = info.stdout + broker.log.read_text()
     for secret in ("pw-user", "pw-tenant", "bcrypt", "secret-of-sbb", center.sealed("pw-user")):
         assert secret not in told
+
+
+def test_a_service_of_the_queue(broker: DaemonProcess, center: Ampha) -> None:
+    alice = broker.client("alice")
+    spec = eventually("specs", lambda: alice.specs()["resourceSpecs"])[0]["resourceSpecId"]
+    image = eventually("images", lambda: center.count("image_items")) and "ai-common:v1.0.0"
+    model = [{"key": "AMPHA_MODEL", "value": "DeepSeek-14B/master"}]
+    config = {"specId": spec, "imageId": image, "command": "none", "env": model, "port": 8000}
+    made = alice.create_job({"jobName": "chat", "config": config}, noun=ONLINE)
+    job = str(made["metadata"]["id"])
+    eventually("it serves", lambda: alice.service(job)["status"] == "RUNNING")
+    (room,) = center.rooms.services.values()
+    # 1. its address answers, through the broker's own
+    assert alice.job(job)["runs"][0]["address"] == f"{center.url}{GATEWAY}/{room.id}"
+    asked = {"messages": [{"role": "user", "content": "hi"}]}
+    path, body = f"/services/{job}/v1/chat/completions", json.dumps(asked).encode()
+    status, answer = ask(broker, path, token=token(alice), method="POST", body=body)
+    assert (status, json.loads(answer)) == (200, {"model": "DeepSeek-14B/master", **asked})
+    assert room.calls == 1
+    # 2. it is stopped, and its cards are free
+    alice.stop_job(job, noun=ONLINE)
+    eventually("it has stopped", lambda: alice.service(job)["status"] == "STOPPED")
+    assert center.count("stop_service") == 1
+    assert [node.free()[2] for node in center.world.groups[0].nodes] == [8, 8]
+    # 3. it is deleted there, too
+    alice.delete_job(job, noun=ONLINE)
+    eventually("it is gone there, too", lambda: center.rooms.services == {})
+    assert center.count("delete_service") == 1

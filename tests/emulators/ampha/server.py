@@ -37,6 +37,8 @@ ROUTES: tuple[Route, ...] = tuple(
     route for module in (tasks, pods, market, files, office, orders, rooms) for route in module.ROUTES
 )
 LOGIN = "/prod-api/login"
+GATEWAY = "/gateway"
+"""Where services are reached, by whom they are asked without a session."""
 TICK_S = 0.02
 SPECS: list[dict[str, Any]] = [
     {
@@ -132,6 +134,7 @@ class Ampha:
         for route in ROUTES:
             path = self.moved.get(route.path, route.path)
             app.router.add_route(route.method, path, self._handler(route), name=route.name)
+        app.router.add_post(GATEWAY + "/{id}/v1/chat/completions", self._chat, name="chat")
         app.router.add_route("*", "/{rest:.*}", self._unknown)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -157,6 +160,15 @@ class Ampha:
 
     async def _unknown(self, request: web.Request) -> web.Response:
         return self._no(No("Not Found", code=404), 2)
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        """What a service that runs answers: which model was asked what."""
+        room = self.rooms.services.get(request.match_info["id"])
+        if room is None or room.status != 1:
+            raise web.HTTPNotFound
+        room.calls += 1
+        model = room.body["modelServerVersions"][0]["modelInfo"]
+        return web.json_response({"model": model, "messages": (await request.json())["messages"]})
 
     def _no(self, no: No, envelope: int) -> web.Response:
         status = no.code if self.world.settings.real_statuses and no.code in (401, 404, 500) else 200
