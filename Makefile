@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test unit soak contract openapi lint types imports format lock clean
+.PHONY: help demo test unit soak contract openapi lint types imports format lock install uninstall clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,10 +46,41 @@ format: $(READY) ## rewrite the files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(READY) ## write requirements.lock anew from pyproject.toml
+lock: $(READY) ## write the locks anew from pyproject.toml: everything, and what the service needs
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra test --extra postgresql \
 		--extra build --generate-hashes --no-header --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra postgresql --extra build \
+		--constraint requirements.lock --generate-hashes --no-header --quiet --output-file requirements-service.lock
+
+PREFIX ?= /opt/computing-broker
+DOC := /usr/local/share/doc/computing-broker
+
+install: ## as root: the broker in PREFIX, its service, the service's user, a first configuration
+	@runuser -u nobody -- $$(command -v $(PYTHON)) -c 'import sys; assert sys.version_info >= (3, 11)' || { \
+		echo "PYTHON=$(PYTHON) must be a Python 3.11 or newer that every user may run, such as /usr/bin/python3"; exit 2; }
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-service.lock
+	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	ln -sfn $(PREFIX)/bin/broker /usr/local/bin/broker
+	install -d /etc/systemd/system /etc/sysusers.d /etc/tmpfiles.d $(DOC)
+	install -m 644 config/broker.service /etc/systemd/system/broker.service
+	install -m 644 config/systemd/broker.sysusers.conf /etc/sysusers.d/broker.conf
+	install -m 644 config/systemd/broker.tmpfiles.conf /etc/tmpfiles.d/broker.conf
+	cp -r docs/. $(DOC)
+	systemd-sysusers broker.conf
+	systemd-tmpfiles --create broker.conf
+	test -e /etc/broker/broker.toml || { \
+		sed -E 's/^(url|data_dir) = /#&/; s/^work_dir = .*/work_dir = "\/var\/lib\/broker\/work"/' config/broker.toml > /etc/broker/broker.toml && \
+		chgrp broker /etc/broker/broker.toml && chmod 640 /etc/broker/broker.toml; }
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "next: edit /etc/broker/broker.toml, then: systemctl enable --now broker"
+
+uninstall: ## as root: take away what install put in place; configuration, state and user stay
+	if [ -d /run/systemd/system ]; then systemctl disable --now broker || true; fi
+	rm -rf $(PREFIX) $(DOC)
+	rm -f /usr/local/bin/broker /etc/systemd/system/broker.service /etc/sysusers.d/broker.conf /etc/tmpfiles.d/broker.conf
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 clean: ## remove what make created
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -7,6 +7,7 @@ work.  Only this module names adapters.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import importlib
 import os
@@ -23,7 +24,7 @@ from aiohttp import web
 from argon2 import PasswordHasher
 
 from broker import config as configuration
-from broker import telemetry
+from broker import service, telemetry
 from broker.adapter import Adapter, AdapterFactory, Connection
 from broker.api.app import application
 from broker.api.context import Context
@@ -85,6 +86,7 @@ def serve(config: Path | None) -> int:
         print(configuration.render_errors(error, config or Path("broker.toml")), file=sys.stderr)
         return 2
     telemetry.configure(settings.server.log_level)
+    faulthandler.enable()  # a watchdog's SIGABRT leaves the stack of every thread in the log
     if config is None:
         print(
             f"no --config: using the embedded default below {settings.store.data_dir.parent}", file=sys.stderr
@@ -333,10 +335,12 @@ class Daemon:
                 await loops.mind_removed(self._settings.scheduler)
                 parts.chores.start()
                 self._started = True
+                service.ready(self._status())
                 log.info("started", centers=len(self._settings.centers))
                 watcher = group.create_task(self._reloads(parts, loops, reload), name="reload")
                 await self._stopping.wait()
                 log.info("stopping")
+                service.stopping()
                 watcher.cancel()
                 await runner.cleanup()
                 await self._finish(parts)
@@ -371,7 +375,7 @@ class Daemon:
         )
         scheduler = self._settings.scheduler
         for name, once, period_s in (
-            ("cycle", parts.cycle.once, scheduler.interval_s),
+            ("cycle", service.watched(parts.cycle.once), scheduler.interval_s),
             ("dispatch", parts.dispatch.once, DISPATCH_PERIOD_S),
             ("collect", parts.collect.once, COLLECT_PERIOD_S),
             ("stage", parts.stage.once, COLLECT_PERIOD_S),
@@ -389,7 +393,12 @@ class Daemon:
         while True:
             await asked.wait()
             asked.clear()
+            service.reloading()
             await self._reload(parts, loops)
+            service.ready(self._status())
+
+    def _status(self) -> str:
+        return f"at {self._settings.server.public_url}, {len(self._settings.centers)} centers"
 
     async def _reload(self, parts: Parts, loops: Loops) -> None:
         """Apply the file anew; a file with errors changes nothing."""

@@ -72,11 +72,20 @@ def init(
 def check_config(
     config: Annotated[Path, typer.Option(metavar="FILE", help="The configuration.")],
 ) -> None:
-    """Check a configuration and its policy file; every error with its line, and exit 2."""
+    """Check a configuration and its policy file; every error with its line, and exit 2.
+
+    What is allowed but dangerous is told as a warning.
+    """
     from broker.companions import read_settings
 
     with configuration_errors(config):
         settings, _catalogue, _policies = read_settings(config, os.environ)
     centers = ", ".join(f"{each.id} ({each.adapter})" for each in settings.centers) or "none"
     pools = sum(len(each.pools) for each in settings.centers)
+    for each in settings.centers:
+        if each.adapter == "local" and "run_as" not in each.connection:
+            notice(
+                f"warning: whoever may submit to the local center {each.id} has the rights of the daemon's"
+                " user there: give it run_as, or let only people submit whom you would give that login"
+            )
     print(f"ok: listens at {settings.server.listen}; centers: {centers}; stated pools: {pools}")
