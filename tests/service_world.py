@@ -8,14 +8,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiohttp import web
+import pytest
+from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestServer
 
 from broker.api.services import SERVICES
+from broker.config import ServiceSettings
 from broker.core.events import Accepted, Event, SeenRunning
 from broker.core.model import RemoteId, RunId
 from broker.store import runs
-from tests.api_fixtures import World, create_body
+from tests.api_fixtures import World, close_world, create_body, open_world
 
 
 async def create(world: World, name: str = "svc", *, as_: str = "alice", **config: Any) -> str:
@@ -96,3 +98,40 @@ async def until(condition: Callable[[], bool], within_s: float = 10) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "it did not happen"
         await asyncio.sleep(0.01)
+
+
+def sent(data: dict[str, Any], name: str) -> list[str]:
+    """Values of a header as the service saw them."""
+    return [value for key, value in data["headers"] if key.lower() == name.lower()]
+
+
+async def seen(response: ClientResponse) -> dict[str, Any]:
+    data: dict[str, Any] = await response.json()
+    assert response.status == 200, data
+    return data
+
+
+async def bare(world: World, method: str, path: str, **kwargs: Any) -> ClientResponse:
+    """A request without a token, without following redirects and with no cookies but those given."""
+    world.client.session.cookie_jar.clear()
+    return await world.client.request(method, path, allow_redirects=False, **kwargs)
+
+
+@pytest.fixture
+async def narrow(tmp_path: Any) -> AsyncIterator[World]:
+    limits = ServiceSettings(
+        max_concurrent=3,
+        max_concurrent_per_service=2,
+        max_header_bytes=4096,
+        max_body_bytes=10_000,
+        max_message_bytes=1024,
+        connect_timeout_s=0.5,
+        idle_timeout_s=0.6,
+    )
+    opened = await open_world(tmp_path, services=limits)
+    yield opened
+    await close_world(opened)
+
+
+async def whole(world: World, path: str) -> bytes:
+    return await (await world.call("GET", path)).read()
