@@ -158,7 +158,7 @@ async def test_an_operator_keeps_accounts(world: World) -> None:
     assert dave == {"name": "dave", "tenant": "lab", "role": "tenant-admin", "vip": True, "frozen": False}
     await world.ok("POST", "/auth/tokens", login("dave", "d"), as_=None)
 
-    listed = await world.ok("GET", "/broker/v1/accounts", as_="root")
+    listed = await world.ok("GET", "/broker/v1/accounts?order=asc", as_="root")
     assert [a["name"] for a in listed["items"]] == ["alice", "bob", "carol", "dave", "eve", "root"]
     assert listed["totalSize"] == 6
 

@@ -151,6 +151,7 @@ PAGE_FAULTS = {
         "/auth/tokens",
         "/auth/apikeys",
         "/auth/applications",
+        "/broker/v1/accounts",
         "/broker/v1/tenants",
         "/broker/v1/audit",
     ],
@@ -181,7 +182,7 @@ async def test_a_frozen_account_cannot_go_on_but_its_jobs_do(world: World) -> No
 async def test_a_tenant_admin_keeps_the_users_of_the_own_tenant(world: World) -> None:
     made = await world.ok("POST", "/broker/v1/accounts", {"name": "dan", "password": "p"}, as_="carol")
     assert made == {"name": "dan", "tenant": "lab", "role": "user", "vip": False, "frozen": False}
-    listed = await world.ok("GET", "/broker/v1/accounts", as_="carol")
+    listed = await world.ok("GET", "/broker/v1/accounts?order=asc", as_="carol")
     assert [each["name"] for each in listed["items"]] == ["alice", "bob", "carol", "dan"]
     assert listed["totalSize"] == 4
 
@@ -234,6 +235,23 @@ async def test_a_tenant_admin_changes_no_other_account(world: World, action: str
         assert (status, code) == (400, "0202")
         assert "only an operator changes it" in detail
     await world.ok("POST", "/auth/tokens", login("boss", "p"), as_=None)
+
+
+@pytest.mark.parametrize("sort", ["name", "tenant", "role"])
+async def test_accounts_are_sorted_and_paged(world: World, sort: str) -> None:
+    path = f"/broker/v1/accounts?sort={sort}"
+    up = (await world.ok("GET", f"{path}&order=asc", as_="root"))["items"]
+    assert [(each[sort], each["name"]) for each in up] == sorted((each[sort], each["name"]) for each in up)
+    assert {each["name"] for each in up} == {"alice", "bob", "carol", "eve", "root"}
+    down = await world.ok("GET", path, as_="root")
+    assert (down["items"], down["totalSize"]) == (up[::-1], 5)
+    second = await world.ok("GET", f"{path}&order=asc&pageSize=2&page=2", as_="root")
+    assert (second["items"], second["totalSize"]) == (up[2:4], 5)
+    assert (await world.ok("GET", f"{path}&page=9", as_="root"))["items"] == []
+    own = await world.ok("GET", f"{path}&order=asc&pageSize=1", as_="carol")
+    assert (len(own["items"]), own["totalSize"]) == (1, 3)  # those of the own tenant are counted
+    (default,) = (await world.ok("GET", "/broker/v1/accounts?pageSize=1", as_="root"))["items"]
+    assert default["name"] == "root"
 
 
 # ---------------------------------------------------------------- tenants

@@ -260,7 +260,7 @@ def test_every_listing_prints_the_brokers_own_document(terminal: Terminal, stub:
         "centers": ("/centers", {"centers": [], "totalSize": 0, "extra": "深圳"}),
         "idle": ("/resource/idle", {"centerResources": []}),
         "specs": ("/resource/specs", {"resourceSpecs": [], "totalSize": 0}),
-        "user list": ("/broker/v1/accounts", {"items": []}),
+        "user list": ("/broker/v1/accounts", {"items": [], "totalSize": 0}),
         "show j-1": ("/broker/v1/jobs/j-1", detail()),
         "explain j-1": ("/broker/v1/jobs/j-1/explain", {"id": "j-1", "status": "RUNNING"}),
     }

@@ -176,6 +176,11 @@ def test_the_client_knows_every_call(running: DaemonProcess) -> None:
     assert root.create_tenant("speech")["accounts"] == 0
     assert {each["id"] for each in root.all_tenants()} == {"guests", "lab", "ops", "speech"}
     assert root.tenants({"pageSize": 1})["totalSize"] == 4
+    listed = [each["name"] for each in root.all_accounts()]
+    assert listed == sorted(listed)
+    assert {"alice", "dan", "root", "yan"} <= set(listed)
+    first = root.accounts({"pageSize": 1, "order": "asc"})
+    assert (first["items"][0]["name"], first["totalSize"]) == (listed[0], len(listed))
     key = alice.create_key("k", ["read"], application="app")
     assert Client(running.url, key["key"]).me()["name"] == "alice"
     assert alice.keys()["items"][0]["id"] == key["id"]

@@ -11,22 +11,24 @@ from broker.api import models, wire
 from broker.api.auth import GATE, kept_tenant
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError
+from broker.api.fields import paged
 from broker.api.models import DEFAULT_TENANT, CreateAccount, Right, SetPassword
+from broker.api.paging import asked_page
 from broker.api.reading import no_query, read_body
 from broker.api.routes import Route
 from broker.client import answers
 from broker.core.model import Role
-from broker.store import accounts, views
+from broker.store import accounts
 
 _NAME = re.compile(r"[^\x00/]{1,255}")
 
 
 async def list_all(request: web.Request) -> web.Response:
     """GET /broker/v1/accounts"""
-    no_query(request)
     only = kept_tenant(request[CALLER])
-    items = await request.app[CONTEXT].store.read(accounts.list_accounts, only)
-    return wire.answer({"items": items, "totalSize": len(items)})
+    wanted = asked_page(request)
+    items, total = await request.app[CONTEXT].store.read(accounts.list_accounts, wanted, only)
+    return wire.answer({"items": items, "totalSize": total})
 
 
 async def create(request: web.Request) -> web.Response:
@@ -54,7 +56,7 @@ async def create(request: web.Request) -> web.Response:
 async def _answer(request: web.Request, name: str) -> web.Response:
     """The account as it is now; what was remembered of it is forgotten."""
     request.app[GATE].forget()
-    return wire.answer(await request.app[CONTEXT].store.read(views.account, name))
+    return wire.answer(await request.app[CONTEXT].store.read(accounts.show_account, name))
 
 
 def named(request: web.Request) -> str:
@@ -116,6 +118,7 @@ ROUTES = (
         list_all,
         "The accounts",
         "账号列表",
+        query=paged(tuple(accounts.SORTS), default="name"),
         answer=answers.AccountPage,
         operators=True,
     ),

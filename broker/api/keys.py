@@ -18,8 +18,8 @@ from broker.api.auth import GATE, KEY_PREFIX, token_hash
 from broker.api.context import CALLER, CONTEXT, Context
 from broker.api.errors import ApiError, shown
 from broker.api.fields import paged
-from broker.api.paging import page_of, paging
-from broker.api.reading import Query, no_query, read_body
+from broker.api.paging import asked_page, page_of
+from broker.api.reading import no_query, read_body
 from broker.api.routes import Route, Scope
 from broker.client import answers
 from broker.store import keys
@@ -72,8 +72,7 @@ def _end(text: str | None, context: Context) -> int | None:
 async def list_all(request: web.Request) -> web.Response:
     """GET /auth/apikeys"""
     context = request.app[CONTEXT]
-    with Query(request) as query:
-        wanted = paging(query, max_page_size=context.max_page_size)
+    wanted = asked_page(request)
     found = await context.store.read(keys.list_keys, request[CALLER].id)
     items = [_shown(key, context.timezone) for key in page_of(found, wanted, _SORTS)]
     return wire.answer({"items": items, "totalSize": len(found)})
@@ -90,8 +89,7 @@ async def revoke(request: web.Request) -> web.Response:
 async def list_applications(request: web.Request) -> web.Response:
     """GET /auth/applications"""
     context = request.app[CONTEXT]
-    with Query(request) as query:
-        wanted = paging(query, max_page_size=context.max_page_size)
+    wanted = asked_page(request)
     found = await context.store.read(keys.list_applications, request[CALLER].id, context.clock())
     page = page_of(found, wanted, _APPLICATION_SORTS)
     items = [_shown_application(each, context.timezone) for each in page]

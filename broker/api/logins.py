@@ -13,7 +13,7 @@ from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError, shown
 from broker.api.fields import Flag, paged
 from broker.api.limits import LIMITS
-from broker.api.paging import page_of, paging
+from broker.api.paging import asked_page, page_of
 from broker.api.reading import Query, no_query, read_body
 from broker.api.routes import Route, Scope
 from broker.client import answers
@@ -49,8 +49,7 @@ async def register(request: web.Request) -> web.Response:
 async def list_logins(request: web.Request) -> web.Response:
     """GET /auth/tokens"""
     context = request.app[CONTEXT]
-    with Query(request) as query:
-        wanted = paging(query, max_page_size=context.max_page_size)
+    wanted = asked_page(request)
     found = await context.store.read(accounts.list_logins, request[CALLER].id, context.clock())
     own = token_hash(request_token(request))
     items = [

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
+from aiohttp import web
+
+from broker.api.context import CONTEXT
 from broker.api.errors import shown
 from broker.api.reading import Query
 from broker.store.paging import Paging
@@ -25,6 +28,12 @@ def paging(query: Query, *, max_page_size: int) -> Paging:
     if order.lower() not in _DESCENDING:
         query.fail("0202", "order", f"must be desc or asc, not {shown(order)}")
     return Paging(page=page, size=size, sort=sort, descending=_DESCENDING.get(order.lower(), True))
+
+
+def asked_page(request: web.Request) -> Paging:
+    """The page that is asked for of a listing without further query fields."""
+    with Query(request) as query:
+        return paging(query, max_page_size=request.app[CONTEXT].max_page_size)
 
 
 def period(query: Query, zone: ZoneInfo) -> tuple[int | None, int | None]:

@@ -11,8 +11,8 @@ from broker.api import models_people, times, wire
 from broker.api.auth import kept_tenant, need_operator
 from broker.api.context import CALLER, CONTEXT
 from broker.api.fields import paged
-from broker.api.paging import page_of, paging
-from broker.api.reading import Query, no_query, read_body
+from broker.api.paging import asked_page, page_of
+from broker.api.reading import no_query, read_body
 from broker.api.routes import Route
 from broker.client import answers
 from broker.store import accounts
@@ -28,8 +28,7 @@ async def list_all(request: web.Request) -> web.Response:
     """GET /broker/v1/tenants: all of them, or a tenant-admin's own"""
     context = request.app[CONTEXT]
     only = kept_tenant(request[CALLER])
-    with Query(request) as query:
-        wanted = paging(query, max_page_size=context.max_page_size)
+    wanted = asked_page(request)
     found = await context.store.read(accounts.list_tenants, only)
     items = [_shown(each, request) for each in page_of(found, wanted, _SORTS)]
     return wire.answer({"items": items, "totalSize": len(found)})

@@ -91,9 +91,9 @@ def add(
 @user.command("list", cls=Command)
 def list_users(as_json: Json = False) -> None:
     """List the accounts."""
-    answer = connect().accounts()
+    items = list(connect().all_accounts())
     if as_json:
-        print_json(answer)
+        print_json({"items": items, "totalSize": len(items)})
         return
     rows = [
         (
@@ -103,7 +103,7 @@ def list_users(as_json: Json = False) -> None:
             "yes" if each.get("vip") else "no",
             "yes" if each.get("frozen") else "no",
         )
-        for each in answer["items"]
+        for each in items
     ]
     print(table(("NAME", "ROLE", "TENANT", "VIP", "FROZEN"), rows))
 

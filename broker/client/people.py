@@ -83,8 +83,12 @@ class PeopleCalls(Exchange):
 
     # ------------------------------------------------ accounts and tenants
 
-    def accounts(self) -> AccountPage:
-        return cast("AccountPage", self._json("GET", "/broker/v1/accounts"))
+    def accounts(self, query: Query | None = None) -> AccountPage:
+        return cast("AccountPage", self._json("GET", "/broker/v1/accounts", query=query))
+
+    def all_accounts(self) -> Iterator[Account]:
+        """Every account, page after page, by name."""
+        return cast("Iterator[Account]", self._items("/broker/v1/accounts", {"sort": "name"}))
 
     def change_account(self, name: str, action: str, body: Mapping[str, str] | None = None) -> Any:
         """`action` is grant, revoke (body: right), freeze, unfreeze or password (body: password)."""

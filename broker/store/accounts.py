@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from sqlalchemy import ColumnElement, delete, func, true
 from sqlmodel import Session, col, select
 
 from broker.core.model import Role
+from broker.store.paging import Paging
 from broker.store.writer import Rejected, Tx
 from broker.tables import Account, Job, Setting, Tenant, Token
 
@@ -29,6 +31,9 @@ class StrongerAccount(Rejected):
 class TenantInUse(Rejected):
     """A tenant of that name exists."""
 
+
+SORTS: Mapping[str, Any] = {"name": Account.name, "tenant": Account.tenant_id, "role": Account.role}
+"""What accounts are listed by."""
 
 KEY_SIGN = "#"
 """Between account and API key in the actor of an event; no name of an account has it."""
@@ -219,22 +224,32 @@ def set_password(tx: Tx, name: str, password_hash: str, *, actor: str, keeper: C
     tx.event("account.password", actor=actor, tenant=row.tenant_id, data={"account": name})
 
 
-def list_accounts(session: Session, tenant: str = "") -> list[dict[str, Any]]:
-    """Name, tenant, role, vip and frozen of every account, or of a tenant's, by name."""
-    query = select(Account).order_by(Account.name)
-    if tenant:
-        query = query.where(Account.tenant_id == tenant)
-    rows = session.exec(query).all()
-    return [
-        {
-            "name": r.name,
-            "tenant": r.tenant_id,
-            "role": r.role,
-            "vip": caller_of(r).may_use_vip,
-            "frozen": r.frozen_ms is not None,
-        }
-        for r in rows
-    ]
+def list_accounts(session: Session, wanted: Paging, tenant: str = "") -> tuple[list[dict[str, Any]], int]:
+    """One page of all accounts, or of a tenant's, as `show_account` has them, and how many there are."""
+    where = col(Account.tenant_id) == tenant if tenant else true()
+    total = session.exec(select(func.count()).select_from(Account).where(where)).one()
+    keys = (col(SORTS[wanted.sort]), col(Account.name))
+    query = select(Account).where(where).order_by(*(key.desc() if wanted.descending else key for key in keys))
+    rows = session.exec(query.limit(wanted.size).offset((wanted.page - 1) * wanted.size)).all()
+    return [_shown(row) for row in rows], total
+
+
+def show_account(session: Session, name: str) -> dict[str, Any]:
+    """Name, tenant, role, vip and frozen of an account.  Raises NoSuchAccount."""
+    row = session.exec(select(Account).where(Account.name == name)).first()
+    if row is None:
+        raise NoSuchAccount(f"there is no account named {name!r}")
+    return _shown(row)
+
+
+def _shown(row: Account) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "tenant": row.tenant_id,
+        "role": row.role,
+        "vip": caller_of(row).may_use_vip,
+        "frozen": row.frozen_ms is not None,
+    }
 
 
 def count_accounts(session: Session) -> int:

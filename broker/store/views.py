@@ -70,14 +70,6 @@ def login(tx: Tx, account: str, password_hash: str, token_hash: str, expires_ms:
     tx.event("account.login", actor=row.name, tenant=row.tenant_id, data={"account": row.name})
 
 
-def account(session: Session, name: str) -> dict[str, Any]:
-    """One account as `accounts.list_accounts` shows it.  Raises NoSuchAccount."""
-    for each in accounts.list_accounts(session):
-        if each["name"] == name:
-            return each
-    raise accounts.NoSuchAccount(f"there is no account named {name!r}")
-
-
 def admission(
     session: Session, caller: Caller, *, image: str, wanted_data: Collection[str], key: str
 ) -> Admission:
