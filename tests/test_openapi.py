@@ -22,6 +22,7 @@ from openapi_spec_validator import validate
 from broker.api import docs_page
 from broker.api.app import ROUTES
 from broker.api.chinese import FIELDS
+from broker.api.dataset_upload import LONGEST, PARTS
 from broker.api.errors import ANNEX_B
 from broker.api.openapi import MEANINGS, PATH_FIELDS, document
 from broker.api.routes import Media, Route
@@ -75,7 +76,9 @@ def test_a_route_is_told_in_both_languages(route: Route) -> None:
     assert CHINESE.search(route.zh)
     told = [(each.name, each.en, each.zh) for each in route.query]
     told += [(name, *meaning) for name, meaning in route.headers.items()]
-    told += [("", each.en, each.zh) for each in (route.answer, route.sent) if isinstance(each, Media)]
+    media = [each for each in (route.answer, route.sent) if isinstance(each, Media)]
+    told += [("", each.en, each.zh) for each in media]
+    told += [(part.name, part.en, part.zh) for each in media for part in each.parts]
     for name, en, zh in told:
         assert en, name
         assert CHINESE.search(zh), name
@@ -105,6 +108,20 @@ def test_fields_of_bodies_are_told_in_both_languages() -> None:
     assert described <= told
     assert inherited <= described
     assert all(CHINESE.search(text) for names in FIELDS.values() for text in names.values())
+
+
+def test_a_form_is_described_part_by_part() -> None:
+    body = DOCUMENT["paths"]["/datasets/upload"]["post"]["requestBody"]
+    (form,) = body["content"].values()
+    schema = form["schema"]
+    assert list(schema["properties"]) == list(form["encoding"]) == [part.name for part in PARTS]
+    assert sorted(schema["required"]) == ["file", "md5", "size", "title"]
+    assert schema["additionalProperties"] is False
+    assert form["encoding"]["file"] == {"contentType": "application/octet-stream"}
+    assert form["encoding"]["size"] == {"contentType": "text/plain"}
+    for part in PARTS:
+        if (longest := schema["properties"][part.name].get("maxLength")) is not None:
+            assert longest == LONGEST[part.name]
 
 
 def test_every_code_of_annex_b_has_an_english_meaning_and_an_endpoint() -> None:

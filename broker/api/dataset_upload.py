@@ -25,7 +25,7 @@ from broker.api import wire
 from broker.api.context import CALLER, CONTEXT, to_the_end
 from broker.api.errors import ApiError, first, shown, unknown
 from broker.api.reading import no_query
-from broker.api.routes import Media, Route, Scope
+from broker.api.routes import Media, Part, Route, Scope
 from broker.client import answers
 from broker.core.identity import base32
 from broker.store import datasets
@@ -33,9 +33,59 @@ from broker.store.datasets import NewDataset
 from broker.telemetry import log
 
 FILE = "file"
-LONGEST: Mapping[str, int] = {"title": 255, "desc": 4096, "labels": 1024, "md5": 32, "size": 18, "public": 5}
-"""The other fields, and the characters each may have."""
-REQUIRED = ("md5", "title", "size", FILE)
+PARTS = (
+    Part(
+        "md5",
+        "MD5 of the file, 32 hexadecimal digits.",
+        "文件的 MD5，32 位十六进制数字。",
+        {"type": "string", "pattern": "^[0-9A-Fa-f]{32}$"},
+        required=True,
+        longest=32,
+    ),
+    Part(
+        "title",
+        "Title of the data set.",
+        "数据集名称。",
+        {"type": "string", "minLength": 1, "maxLength": 255},
+        required=True,
+        longest=255,
+    ),
+    Part(
+        "size",
+        "Bytes of the file, at most server.max_upload_bytes.",
+        "文件字节数，不超过 server.max_upload_bytes。",
+        {"type": "integer", "minimum": 0},
+        required=True,
+        longest=18,
+    ),
+    Part(
+        FILE,
+        "The file; jobs find it under its own name.",
+        "文件；作业按其原名读取。",
+        {"type": "string", "contentMediaType": "application/octet-stream"},
+        required=True,
+        types=("application/octet-stream",),
+    ),
+    Part("desc", "Description.", "描述。", {"type": "string", "maxLength": 4096}, longest=4096),
+    Part(
+        "labels",
+        "Categories, separated by commas.",
+        "分类标签，以逗号分隔。",
+        {"type": "string", "maxLength": 1024},
+        longest=1024,
+    ),
+    Part(
+        "public",
+        "false: only for the owner, the tenant's admins and operators.",
+        "false：仅所有者、租户管理员和运维可用。",
+        {"type": "boolean", "default": True},
+        longest=5,
+    ),
+)
+"""What the form may have."""
+LONGEST: Mapping[str, int] = {part.name: part.longest for part in PARTS if part.longest is not None}
+"""The characters that each part may have, but for the file."""
+REQUIRED = tuple(part.name for part in PARTS if part.required)
 MAX_FIELD_BYTES = 64 << 10
 """Of a field that is not the file: more than any may have, so that its own limit is what is told."""
 MAX_NAME_BYTES = 255
@@ -259,8 +309,9 @@ ROUTES = (
         "上传文件，作为数据集",
         sent=Media(
             ("multipart/form-data",),
-            "md5, title, size and file; desc, labels and public are optional.",
-            "md5、title、size 和 file；desc、labels 和 public 可选。",
+            "A form with one file; its parts may come in any order, each once.",
+            "含一个文件的表单；各部分顺序任意，每项一次。",
+            PARTS,
         ),
         answer=answers.DatasetUpload,
         refusals=("0203",),

@@ -243,7 +243,6 @@ class _Page:
         for media, content in holder.get("content", {}).items():
             if media != "application/json":
                 shown.append(f"<div><code>{escape(media)}</code></div>")
-                continue
             shown.append(self._fields(content["schema"], seen=()))
             if "example" in content:
                 text = json.dumps(content["example"], ensure_ascii=False, indent=2)

@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from broker.api.chinese import FIELDS
 from broker.api.errors import ANNEX_B
 from broker.api.fields import QueryField
-from broker.api.routes import Media, Route
+from broker.api.routes import Media, Part, Route
 from broker.client.answers import Refusal
 
 REF = "#/components/schemas/{model}"
@@ -174,8 +174,25 @@ def _header(name: str, meaning: tuple[str, str]) -> dict[str, Any]:
 
 
 def _media(media: Media) -> dict[str, Any]:
-    """Bytes have no schema; a text is one."""
+    """Bytes have no schema; a text is one, and a form is an object of its parts."""
+    if media.parts:
+        return {kind: _form(media.parts) for kind in media.types}
     return {kind: {"schema": {"type": "string"} if "text" in kind else {}} for kind in media.types}
+
+
+def _form(parts: Sequence[Part]) -> dict[str, Any]:
+    properties = {
+        part.name: {**part.schema, "description": part.en, "x-description-zh": part.zh} for part in parts
+    }
+    return {
+        "schema": {
+            "type": "object",
+            "properties": properties,
+            "required": [part.name for part in parts if part.required],
+            "additionalProperties": False,
+        },
+        "encoding": {part.name: {"contentType": ", ".join(part.types)} for part in parts},
+    }
 
 
 def _responses(route: Route, schemas: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:

@@ -28,12 +28,28 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a multipart form.  `schema` is what its value is, `types` the media types it may have;
+    `longest` counts the characters of a text, and a file has None."""
+
+    name: str
+    en: str
+    zh: str
+    schema: Mapping[str, Any]
+    required: bool = False
+    longest: int | None = None
+    types: tuple[str, ...] = ("text/plain",)
+
+
+@dataclass(frozen=True)
 class Media:
     """An answer, or a body, that is no JSON document: one of some media types."""
 
     types: tuple[str, ...]
     en: str = ""
     zh: str = ""
+    parts: tuple[Part, ...] = ()
+    """Of a multipart form: all that it may have, each once."""
 
 
 OCTETS = Media(("application/octet-stream",), "Bytes.", "字节流。")
