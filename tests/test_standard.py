@@ -40,7 +40,7 @@ ENDPOINTS = {
 FUNCTIONS = ("1", "1", "1", "2", "2", "2", "3a", "3b", "3c", "3d", "4a", "4b", "4b")
 """The letters of clause 7.1, one for each row."""
 
-OPEN_QUESTIONS = 30
+OPEN_QUESTIONS = 31
 
 
 def rows(page: Path, columns: int) -> list[list[str]]:
