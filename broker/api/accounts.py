@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from broker.api import models, wire
 from broker.api.auth import GATE, kept_tenant
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError
 from broker.api.fields import paged
-from broker.api.models import DEFAULT_TENANT, CreateAccount, Right, SetPassword
+from broker.api.models import DEFAULT_TENANT, Body, CreateAccount, Right, SetPassword
 from broker.api.paging import asked_page
 from broker.api.reading import no_query, read_body
 from broker.api.routes import Route
@@ -66,34 +68,25 @@ def named(request: web.Request) -> str:
     return name
 
 
-def _right(vip: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def change(request: web.Request) -> web.StreamResponse:
+def _changing(body: type[Body] | None, change: Callable[..., None], value: bool) -> Handler:
+    """A handler that does `change`, a write of the store, with a value to the account of the path."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
         no_query(request)
         caller = request[CALLER]
         kept_tenant(caller)
-        await read_body(request, Right)
+        if body is not None:
+            await read_body(request, body)
         store = request.app[CONTEXT].store
-        await store.write(accounts.set_vip, named(request), vip, actor=caller.actor, keeper=caller)
+        await store.write(change, named(request), value, actor=caller.actor, keeper=caller)
         return await _answer(request, named(request))
 
-    return change
+    return handler
 
 
-def _frozen(frozen: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def change(request: web.Request) -> web.StreamResponse:
-        no_query(request)
-        caller = request[CALLER]
-        kept_tenant(caller)
-        store = request.app[CONTEXT].store
-        await store.write(accounts.set_frozen, named(request), frozen, actor=caller.actor, keeper=caller)
-        return await _answer(request, named(request))
-
-    return change
-
-
-grant, revoke = _right(True), _right(False)
+grant, revoke = (_changing(Right, accounts.set_vip, vip) for vip in (True, False))
 """POST /broker/v1/accounts/{name}/grant and /revoke"""
-freeze, unfreeze = _frozen(True), _frozen(False)
+freeze, unfreeze = (_changing(None, accounts.set_frozen, frozen) for frozen in (True, False))
 """POST /broker/v1/accounts/{name}/freeze and /unfreeze"""
 
 
@@ -110,6 +103,24 @@ async def set_password(request: web.Request) -> web.Response:
 
 
 # ---------------------------------------------------------------- routes
+
+
+def _of_one(
+    action: str, handler: Handler, en: str, zh: str, body: type[Body] | None = None, example: Any = None
+) -> Route:
+    """What changes one account, and answers how it is then."""
+    return Route(
+        "POST",
+        f"/broker/v1/accounts/{{name}}/{action}",
+        handler,
+        en,
+        zh,
+        body=body,
+        answer=answers.Account,
+        operators=True,
+        example=example,
+    )
+
 
 ROUTES = (
     Route(
@@ -133,54 +144,20 @@ ROUTES = (
         operators=True,
         example={"name": "bob", "password": "...", "role": "user", "tenant": "lab"},
     ),
-    Route(
-        "POST",
-        "/broker/v1/accounts/{name}/grant",
-        grant,
-        "Give an account a right",
-        "授予账号权限",
-        body=models.Right,
-        answer=answers.Account,
-        operators=True,
-        example={"right": "vip"},
-    ),
-    Route(
-        "POST",
-        "/broker/v1/accounts/{name}/revoke",
-        revoke,
-        "Take a right from an account",
-        "收回账号权限",
-        body=models.Right,
-        answer=answers.Account,
-        operators=True,
-        example={"right": "vip"},
-    ),
-    Route(
-        "POST",
-        "/broker/v1/accounts/{name}/freeze",
+    _of_one("grant", grant, "Give an account a right", "授予账号权限", models.Right, {"right": "vip"}),
+    _of_one("revoke", revoke, "Take a right from an account", "收回账号权限", models.Right, {"right": "vip"}),
+    _of_one(
+        "freeze",
         freeze,
         "Freeze an account: its tokens are refused, its jobs go on",
         "冻结账号：其 Token 被拒绝，作业继续运行",
-        answer=answers.Account,
-        operators=True,
     ),
-    Route(
-        "POST",
-        "/broker/v1/accounts/{name}/unfreeze",
-        unfreeze,
-        "Unfreeze an account",
-        "解冻账号",
-        answer=answers.Account,
-        operators=True,
-    ),
-    Route(
-        "POST",
-        "/broker/v1/accounts/{name}/password",
+    _of_one("unfreeze", unfreeze, "Unfreeze an account", "解冻账号"),
+    _of_one(
+        "password",
         set_password,
         "Set an account's password; ends its tokens",
         "重设账号密码，其 Token 失效",
-        body=models.SetPassword,
-        answer=answers.Account,
-        operators=True,
+        models.SetPassword,
     ),
 )
