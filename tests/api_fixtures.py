@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from aiohttp import ClientResponse, web
+from aiohttp import ClientResponse, web, web_app
 from aiohttp.test_utils import TestClient, TestServer
 from argon2 import PasswordHasher
 
@@ -43,6 +44,7 @@ from broker.store.codec import spec_to_json
 from broker.store.store import Store
 from broker.store.writer import Tx
 from broker.tables import Job, Run
+from tests import sqlite_files
 from tests.builders import policy_set
 
 Client = TestClient[web.Request, web.Application]
@@ -159,20 +161,26 @@ class World:
         await self.store.write(debts.settle, RunId(run), epoch=self.epoch, collect=True)
 
     async def poll(self, center: str, inventory: Inventory, prices: tuple[Price, ...] = ()) -> None:
-        await self.store.write(
-            centers.record_inventory,
-            CenterId(center),
-            inventory,
-            epoch=self.epoch,
-            traits={"gang": True},
-            prices=[(pool, prices) for pool in inventory.pools],
-        )
+        await _poll(self.store, center, inventory, self.epoch, prices)
 
     async def sql(self, op: Callable[[Tx], None]) -> None:
         await self.store.write(op)
 
     async def set_job(self, job: str, **values: Any) -> None:
         await self.store.write(_set_job, job, values)
+
+
+async def _poll(
+    store: Store, center: str, inventory: Inventory, epoch: int, prices: tuple[Price, ...] = ()
+) -> None:
+    await store.write(
+        centers.record_inventory,
+        CenterId(center),
+        inventory,
+        epoch=epoch,
+        traits={"gang": True},
+        prices=[(pool, prices) for pool in inventory.pools],
+    )
 
 
 def _place(tx: Tx, run: str, center: str, epoch: int) -> None:
@@ -244,16 +252,63 @@ class LikeTheDaemon(TestServer):
         return web.AppRunner(self.app, **{**settings, "handler_cancellation": False})
 
 
-async def open_world(folder: Path, **settings: Any) -> World:
-    """A store with four accounts in two tenants and four centers, and the application over it."""
-    clock = Clock()
-    store = Store(f"sqlite:///{folder}/broker.db", clock=clock)
-    await store.open()
+@dataclass(frozen=True)
+class There:
+    """What the store of a world has from its beginning."""
+
+    epoch: int
+    accounts: dict[str, Caller]
+
+
+async def _populate(store: Store) -> There:
+    """Five accounts in three tenants and four centers, two of them polled."""
     await store.write(accounts.replace_setting, runs.PREFIX, PREFIX)
     held = await store.write(lease.acquire, "test", 10**6)
     assert held is not None
     epoch = held[0]
     await store.write(centers.configure, ENTRIES)
+    made = {
+        name: await _account(store, name, tenant, role)
+        for name, tenant, role in (
+            ("alice", "lab", Role.USER),
+            ("bob", "lab", Role.USER),
+            ("carol", "lab", Role.TENANT_ADMIN),
+            ("eve", "other", Role.USER),
+            ("root", "ops", Role.OPERATOR),
+        )
+    }
+    cpu = PoolReport(native="cpu", shape=CPU_NODE, nodes=2, free=(FreeNodes(16, 64, 0, 1),))
+    npu = PoolReport(native="npu", shape=NPU_NODE, nodes=2, free=(), specs=(NPU_SPEC,))
+    await _poll(
+        store, "sz-1", Inventory(START_MS, Accuracy.EXACT, (gpu_pool(*SZ_FREE), cpu), queue_length=5), epoch
+    )
+    await _poll(store, "gz-2", Inventory(START_MS, Accuracy.ESTIMATED, (gpu_pool(), npu)), epoch)
+    image = Image(id="pytorch-2.3", native="r.local/pt:2.3", arch="X86", processor="GPU")
+    await store.write(centers.record_images, CenterId("gz-2"), [image], epoch=epoch)
+    return There(epoch, made)
+
+
+_POPULATED: list[tuple[bytes, There]] = []
+"""The file of a store that has been populated once, and what is there."""
+
+
+async def _populated(clock: Clock) -> tuple[bytes, There]:
+    if not _POPULATED:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(sqlite_files.url(Path(folder)), clock=clock)
+            await store.open()
+            there = await _populate(store)
+            await store.close()
+            _POPULATED.append(((Path(folder) / sqlite_files.NAME).read_bytes(), there))
+    return _POPULATED[0]
+
+
+async def open_world(folder: Path, **settings: Any) -> World:
+    """A store with five accounts and four centers (see _populate), and the application over it."""
+    clock = Clock()
+    content, there = await _populated(clock)
+    store = Store(sqlite_files.url(folder, content), clock=clock)
+    await store.open()
     files = DataDirectory(folder / "data")
     files.create()
     values: dict[str, Any] = {
@@ -279,27 +334,15 @@ async def open_world(folder: Path, **settings: Any) -> World:
     context = Context(**{**values, **settings})
     client: Client = TestClient(LikeTheDaemon(application(context)))
     await client.start_server()
-    world = World(client, store, files, clock, context, epoch)
-    for name, tenant, role in (
-        ("alice", "lab", Role.USER),
-        ("bob", "lab", Role.USER),
-        ("carol", "lab", Role.TENANT_ADMIN),
-        ("eve", "other", Role.USER),
-        ("root", "ops", Role.OPERATOR),
-    ):
-        world.accounts[name] = await _account(store, name, tenant, role)
-    cpu = PoolReport(native="cpu", shape=CPU_NODE, nodes=2, free=(FreeNodes(16, 64, 0, 1),))
-    npu = PoolReport(native="npu", shape=NPU_NODE, nodes=2, free=(), specs=(NPU_SPEC,))
-    await world.poll("sz-1", Inventory(START_MS, Accuracy.EXACT, (gpu_pool(*SZ_FREE), cpu), queue_length=5))
-    await world.poll("gz-2", Inventory(START_MS, Accuracy.ESTIMATED, (gpu_pool(), npu)))
-    image = Image(id="pytorch-2.3", native="r.local/pt:2.3", arch="X86", processor="GPU")
-    await store.write(centers.record_images, CenterId("gz-2"), [image], epoch=epoch)
-    return world
+    return World(client, store, files, clock, context, there.epoch, dict(there.accounts))
 
 
 async def close_world(world: World) -> None:
     await world.client.close()
     await world.store.close()
+    # aiohttp's cache of handlers would keep the last thousand applications, each with its store: hundreds
+    # of MB, through which every full garbage collection of the tests to come would go
+    web_app._cached_build_middleware.cache_clear()
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
 from broker.store.jobs import JobView, NewJob
 from broker.track import Track
+from tests import sqlite_files
 from tests.builders import ACCELERATORS, NOW_MS, node, policy_set, spec
 
 Row = TypeVar("Row", bound=SQLModel)
@@ -113,7 +114,7 @@ class Harness:
     async def open(self) -> None:
         """Start as a leader does: store, lease, doubts of the last one, centers."""
         self.files.create()
-        self.store = Store(f"sqlite:///{self.folder / 'broker.db'}", clock=self.clock)
+        self.store = Store(sqlite_files.url(self.folder), clock=self.clock)
         await self.store.open()
         self.lease = Lease(self.store, holder=f"test-{next(self._numbers)}", ttl_s=15)
         await self.store.write(runs.fix_prefix, "bk")
