@@ -332,7 +332,7 @@ async def gang_story(folder: Path, policies: PolicySet) -> list[str]:
         gang = await broker.submit(cards=8, nodes=2, estimated_run_time_s=1800, tier=Tier.LOW)
         for _ in range(16):
             await broker.submit(cards=8, estimated_run_time_s=1800)
-            await broker.pass_time(900, step_s=60)
+            await broker.pass_time(900, step_s=300)
             seen.append((await broker.show(gang)).status.value)
         broker.never_twice_at_once()
     return seen
