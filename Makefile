@@ -20,8 +20,8 @@ demo: $(READY) ## start the broker on this machine with two centers and run real
 
 test: lint types imports unit ## everything
 
-unit: $(READY) ## the test suite
-	$(BIN)/pytest -n 2
+unit: $(READY) ## the test suite; more workers than processors, since real daemons are waited for
+	$(BIN)/pytest -n 4 --dist worksteal
 
 soak: $(READY) ## 300 jobs through each emulated platform, 5 % of its calls faulty
 	BROKER_SOAK_JOBS=300 $(BIN)/pytest -n 0 tests/test_soak_*.py
