@@ -22,7 +22,7 @@ from broker.api import times
 from broker.api.context import CONTEXT
 from broker.api.errors import ApiError, first, shown, unknown
 from broker.api.fields import Choice, Flag, Moment, QueryField, Text, Texts, Whole
-from broker.api.models import ANNEX, Body
+from broker.api.models import ANNEX, MAX_INTEGER_DIGITS, Body
 
 B = TypeVar("B", bound=Body)
 
@@ -151,7 +151,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 # ---------------------------------------------------------------- queries
 
-_WHOLE = re.compile(r"-?[0-9]{1,40}", re.ASCII)
+_WHOLE = re.compile(r"-?[0-9]+", re.ASCII)
 
 QUERY_FIELDS = web.AppKey("query_fields", Mapping[tuple[str, str], Mapping[str, QueryField]])
 """By method and path template: the query fields that each route declares, by name."""
@@ -228,6 +228,9 @@ class Query:
             return default
         if not _WHOLE.fullmatch(text):
             self.fail("0201", name, f"must be an integer, not {shown(text)}")
+            return default
+        if len(text) > MAX_INTEGER_DIGITS:  # int() refuses thousands of them
+            self.fail("0204", name, f"must be {field.least} to {most}, not a number of {len(text)} digits")
             return default
         if not field.least <= int(text) <= most:
             self.fail("0204", name, f"must be {field.least} to {most}, not {text}")
