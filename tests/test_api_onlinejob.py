@@ -194,6 +194,16 @@ async def test_stop_and_delete(world: World) -> None:
     await create(world)  # its name is free again
 
 
+async def test_a_request_to_a_service_sees_its_stop_and_deletion_at_once(world: World) -> None:
+    job = await create(world)
+    path = f"/services/{job}/"
+    assert (await world.call("GET", path)).status == 503
+    await world.ok("POST", f"/onlineJob/{job}/stop")
+    assert (await world.call("GET", path)).status == 410
+    assert (await world.call("DELETE", f"/onlineJob/{job}")).status == 204
+    assert (await world.refused("GET", path))[:2] == (400, "0240")
+
+
 async def test_a_service_that_waits_stops_at_once(world: World) -> None:
     job = await create(world)
     assert (await world.ok("POST", f"/onlineJob/{job}/stop"))["status"] == "STOPPED"

@@ -16,6 +16,7 @@ from broker.api.context import CONTEXT, Context
 from broker.api.models import CreateJob
 from broker.api.reading import no_query
 from broker.api.routes import Route
+from broker.api.services import SERVICES
 from broker.client import answers
 from broker.core.model import Kind
 from broker.store.jobs import JobSummary, JobView
@@ -75,12 +76,16 @@ async def show(request: web.Request) -> web.Response:
 
 async def stop(request: web.Request) -> web.Response:
     """POST /onlineJob/{id}/stop"""
-    return await trainjob.stop_job(request, Kind.ONLINE)
+    answer = await trainjob.stop_job(request, Kind.ONLINE)
+    request.app[SERVICES].forget()
+    return answer
 
 
 async def delete(request: web.Request) -> web.Response:
     """DELETE /onlineJob/{id}"""
-    return await trainjob.delete_job(request, Kind.ONLINE)
+    answer = await trainjob.delete_job(request, Kind.ONLINE)
+    request.app[SERVICES].forget()
+    return answer
 
 
 async def log_link(request: web.Request) -> web.Response:

@@ -61,15 +61,16 @@ class Services:
         remembered = self._found.get((job, visitor))
         if remembered is not None and remembered[0] > now:
             return remembered[1]
+        known = self._found
         found = await self._context.store.read(services.find, job, visitor)
-        if len(self._found) >= REMEMBERED:
-            self._found.clear()
-        self._found[job, visitor] = now + REMEMBER_S, found
+        if len(known) >= REMEMBERED:
+            known.clear()
+        known[job, visitor] = now + REMEMBER_S, found
         return found
 
     def forget(self) -> None:
-        """A service changed: look again."""
-        self._found.clear()
+        """A service changed: look again.  What is being read now may be older and is not remembered."""
+        self._found = {}
 
 
 SERVICES = web.AppKey("services", Services)
