@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from aiohttp.test_utils import make_mocked_request
 
 from broker.api.limits import MOST_BUCKETS, Buckets, Limits
@@ -278,3 +279,32 @@ async def test_any_other_one_is_replaced(world: World, given: str) -> None:
     assert answer.headers["X-Request-Id"] == (await answer.json())["requestId"]
     assert len(answer.headers["X-Request-Id"]) == 16
     int(answer.headers["X-Request-Id"], 16)
+
+
+# ---------------------------------------------------------------- no HTTP
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /trainjob HTTP/1.1\r\nHost: x\r\nX-Auth-Token: hush" + b"x" * 9000 + b"\r\n\r\n",
+        b"GET /trainjob?query=hush" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /trainjob HTTP/1.1\r\nhush\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_one_log_line_that_quotes_nothing(
+    world: World, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    reader, writer = await asyncio.open_connection(world.client.host, world.client.port)
+    try:
+        with structlog.testing.capture_logs() as lines:
+            writer.write(sent)
+            status = await reader.readline()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    assert status == b"HTTP/1.0 400 Bad Request\r\n"
+    (line,) = lines
+    assert (line["event"], line["status"]) == ("request.unreadable", 400)
+    assert "hush" not in str(line)
+    assert caplog.records == []

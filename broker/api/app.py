@@ -37,7 +37,7 @@ from broker.api import (
     uploads,
 )
 from broker.api.context import CONTEXT, FORESIGHT, STOPPING, Context
-from broker.api.errors import errors
+from broker.api.errors import errors, log_unreadable
 from broker.api.foresight import Foresight
 from broker.api.reading import QUERY_FIELDS
 from broker.api.routes import Route, Scope
@@ -79,6 +79,7 @@ def application(context: Context) -> web.Application:
     app = web.Application(
         middlewares=[errors, cors.preflight, limits.shed, auth.authenticate, limits.throttle]
     )
+    log_unreadable()
     app[CONTEXT] = context
     app[STOPPING] = asyncio.Event()
     app[FORESIGHT] = Foresight(

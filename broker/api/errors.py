@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 import secrets
 import time
@@ -16,6 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from broker.api.context import CALLER, REQUEST_ID, STARTED
@@ -175,6 +177,22 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
     _record(request, response, time.perf_counter() - began)
     return response
+
+
+def log_unreadable() -> None:
+    """What aiohttp cannot read as HTTP, and answers itself, becomes one log line without what was sent.
+
+    It would write a traceback that quotes the line at fault, which may be a token.
+    """
+    logging.getLogger("aiohttp.server").addFilter(_unreadable)
+
+
+def _unreadable(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    log.info("request.unreadable", status=error.code, error=type(error).__name__)
+    return False
 
 
 def _answer(request: web.Request, error: Exception) -> web.Response:
