@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from broker.adapter import Inventory, PoolReport
 from broker.api import wire
+from broker.api.app import ROUTES
 from broker.core.model import (
     Accuracy,
     CenterId,
@@ -160,6 +161,16 @@ async def test_a_spec_without_cards_has_an_empty_processor(world: World) -> None
 async def test_an_unknown_center_is_0210(world: World, path: str) -> None:
     status, code, detail = await world.refused("GET", f"{path}?centerId=nowhere")
     assert (status, code, detail) == (400, "0210", 'centerId: there is no center "nowhere"')
+
+
+async def test_every_filter_by_center_says_that_it_answers_0210(world: World) -> None:
+    filtered = [route for route in ROUTES if any(each.name == "centerId" for each in route.query)]
+    assert {"/trainjob", "/onlineJob", "/resource/images"} <= {route.path for route in filtered}
+    for route in filtered:
+        needed = "groupBy=center" if route.path == "/bills/summary" else ""
+        status, code, _ = await world.refused(route.method, f"{route.path}?centerId=nowhere&{needed}")
+        assert (status, code) == (400, "0210"), route.path
+        assert (status, code) in route.codes, route.path
 
 
 # ---------------------------------------------------------------- idle

@@ -124,7 +124,7 @@ ROUTES = (
         "在线服务列表",
         query=trainjob.LIST_QUERY,
         answer=answers.ServicePage,
-        refusals=("0230",),
+        refusals=("0210", "0230"),
     ),
     Route(
         "GET",

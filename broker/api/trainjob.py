@@ -284,7 +284,7 @@ ROUTES = (
         "训练作业列表",
         query=LIST_QUERY,
         answer=answers.JobPage,
-        refusals=("0230",),
+        refusals=("0210", "0230"),
     ),
     Route(
         "GET",
