@@ -235,6 +235,8 @@ class Tai123:
         try:
             found = await self.wire.json(request, document)
         except Rejected as no:
+            if run.vip and no.code == "0202" and await self._lost_the_right():
+                return await self.submit(replace(run, vip=False, preempt_policy=1))
             if no.code != "0208":
                 raise
             if (there := await self.find(run.id)) is None:
@@ -245,6 +247,11 @@ class Tai123:
         if not isinstance(id, str) or not id:
             raise Unavailable("the create was answered without an id")
         return RemoteId(f"{'job' if path == JOBS else 'svc'}:{id}")
+
+    async def _lost_the_right(self) -> bool:
+        """Whether the account there makes no VIP jobs any more; the traits follow.  Nothing was created."""
+        await self.find_out()
+        return not self.traits.vip_wait
 
     async def _fitting(self, run: RunSpec) -> tuple[str, str]:
         """The center there and its word for the spec.  Raises Refused when it can never hold the run."""

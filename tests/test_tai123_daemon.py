@@ -5,6 +5,7 @@ What belongs here: whole daemons.  What does not: the adapter alone (test_tai123
 
 from __future__ import annotations
 
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ import pytest
 
 from broker.client import ONLINE, Client, RequestFailed
 from broker.core.hops import HOPS_LABEL, ORIGIN_LABEL
+from broker.core.model import Role
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually, local_center
 from tests.emulators.faults import Fault
 from tests.emulators.tai123 import Service
@@ -280,6 +282,60 @@ def test_a_service_there_is_reached_from_here(far: DaemonProcess, near_folder: P
         eventually("it has ended", lambda: alice.job(created["id"])["status"] == "STOPPED")
         eventually("nobody is served any more", lambda: page(token)[0] == 410)
         assert not far.client(ACCOUNT).jobs({"status": "RUNNING"}, noun=ONLINE)["items"]
+
+
+def test_a_vip_job_is_one_there_too(tmp_path: Path, near_folder: Path) -> None:
+    """With the right there, and leave to stop others, it stops a lower job of somebody else there."""
+    (tmp_path / "far").mkdir()
+    policy = (Path(__file__).parent.parent / "config" / "policy.toml").read_text(encoding="utf-8")
+    soon = re.sub(r"min_run_time_s = \d+", "min_run_time_s = 1", policy)
+    (tmp_path / "far" / "policy.toml").write_text(soon, encoding="utf-8")
+    with other_broker(tmp_path / "far", cards_center(tmp_path / "far")) as far:
+        far.add_user("bob")
+        keeper_of(far).change_account(ACCOUNT, "grant", {"right": "vip"})
+        bob = far.client("bob")
+        lower = submit(bob, "lower", "sleep 600", specId=spec_with(bob, 2), nodeCount=2, priority="low")
+        reach(bob, lower, "RUNNING")
+        try:
+            with daemon(near_folder, center_toml(far, connection="allow_preempt_kill = true")) as near:
+                root = near.client("root")
+                spec = spec_with(root, 2)
+                eventually("it is seen that nothing is idle", lambda: idle_cards(root) == 0)
+                job = submit(root, "urgent", "echo done", specId=spec, isVip=True, preemptPolicy=2)
+                reach(root, job, "SUCCEEDED")
+                (item,) = on_far(far)
+                config = far.client(ACCOUNT).job(item["metadata"]["id"])["config"]
+                assert (config["isVip"], config["preemptPolicy"]) == (True, 2)
+                stopped = bob.job(lower)  # what is stopped for another job is queued again without a retry
+                assert stopped["status"] in ("PENDING", "RUNNING")
+                assert stopped["config"]["maxRetries"] == 0
+                assert stopped["runs"][0]["finishTime"] != ""
+        finally:
+            end_jobs(far, "bob")
+
+
+def test_a_vip_job_goes_without_that_where_the_right_is_missing(
+    far: DaemonProcess, near_folder: Path
+) -> None:
+    """Taken back after the center was opened: what is refused for it is sent again, once, without."""
+    keeper = keeper_of(far)
+    keeper.change_account(ACCOUNT, "grant", {"right": "vip"})
+    with daemon(near_folder, center_toml(far)) as near:
+        root = near.client("root")
+        spec = spec_with(root, 1)
+        keeper.change_account(ACCOUNT, "revoke", {"right": "vip"})
+        for name in ("told by the refusal", "known by now"):
+            job = submit(root, name.replace(" ", "-"), "echo done", specId=spec, isVip=True)
+            here = reach(root, job, "SUCCEEDED")
+            assert (here["config"]["isVip"], len(here["runs"])) == (True, 1), name
+            (item,) = on_far(far, label=f"{ORIGIN_LABEL}={job}")
+            there = far.client(ACCOUNT).job(item["metadata"]["id"])
+            assert (there["config"]["isVip"], there["config"]["priority"]) == (False, "high"), name
+
+
+def keeper_of(broker: DaemonProcess) -> Client:
+    broker.add_user("keeper", role=Role.OPERATOR, tenant="ops")
+    return broker.client("keeper")
 
 
 def test_a_loop_between_brokers(tmp_path: Path) -> None:
