@@ -39,13 +39,23 @@ def near_folder(tmp_path: Path) -> Path:
     return tmp_path / "near"
 
 
+def images_of(client: Client) -> set[str]:
+    """The images known here, once a center has told its own: after its first poll."""
+
+    def found() -> set[str]:
+        return {each["imageId"] for each in client.images()["images"]}
+
+    return set(eventually("images are known", found))
+
+
 def spec_with(client: Client, cards: int) -> str:
-    """The id of a spec, once the center has been polled."""
+    """The id of a spec, once the center has been polled and has told its images."""
 
     def found() -> str:
         specs = client.specs()["resourceSpecs"]
         return next((s["resourceSpecId"] for s in specs if s["processor"]["count"] == cards), "")
 
+    images_of(client)
     return str(eventually(f"a spec of {cards} cards is known", found))
 
 
@@ -245,7 +255,7 @@ def test_data_and_images_go_through(far: DaemonProcess, near_folder: Path) -> No
     (near_folder / "two.txt").write_text("private here")
     with daemon(near_folder, center_toml(far)) as near:
         alice = near.client("alice")
-        assert "local" in {each["imageId"] for each in alice.images()["images"]}
+        assert "local" in images_of(alice)
         theirs = eventually("it is listed", lambda: alice.datasets({"query": "theirs"})["datasets"])[0]["id"]
         folder = str(alice.upload(near_folder / "set", "folder")["id"])
         file = alice.upload_dataset(near_folder / "two.txt", "file", public=False)["id"]
