@@ -6,7 +6,7 @@ preferences (cost, wait).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from broker.core.problem import BoolArray, Problem
 
 Test = tuple[Code, BoolArray, IntArray | int, IntArray | int]
 """(code, fails, need, have), over the pools asked for."""
+
+
+_ALLOWED = int(Code.ALLOWED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,21 @@ class Fit:
         return self._verdict(p, k, pools, data=True)
 
     def _verdict(self, p: Problem, k: int, pools: IntArray, *, data: bool) -> Verdict:
-        codes, need, have = (np.zeros(len(pools), dtype=np.int64) for _ in range(3))
-        stages = [self._center_tests, self._node_tests, self._job_tests]
+        found = _first(len(pools), self._center_tests(p, k, pools))
+        _go_on(found, self._by_node(p, k), pools)
+        tests = [*self._job_tests(p, k, pools)]
         if data and p.classes[k].request.datasets:
-            stages.append(self._data_tests)
-        for tests in stages:
-            for code, fails, wanted, there in tests(p, k, pools):
-                first = fails & (codes == Code.ALLOWED)
-                if first.any():
-                    codes[first] = code
-                    need[first] = np.broadcast_to(wanted, first.shape)[first]
-                    have[first] = np.broadcast_to(there, first.shape)[first]
-        return Verdict(codes=codes, need=need, have=have)
+            tests += self._data_tests(p, k, pools)
+        return _first(len(pools), tests, found)
+
+    def _by_node(self, p: Problem, k: int) -> Verdict:
+        """What a node of every pool fails for the request of a class, worked out once for all like it."""
+        notes = p.fittings[k].notes
+        if Fit not in notes:
+            everywhere = np.arange(len(p.pools), dtype=np.int64)
+            notes[Fit] = _first(len(everywhere), self._node_tests(p, k, everywhere))
+        known: Verdict = notes[Fit]
+        return known
 
     def _center_tests(self, p: Problem, k: int, pools: IntArray) -> Iterator[Test]:
         request = p.classes[k].request
@@ -139,6 +145,28 @@ class Fit:
             awaited = (coming & (usable == len(wanted)))[p.pool.center] & fits
             waits = waits | bool(awaited.any())
         yield Code.STAGING, (waits & (there < len(wanted)))[at], len(wanted), there[at]
+
+
+def _first(count: int, tests: Iterable[Test], found: Verdict | None = None) -> Verdict:
+    """The first test that each of so many pools fails; those that `found` has come before."""
+    if found is None:
+        found = Verdict(*(np.zeros(count, dtype=np.int64) for _ in range(3)))
+    for code, fails, wanted, there in tests:
+        first = fails & (found.codes == _ALLOWED)
+        if first.any():
+            found.codes[first] = code
+            found.need[first] = np.broadcast_to(wanted, first.shape)[first]
+            found.have[first] = np.broadcast_to(there, first.shape)[first]
+    return found
+
+
+def _go_on(found: Verdict, known: Verdict, pools: IntArray) -> None:
+    """Adds what is `known` of all pools where nothing was found before."""
+    first = np.flatnonzero((found.codes == _ALLOWED) & (known.codes[pools] != _ALLOWED))
+    if len(first):
+        at = pools[first]
+        found.codes[first], found.need[first] = known.codes[at], known.need[at]
+        found.have[first] = known.have[at]
 
 
 _NOT_HERE = DataFacts(bytes=0, ready=frozenset())

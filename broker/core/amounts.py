@@ -51,6 +51,8 @@ def weighed(money: IntArray, permille: int) -> IntArray:
     """`money * permille // 1000`, at most the largest sum."""
     most = LARGEST_MICRO if permille <= 1000 else LARGEST_MICRO * 1000 // permille
     kept = _within(money, most)
+    if permille == 1000:
+        return kept
     return kept // 1000 * permille + kept % 1000 * permille // 1000
 
 

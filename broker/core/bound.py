@@ -25,6 +25,8 @@ def reduced_costs(problem: Problem, prices: FloatArray) -> FloatArray:
     """Micro-CNY per job of every option: its cost and what it takes of the rows, at these prices."""
     if not len(problem.option_class):
         return np.zeros(0)
+    if not prices.any():
+        return problem.cost.astype(np.float64)
     taken = prices[problem.entry_row] * problem.entry_coef
     reduced: FloatArray = np.add.reduceat(taken, problem.entry_first[:-1])
     return reduced + problem.cost

@@ -71,6 +71,13 @@ class Checked:
     def __init__(self) -> None:
         self._kinds: dict[int, tuple[object, ...]] = {}
         self._packed: dict[PoolId, tuple[NodeShape, tuple[FreeNodes, ...], _Slots]] = {}
+        self._pools: tuple[tuple[Pool, ...], Mapping[PoolId, Pool]] = ((), {})
+
+    def pools(self, snapshot: Snapshot) -> Mapping[PoolId, Pool]:
+        """The snapshot's pools by id."""
+        if self._pools[0] is not snapshot.pools:
+            self._pools = (snapshot.pools, {pool.id: pool for pool in snapshot.pools})
+        return self._pools[1]
 
     def begin(self, kinds: int) -> None:
         """Forgets all when most of it is of kinds that come no more."""
@@ -132,7 +139,7 @@ def violations(
     if plan.based_on != snapshot.version:
         found.append(f"the plan is for version {plan.based_on}, the snapshot has {snapshot.version}")
     centers = {c.id: c for c in snapshot.centers}
-    pools = {p.id: p for p in snapshot.pools}
+    pools = checked.pools(snapshot)
     keyed = {c.key: c for c in snapshot.classes}
     placed = grouped(plan.placements)
     alike = (*placed, *grouped(p.placement for p in plan.preemptions if p.placement is not None))

@@ -1,18 +1,31 @@
 """One node of a request in every pool: which spec, in slots of what size, at what price.
 
-What belongs here: facts of the pools as columns, and the fitting of a request to them.  What does
-not: whether a policy allows it and whether there is room (core/problem.py).
+What belongs here: facts of the centers and pools as columns, and the fitting of a request to them.
+What does not: whether a policy allows it and whether there is room (core/problem.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from broker.core.model import Accelerator, Accuracy, CenterId, JobRequest, NodeShape, Pool, Spec
+from broker.core.explain import Code
+from broker.core.model import (
+    Accelerator,
+    Accuracy,
+    CenterFacts,
+    CenterId,
+    CenterState,
+    Health,
+    JobRequest,
+    NodeShape,
+    Pool,
+    Spec,
+)
 from broker.core.resources import (
     PART_UNITS,
     card_units,
@@ -33,6 +46,42 @@ StrArray = npt.NDArray[np.str_]
 
 def ints(values: Iterable[int]) -> IntArray:
     return np.fromiter(values, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CenterColumns:
+    """Facts of the centers, one row each.
+
+    `closed` is the code of its state and health, 0 where it takes runs; `max_run_time_s` is -1
+    without a limit.
+    """
+
+    closed: IntArray
+    gang: BoolArray
+    services: BoolArray
+    max_run_time_s: IntArray
+
+
+def center_columns(centers: tuple[CenterFacts, ...]) -> CenterColumns:
+    return CenterColumns(
+        closed=ints(_closed(c) for c in centers),
+        gang=np.array([c.gang for c in centers], dtype=np.bool_),
+        services=np.array([c.services for c in centers], dtype=np.bool_),
+        max_run_time_s=ints(-1 if c.max_run_time_s is None else c.max_run_time_s for c in centers),
+    )
+
+
+_BY_STATE = {CenterState.INACTIVE: Code.CENTER_INACTIVE, CenterState.DRAIN: Code.CENTER_DRAINING}
+_BY_HEALTH = {
+    Health.UNKNOWN: Code.CENTER_UNPOLLED,
+    Health.DOWN: Code.CENTER_DOWN,
+    Health.SUSPECT: Code.CENTER_SUSPECT,
+}
+
+
+def _closed(center: CenterFacts) -> Code:
+    """Why a center takes no runs at all; the operator's word comes before what polls say."""
+    return _BY_STATE.get(center.state) or _BY_HEALTH.get(center.health, Code.ALLOWED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +110,10 @@ class PoolColumns:
     split_permille: IntArray
 
 
-def pool_columns(pools: tuple[Pool, ...], center_at: dict[CenterId, int], minute_of_week: int) -> PoolColumns:
+def pool_columns(
+    pools: tuple[Pool, ...], centers: tuple[CenterFacts, ...], minute_of_week: int
+) -> PoolColumns:
+    center_at: dict[CenterId, int] = {center.id: i for i, center in enumerate(centers)}
     return PoolColumns(
         center=ints(center_at[p.center] for p in pools),
         arch=np.array([p.shape.arch for p in pools], dtype=np.str_),
@@ -82,6 +134,16 @@ def pool_columns(pools: tuple[Pool, ...], center_at: dict[CenterId, int], minute
     )
 
 
+def repriced(columns: PoolColumns, pools: tuple[Pool, ...], minute_of_week: int) -> PoolColumns:
+    """The columns with other facts of the same pools: prices, waits and nodes, never shapes."""
+    return replace(
+        columns,
+        nodes=ints(p.nodes for p in pools),
+        price=ints(price_at(p.prices, minute_of_week) or 0 for p in pools),
+        wait_s=ints(p.expected_wait_s for p in pools),
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitting:
     """One node of a class in every pool, whether or not it fits there.
@@ -90,6 +152,9 @@ class Fitting:
     micro-CNY per hour, `gflops` effective power, both of one node; `permille` is the part of a card
     that each of its devices is; `offered`: the platform's list, if it has one, has the spec.  Where a
     job asks for power, the spec is the smallest that has it, else the strongest there is.
+
+    `notes` are what policies worked out of all this but `rate`, of the wish and of the pools' shapes, by
+    the policy's type: a fitting that is priced anew keeps them.
     """
 
     spec: IntArray
@@ -102,6 +167,7 @@ class Fitting:
     tau: IntArray
     offered: BoolArray
     permille: IntArray
+    notes: dict[type, Any] = field(default_factory=dict)
 
 
 def _same_kind(wanted: NodeShape, node: NodeShape) -> bool:

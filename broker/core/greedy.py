@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.core.problem import IntArray, Problem
+from broker.core.queue import as_queue
 
 
 def greedy(problem: Problem) -> IntArray:
@@ -29,7 +30,7 @@ def fill(problem: Problem, y: IntArray, *, by: npt.NDArray[np.float64] | None = 
     y = y.copy()
     waiting = problem.unserved(y)
     rows = problem.left(y)
-    choices = _choices(problem, rows, waiting, problem.cost if by is None else by.astype(np.int64))
+    choices = _choices(problem, rows, waiting, by)
     left = rows.tolist()
     full = np.zeros(len(problem.classes), dtype=np.bool_)
     for k, b in _order(problem, waiting, [k for k, some in enumerate(choices) if some is not None]):
@@ -55,23 +56,27 @@ class _Choices:
     coef: list[int]
 
 
-def _choices(problem: Problem, left: IntArray, waiting: IntArray, cost: IntArray) -> list[_Choices | None]:
+def _choices(
+    problem: Problem, left: IntArray, waiting: IntArray, by: npt.NDArray[np.float64] | None
+) -> list[_Choices | None]:
     """Per class what it may still use: room only shrinks, so the rest need not be looked at again."""
     found: list[_Choices | None] = [None] * len(problem.classes)
     if not len(problem.option_class):
         return found
     best = np.where(waiting > 0, problem.worth, 0).max(axis=1)
     room = np.minimum.reduceat(left[problem.entry_row] - problem.entry_coef, problem.entry_first[:-1]) >= 0
-    open_ = np.flatnonzero(room & (cost < best[problem.option_class]))
-    # By class, then cost, then the order of options.
-    order = np.argsort(cost[open_], kind="stable")
-    open_ = open_[order[np.argsort(problem.option_class[open_[order]].astype(np.int32), kind="stable")]]
+    cost, order = problem.cost, problem.by_cost
+    if by is not None:
+        cost = by.astype(np.int64)
+        order = np.lexsort((cost, problem.option_class))
+    open_ = order[(room & (cost < best[problem.option_class]))[order]]
     options, costs = open_.tolist(), cost[open_].tolist()
     entries, spans = problem.entries(open_)
     row, coef = problem.entry_row[entries].tolist(), problem.entry_coef[entries].tolist()
     starts = [0, *np.cumsum(spans).tolist()]
-    classes, first = np.unique(problem.option_class[open_], return_index=True)
-    cuts = [*first.tolist(), len(options)]
+    classes = problem.option_class[open_]
+    first = np.flatnonzero(np.diff(classes, prepend=-1))
+    classes, cuts = classes[first], [*first.tolist(), len(options)]
     for k, a, b in zip(classes.tolist(), cuts, cuts[1:], strict=False):
         found[k] = _Choices(options[a:b], costs[a:b], starts[a : b + 1], row, coef)
     return found
@@ -84,13 +89,11 @@ def _order(problem: Problem, waiting: IntArray, classes: list[int]) -> list[tupl
     at_class = mine[which]
     if not len(at_class):
         return []
-    cards = np.ones(len(problem.classes), dtype=np.int64)
     oldest = np.zeros(len(problem.classes), dtype=np.int64)
     for k in classes:
-        pools = problem.option_pool[problem.options(k)]
-        cards[k] = max(1, int(problem.job_millicards(k, pools).min()))
-        oldest[k] = problem.classes[k].jobs[0].queued_ms if len(problem.classes[k].jobs) else 0
-    density = problem.worth[at_class, at_bucket] // cards[at_class]
+        queue = as_queue(problem.classes[k].jobs)
+        oldest[k] = queue.queued_ms[0] if len(queue) else 0
+    density = problem.worth[at_class, at_bucket] // np.maximum(problem.least_millicards[at_class], 1)
     order = np.lexsort((at_class, oldest[at_class], -at_bucket, -density))
     return list(zip(at_class[order].tolist(), at_bucket[order].tolist(), strict=True))
 

@@ -20,11 +20,20 @@ import numpy.typing as npt
 
 from broker.core.claims import Claims
 from broker.core.explain import Code
-from broker.core.fitting import Chooser, Fitting, IntArray, PoolColumns, ints, pool_columns
+from broker.core.fitting import (
+    CenterColumns,
+    Chooser,
+    Fitting,
+    IntArray,
+    PoolColumns,
+    center_columns,
+    ints,
+    pool_columns,
+    repriced,
+)
 from broker.core.model import (
     Accelerator,
     CenterFacts,
-    CenterId,
     Claim,
     FreeNodes,
     JobClass,
@@ -67,6 +76,7 @@ class Block:
     tau: IntArray
     cost: IntArray
     rate: IntArray
+    by_cost: IntArray  # numbers of its options, cheapest first, then by pool
     least_millicards: int
     worth: IntArray | None = None  # asked for when all options are there
 
@@ -96,6 +106,7 @@ class Memory:
         self._places: tuple[tuple[CenterFacts, ...], tuple[Pool, ...]] = ((), ())
         self._world: World | None = None
         self._standing: tuple[CenterFacts, ...] = ()
+        self._centers: tuple[tuple[CenterFacts, ...], CenterColumns] = ((), center_columns(()))
         self._columns: PoolColumns | None = None
         self._chooser: Chooser | None = None
         self._fittings: dict[str, tuple[JobClass, Fitting]] = {}
@@ -126,7 +137,7 @@ class Memory:
         self._given = given
         return self._places
 
-    def look(self, world: World, center_at: dict[CenterId, int]) -> tuple[Chooser, PoolColumns, IntArray]:
+    def look(self, world: World) -> tuple[Chooser, PoolColumns, IntArray]:
         """The pools' columns, and the pools whose facts are not those of last time."""
         before, chooser, columns = self._world, self._chooser, self._columns
         standing = self._stand(world.centers)
@@ -134,18 +145,24 @@ class Memory:
             self.blocks.clear()
             self._fittings.clear()
             self._in_use, self._options, self._rows, self._sizes = (), {}, None, _NONE
-            columns = pool_columns(world.pools, center_at, world.minute)
+            columns = pool_columns(world.pools, world.centers, world.minute)
             chooser = Chooser(world.products, world.pools, columns)
             changed = _NONE
         else:
             changed = self._changed(before, world, standing, columns)
             if len(changed):
-                columns = pool_columns(world.pools, center_at, world.minute)
+                columns = repriced(columns, world.pools, world.minute)
                 chooser.reprice(columns)
                 self._fittings.clear()
                 self._keep_in_use()  # blocks of classes that are away would miss the change
         self._world, self._standing, self._columns, self._chooser = world, standing, columns, chooser
         return chooser, columns, changed
+
+    def center_columns(self) -> CenterColumns:
+        """The columns of the centers that were looked at last."""
+        if self._centers[0] is not self._standing:
+            self._centers = (self._standing, center_columns(self._standing))
+        return self._centers[1]
 
     def _stand(self, centers: tuple[CenterFacts, ...]) -> tuple[CenterFacts, ...]:
         """The centers without what is in flight there; the same tuple while it is equal."""
@@ -242,9 +259,11 @@ class Memory:
                 return np.concatenate([_NONE, *(getattr(block, name) for block in blocks)])
 
             codes = [block.codes for block in blocks]
+            first = np.cumsum(sizes)
             self._options = {
                 "codes": np.array(codes, dtype=np.int8).reshape(len(blocks), pools),
-                "first": np.cumsum(sizes),
+                "first": first,
+                "by_cost": joined("by_cost") + np.repeat(first[:-1], sizes[1:]),
                 "option_class": np.repeat(np.arange(len(blocks), dtype=np.int64), sizes[1:]),
                 **{name: joined(name) for name in ("tau", "cost", "rate")},
                 "option_pool": joined("pools"),
@@ -269,26 +288,19 @@ class Memory:
         # 1 slot rows: one per pool and slot size in use there; an option is in those up to its own size
         slotted = ~p.pool.unknown[p.option_pool]
         own_key = (p.option_pool * ROW_KEY + p.tau)[slotted]
-        keys = np.union1d(self._sizes, own_key)
+        keys = _united(self._sizes, own_key)
         row_pool, row_size = keys // ROW_KEY, keys % ROW_KEY
-        smallest = np.searchsorted(row_pool, p.option_pool[slotted])
+        smallest = np.searchsorted(row_pool, np.arange(len(p.pools)))[p.option_pool[slotted]]
         spans = np.searchsorted(keys, own_key) - smallest + 1
         slot_option = np.repeat(options[slotted], spans)
         within = np.arange(len(slot_option), dtype=np.int64) - np.repeat(np.cumsum(spans) - spans, spans)
         slot_row = np.repeat(smallest, spans) + within
         slot_coef = nodes[slot_option] * (p.tau[slot_option] // row_size[slot_row])
-        if len(keys) != len(self._sizes) or not self._rows:  # sizes only come
-            pairs = zip(row_pool.tolist(), row_size.tolist(), strict=True)
-            names = [f"slots:{p.pools[i].id}:{t}" for i, t in pairs]
-        else:
-            names = list(self._rows.names[: len(keys)])
-        self._sizes = keys
         # 2 in-flight rows, one per center; 3 limits
-        in_flight_row = len(names) + p.pool.center[p.option_pool]
-        names += [f"in-flight:{c.id}" for c in p.centers]
-        limit_row = len(names)
-        names += [f"limit:{x.name}" for x in limits]
-        codes = [Code.CAPACITY] * len(keys) + [Code.IN_FLIGHT] * len(p.centers) + [x.code for x in limits]
+        names, codes = self._named(p, keys, limits)
+        in_flight_row = len(keys) + p.pool.center[p.option_pool]
+        limit_row = len(keys) + len(p.centers)
+        self._sizes = keys
         # 4 entries by option: of its slots, of its center, of the limits it is in
         count = np.ones_like(options)
         count[slotted] += spans
@@ -307,8 +319,8 @@ class Memory:
             entry_row[at[limit.options]], entry_coef[at[limit.options]] = row, limit.coefficients
             at[limit.options] += 1
         return Rows(
-            names=tuple(names),
-            codes=np.array(codes, dtype=np.int64),
+            names=names,
+            codes=codes,
             row_pool=row_pool,
             row_size=row_size,
             entry_first=entry_first,
@@ -317,6 +329,23 @@ class Memory:
             of=p.option_pool,
             limits=limits,
         )
+
+    def _named(
+        self, p: Problem, keys: IntArray, limits: tuple[Limit, ...]
+    ) -> tuple[tuple[str, ...], IntArray]:
+        """Names and codes of rows; those of last time where slot sizes and limits are named the same."""
+        known, slots = self._rows, len(keys)
+        if known is not None and keys is self._sizes:
+            if [(x.name, x.code) for x in known.limits] == [(x.name, x.code) for x in limits]:
+                return known.names, known.codes
+            names = list(known.names[:slots])
+        else:
+            pairs = zip((keys // ROW_KEY).tolist(), (keys % ROW_KEY).tolist(), strict=True)
+            names = [f"slots:{p.pools[i].id}:{t}" for i, t in pairs]
+        names += [f"in-flight:{center.id}" for center in p.centers]
+        names += [f"limit:{limit.name}" for limit in limits]
+        codes = [Code.CAPACITY] * slots + [Code.IN_FLIGHT] * len(p.centers) + [x.code for x in limits]
+        return tuple(names), np.array(codes, dtype=np.int64)
 
     def slot_bounds(self, p: Problem, rows: Rows) -> IntArray:
         """Slots of every slot row; counted again for pools where other nodes are free."""
@@ -379,6 +408,13 @@ class Memory:
             self._free = {pool.id: self._free[pool.id] for pool in snapshot.pools}
         self._found_by, self._found = rests_on, found
         return found
+
+
+def _united(keys: IntArray, further: IntArray) -> IntArray:
+    """Sorted distinct keys with further ones; the same array where it has them all."""
+    if len(keys) and (keys.take(keys.searchsorted(further), mode="clip") == further).all():
+        return keys
+    return np.union1d(keys, further)
 
 
 def _same_limits(before: tuple[Limit, ...], after: tuple[Limit, ...]) -> bool:

@@ -246,6 +246,8 @@ _RANK = {why.value: rank for rank, why in enumerate(Why)}
 
 def in_force(snapshot: Snapshot) -> list[Reservation]:
     """The reservations that hold now, in the order in which they are served."""
+    if not snapshot.reservations:
+        return []
     frozen = silent(snapshot)
     held = [
         r
