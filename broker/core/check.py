@@ -7,7 +7,7 @@ What belongs here: `violations`, which uses the snapshot alone.  What does not: 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from broker.core.budget import overspent
@@ -44,6 +44,7 @@ from broker.core.resources import (
 )
 from broker.core.snapshot import (
     Free,
+    Holding,
     by_pool,
     effective_free,
     holdings,
@@ -57,8 +58,8 @@ from broker.core.snapshot import (
 # Looking up a member of an enumeration costs more than all else in a loop over placements.
 _ACTIVE, _FRESH, _UNKNOWN, _ONLINE = CenterState.ACTIVE, Health.FRESH, Accuracy.UNKNOWN, Kind.ONLINE
 
-_Slots = dict[tuple[int, str], tuple[Spec, int]]
-"""Slots of each size and spec: the spec, and how many."""
+_Counts = list[tuple[Placement, int]]
+"""What is placed in one pool: jobs of each kind."""
 
 
 class Checked:
@@ -70,7 +71,7 @@ class Checked:
 
     def __init__(self) -> None:
         self._kinds: dict[int, tuple[object, ...]] = {}
-        self._packed: dict[PoolId, tuple[NodeShape, tuple[FreeNodes, ...], _Slots]] = {}
+        self._packed: dict[PoolId, tuple[NodeShape, tuple[FreeNodes, ...], _Counts]] = {}
         self._pools: tuple[tuple[Pool, ...], Mapping[PoolId, Pool]] = ((), {})
 
     def pools(self, snapshot: Snapshot) -> Mapping[PoolId, Pool]:
@@ -109,18 +110,18 @@ class Checked:
             (pool.nodes, pool.accuracy, snapshot.minute_of_week),
         )
 
-    def packs(self, pool: Pool, free: tuple[FreeNodes, ...], slots: _Slots) -> bool:
-        """Whether just these slots were packed on just these nodes; if not, `packed` may follow."""
+    def packs(self, pool: Pool, free: tuple[FreeNodes, ...], counts: _Counts) -> bool:
+        """Whether just these were packed on just these nodes; if not, `packed` may follow."""
         known = self._packed.get(pool.id)
         return (
             known is not None
             and (known[0] is pool.shape or known[0] == pool.shape)
             and (known[1] is free or known[1] == free)
-            and known[2] == slots
+            and known[2] == counts
         )
 
-    def packed(self, pool: Pool, free: tuple[FreeNodes, ...], slots: _Slots) -> None:
-        self._packed[pool.id] = (pool.shape, free, slots)
+    def packed(self, pool: Pool, free: tuple[FreeNodes, ...], counts: _Counts) -> None:
+        self._packed[pool.id] = (pool.shape, free, counts)
 
 
 def violations(
@@ -143,14 +144,16 @@ def violations(
     keyed = {c.key: c for c in snapshot.classes}
     placed = grouped(plan.placements)
     alike = (*placed, *grouped(p.placement for p in plan.preemptions if p.placement is not None))
-    found += _job_faults(alike, snapshot, keyed)
+    counts = [len(one.jobs) for one in alike]
+    classes = [keyed.get(one.kind.class_key) for one in alike]
+    found += _job_faults(zip(alike, counts, classes, strict=True), snapshot, keyed)
     found += overspent(alike, snapshot)
     sent: dict[CenterId, int] = {}
     checked.begin(len(alike))
-    for one in alike:
+    for one, count, job_class in zip(alike, counts, classes, strict=True):
         kind = one.kind
-        sent[kind.center] = sent.get(kind.center, 0) + len(one.jobs)
-        job_class, center, pool = keyed.get(kind.class_key), centers.get(kind.center), pools.get(kind.pool)
+        sent[kind.center] = sent.get(kind.center, 0) + count
+        center, pool = centers.get(kind.center), pools.get(kind.pool)
         if job_class is None or center is None or pool is None or pool.center != kind.center:
             found.append(
                 f"job {one.jobs[0]}: no class {kind.class_key}, or no pool {kind.pool} at {kind.center}"
@@ -167,20 +170,27 @@ def violations(
         room = in_flight_room(centers[center_id]) if center_id in centers else 0
         if count > room:
             found.append(f"center {center_id}: {count} runs sent, in-flight room for {room}")
-    packed = [(one.kind, len(one.jobs)) for one in placed if not one.kind.platform_kills]
+    placed_in: dict[PoolId, _Counts] = {}
+    for one, count in zip(placed, counts, strict=False):  # those of preemptions come behind
+        if not one.kind.platform_kills:
+            placed_in.setdefault(one.kind.pool, []).append((one.kind, count))
     free = effective_free(snapshot, reservations=()) if free is None else free
-    found += _packing_faults(packed, snapshot, pools, free, checked)
+    found += _packing_faults(placed_in, snapshot, pools, free, checked)
     return found + _preemption_faults(plan, snapshot, pools)
 
 
-def _job_faults(alike: Sequence[Alike], snapshot: Snapshot, keyed: Mapping[str, JobClass]) -> list[str]:
-    """Jobs that are not queued, or in another class, or placed more than once."""
+def _job_faults(
+    alike: Iterable[tuple[Alike, int, JobClass | None]], snapshot: Snapshot, keyed: Mapping[str, JobClass]
+) -> list[str]:
+    """Jobs that are not queued, or in another class, or placed more than once.
+
+    `alike` are placements, how many they are, and their class.
+    """
     found: list[str] = []
     spans: dict[str, list[tuple[int, int]]] = {}
     queued: dict[JobId, tuple[str, int]] | None = None
-    for one in alike:
-        first, last = one.first, one.first + len(one.jobs)
-        job_class = keyed.get(one.kind.class_key)
+    for one, count, job_class in alike:
+        first, last = one.first, one.first + count
         if first >= 0 and job_class and _stand(one.jobs, as_queue(job_class.jobs).ids, first, last):
             spans.setdefault(job_class.key, []).append((first, last))
             continue
@@ -324,61 +334,73 @@ def _pool_faults(kind: Placement, job_class: JobClass, pool: Pool, snapshot: Sna
 
 
 def _packing_faults(
-    kinds: Sequence[tuple[Placement, int]],
+    placed: Mapping[PoolId, _Counts],
     snapshot: Snapshot,
     pools: Mapping[PoolId, Pool],
     free: Free,
     checked: Checked,
 ) -> list[str]:
     held = holdings(snapshot)
-    keyed = {c.key: c for c in snapshot.classes}
-    # Per pool and number of reservations left alone: slots of each size and spec.
-    placed: dict[PoolId, dict[int, _Slots]] = {}
-    exact: dict[PoolId, list[tuple[Spec, int, int]]] = {}
-    for kind, count in kinds:
-        pool = pools.get(kind.pool)
+    keyed = {c.key: c for c in snapshot.classes} if held else {}
+    found: list[str] = []
+    for pool_id in sorted(placed):
+        pool, counts = pools.get(pool_id), placed[pool_id]
         if pool is None or pool.accuracy is _UNKNOWN:
             continue
-        if kind.exact:
-            exact.setdefault(pool.id, []).append((kind.spec, kind.nodes, count))
-            continue
-        leaves = 0
-        if pool.id in held and kind.class_key in keyed:
-            leaves = held[pool.id].depth(keyed[kind.class_key], snapshot.now_ms)
-        slots = placed.setdefault(pool.id, {}).setdefault(leaves, {})
-        which = (kind.slot, kind.spec.id)
-        before = slots[which][1] if which in slots else 0
-        slots[which] = (kind.spec, before + kind.nodes * count)
-    found = [
-        f"pool {pool_id}: {spec.id} has no room in the order of the plan"
-        for pool_id in sorted(exact)
-        for spec in unpacked_in_order(pools[pool_id].shape, free[pool_id], exact[pool_id])
-    ]
-    found += [
-        f"pool {pool_id}: something is held there, or slots are taken"
-        for pool_id in sorted(exact)
-        if pool_id in held or pool_id in placed
-    ]
-    for pool_id in sorted(placed):
-        alone = placed[pool_id][0] if pool_id not in held else None
-        if alone is not None and checked.packs(pools[pool_id], free[pool_id], alone):
-            continue
-        faults = len(found)
-        levels = [free[pool_id], *(held[pool_id].free[1:] if pool_id in held else ())]
-        for level, there in enumerate(levels):
-            wanted: Counter[tuple[int, Spec]] = Counter()
-            for leaves, slots in placed[pool_id].items():
-                if leaves >= level:
-                    for (slot, _), (spec, n) in slots.items():
-                        wanted[slot, spec] += n
-            beside = f" beside what is held for {held[pool_id].reservations[level - 1].job}" if level else ""
-            found += [
-                f"pool {pool_id}: {n} slots of {t} for {s.id} do not pack{beside}"
-                for (t, s), n in pack(pools[pool_id], there, wanted).items()
-            ]
-        if alone is not None and len(found) == faults:
-            checked.packed(pools[pool_id], free[pool_id], alone)
+        if pool_id in held:
+            found += _faults_beside(pool, free[pool_id], counts, held[pool_id], keyed, snapshot.now_ms)
+        elif not checked.packs(pool, free[pool_id], counts):
+            faults = _faults_alone(pool, free[pool_id], counts)
+            if not faults:
+                checked.packed(pool, free[pool_id], counts)
+            found += faults
     return found
+
+
+def _faults_alone(pool: Pool, free: Sequence[FreeNodes], counts: _Counts) -> list[str]:
+    """What has no room in a pool in which nothing is held."""
+    exact = [(kind.spec, kind.nodes, n) for kind, n in counts if kind.exact]
+    slots = [(kind, n) for kind, n in counts if not kind.exact]
+    found = [
+        f"pool {pool.id}: {spec.id} has no room in the order of the plan"
+        for spec in (unpacked_in_order(pool.shape, free, exact) if exact else ())
+    ]
+    if exact and slots:
+        found.append(_MIXED.format(pool.id))
+    return found + _unpacked(pool, free, slots)
+
+
+def _faults_beside(
+    pool: Pool,
+    free: Sequence[FreeNodes],
+    counts: _Counts,
+    held: Holding,
+    keyed: Mapping[str, JobClass],
+    now_ms: int,
+) -> list[str]:
+    """What has no room in a pool, and what has none on nodes that it must leave alone."""
+    found = [_MIXED.format(pool.id)] if any(kind.exact for kind, _ in counts) else []
+    classes = [keyed.get(kind.class_key) for kind, _ in counts]
+    leaves = [0 if one is None else held.depth(one, now_ms) for one in classes]
+    for level, there in enumerate((free, *held.free[1:])):
+        bound = [one for one, depth in zip(counts, leaves, strict=True) if depth >= level]
+        beside = f" beside what is held for {held.reservations[level - 1].job}" if level else ""
+        found += _unpacked(pool, there, bound, beside)
+    return found
+
+
+_MIXED = "pool {}: something is held there, or slots are taken"
+
+
+def _unpacked(pool: Pool, free: Sequence[FreeNodes], counts: _Counts, beside: str = "") -> list[str]:
+    wanted: dict[tuple[int, Spec], int] = {}
+    for kind, n in counts:
+        which = (kind.slot, kind.spec)
+        wanted[which] = wanted.get(which, 0) + kind.nodes * n
+    return [
+        f"pool {pool.id}: {n} slots of {t} for {s.id} do not pack{beside}"
+        for (t, s), n in pack(pool, free, wanted).items()
+    ]
 
 
 def pack(

@@ -101,7 +101,8 @@ class Memory:
 
     def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
-        self.kinds: dict[tuple[str, int], Placement] = {}  # by key of the class and number of the pool
+        # By key of the class: its block, kinds of placements by number of the pool, and those of before.
+        self._kinds: dict[str, tuple[Block | None, dict[int, Placement], dict[int, Placement]]] = {}
         self._given: tuple[tuple[CenterFacts, ...], tuple[Pool, ...]] = ((), ())
         self._places: tuple[tuple[CenterFacts, ...], tuple[Pool, ...]] = ((), ())
         self._world: World | None = None
@@ -360,6 +361,21 @@ class Memory:
                 self._bound_by[i] = free
         self._bound_in = p.free
         return self._bounds.copy()
+
+    # ------------------------------------------------------------ kinds of placements
+
+    def kinds(self, key: str) -> tuple[dict[int, Placement], dict[int, Placement]]:
+        """Kinds of placements of a class by number of the pool, to be added to, and those that were
+        right before anything about the class changed, which may be so again."""
+        block, known = self.blocks.get(key), self._kinds.get(key)
+        if known is None or known[0] is not block:
+            known = self._kinds[key] = (block, {}, known[1] if known is not None else {})
+        return known[1], known[2]
+
+    def forget_kinds(self, in_use: int) -> None:
+        """Drops all kinds when most of them are of plans that were."""
+        if sum(len(known[1]) + len(known[2]) for known in self._kinds.values()) > 4 * in_use + 1000:
+            self._kinds.clear()
 
     # ------------------------------------------------------------ claims, and what is free
 

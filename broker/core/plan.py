@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from broker.core.explain import Alternative, Reason
 from broker.core.model import (
@@ -57,8 +57,7 @@ class Placement:
     exact: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Alike:
+class Alike(NamedTuple):
     """Placements that differ by job alone; `kind` has no job.
 
     `first` is where the jobs stand, one after the other, in their class's queue; -1: anywhere.

@@ -176,7 +176,7 @@ class Problem:
         """Cost of what starts plus worth of what waits; exact, since sums may exceed int64."""
         return _exact_dot(self.cost, y) + _exact_dot(self.worth.ravel(), self.unserved(y).ravel())
 
-    def placement(self, option: int, job: JobId = NOBODY) -> Placement:
+    def placement(self, option: int, job: JobId = NOBODY, *, exact: bool = False) -> Placement:
         """A job of an option's class that starts by it."""
         k, at, rate = int(self.option_class[option]), int(self.option_pool[option]), int(self.rate[option])
         pool, job_class = self.pools[at], self.classes[k]
@@ -190,6 +190,7 @@ class Problem:
             nodes=job_class.request.nodes,
             cost_micro=rate * job_class.estimate_s // 3600,
             rate_micro_per_hour=rate,
+            exact=exact,
         )
 
     def counts(self, placements: Iterable[Placement]) -> IntArray:

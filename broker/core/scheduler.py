@@ -31,7 +31,7 @@ from broker.core.holds import hold
 from broker.core.improve import improve
 from broker.core.memory import Memory
 from broker.core.model import CenterId, Snapshot
-from broker.core.plan import Alike, Placement, Placements, Plan, Source
+from broker.core.plan import Alike, Placements, Plan, Source
 from broker.core.policy import PolicySet, Window
 from broker.core.problem import IntArray, Problem, build
 from broker.core.queue import Span, as_queue
@@ -131,8 +131,7 @@ def _one_after_the_other(snapshot: Snapshot, policies: PolicySet, free: Free, lp
     for option, group in itertools.groupby(
         zip(options.tolist(), started, strict=True), key=lambda pair: pair[0]
     ):
-        kind = replace(problem.placement(option), exact=True)
-        alike.append(Alike(kind, [one.job for _, one in group]))
+        alike.append(Alike(problem.placement(option, exact=True), [one.job for _, one in group]))
     plan = Plan(
         based_on=snapshot.version,
         placements=Placements(alike),
@@ -179,37 +178,27 @@ def placements(problem: Problem, y: IntArray, memory: Memory | None = None) -> P
 
     With a `memory`, kinds of placements that are as they were in an earlier round are the same objects.
     """
-    kinds: dict[tuple[str, int], Placement] = {} if memory is None else memory.kinds
+    memory = Memory() if memory is None else memory
     made: list[Alike] = []
     taken = np.flatnonzero(y)
     taken = taken[np.lexsort((problem.cost[taken], problem.option_class[taken]))]
-    if len(kinds) > 4 * len(taken) + 1000:
-        kinds.clear()
+    memory.forget_kinds(len(taken))
     first, last_class = 0, -1
-    for option, k, at, slot, rate, count in zip(
+    for option, k, at, count in zip(
         taken.tolist(),
         problem.option_class[taken].tolist(),
         problem.option_pool[taken].tolist(),
-        problem.tau[taken].tolist(),
-        problem.rate[taken].tolist(),
         y[taken].tolist(),
         strict=True,
     ):
         if k != last_class:
             job_class, first, last_class = problem.classes[k], 0, k
-            key, nodes, ids = job_class.key, job_class.request.nodes, as_queue(job_class.jobs).ids
-            estimate_s, specs = job_class.estimate_s, problem.fittings[k].spec
-        kind = kinds.get((key, at))
-        if (
-            kind is None
-            or kind.slot != slot
-            or kind.rate_micro_per_hour != rate
-            or kind.cost_micro != rate * estimate_s // 3600
-            or kind.nodes != nodes
-            or kind.pool != problem.pools[at].id
-            or kind.spec is not problem.specs[specs[at]]
-        ):
-            kind = kinds[key, at] = problem.placement(option)
+            ids = as_queue(job_class.jobs).ids
+            kinds, before = memory.kinds(job_class.key)
+        kind = kinds.get(at)
+        if kind is None:
+            kind, then = problem.placement(option), before.get(at)
+            kind = kinds[at] = then if then == kind else kind
         made.append(Alike(kind, Span(ids, first, first + count), first))
         first += count
     return Placements(made)
