@@ -131,17 +131,19 @@ def in_order(claims: Iterable[Claim]) -> list[Claim]:
 class Histogram:
     """Counts of nodes by what is free, while claims are given back and charged to it."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, free: Sequence[FreeNodes] | None = None) -> None:
+        """`free`: what is free in the pool, where that is not what it reports."""
+        free = pool.free if free is None else free
         self.shape = pool.shape
         known = _KNOWN.get(pool.shape)
         if known is None:
             known = _KNOWN[pool.shape] = _Known()
         self._nodes, self._back, self._slots = known.nodes, known.back, known.slots
         self.count: dict[NodeState, int] = {}
-        for group in pool.free:
+        for group in free:
             self._add(self._node(group.accelerators, group.cores, group.memory_gib, group.parts), group.nodes)
         # Full nodes need not be reported, but runs that end are given back to them.
-        full = pool.nodes - sum(group.nodes for group in pool.free)
+        full = pool.nodes - sum([group.nodes for group in free])
         if full > 0:
             self._add((0, 0, 0, 0, ()), full)
 

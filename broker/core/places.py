@@ -15,7 +15,7 @@ worked out again at once, for all requests of the round together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ class Places:
                 self._free[at] = free
                 # What was expected to be left mostly is what the report says.
                 if free != self._nodes[at].groups():
-                    self._nodes[at] = Histogram(replace(pool, free=free))
+                    self._nodes[at] = Histogram(pool, free)
                     self._touch(at)
 
     def _same(self, p: Problem) -> bool:
@@ -202,7 +202,7 @@ class Places:
         self._kind = ints(kinds.setdefault(kind_of(pool.shape), len(kinds)) for pool in p.pools)
         self._kinds = list(kinds)
         self._free = [None] * len(p.pools)
-        self._nodes = [Histogram(replace(pool, free=())) for pool in p.pools]
+        self._nodes = [Histogram(pool, ()) for pool in p.pools]
         self._changed = np.zeros(len(p.pools), dtype=np.int64)
         self._single = _NONE
         self._learned_at = -1

@@ -8,7 +8,6 @@ linear (core/problem.py, core/solver.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +21,7 @@ from broker.core.queue import as_queue
 from broker.core.snapshot import in_flight_room
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """One job that starts: of class `k`, in pool `at`."""
 
     job: JobId
