@@ -62,8 +62,8 @@ def marginal_values(problem: Problem, reduced: FloatArray) -> FloatArray:
     value = np.concatenate([reduced[useful], problem.worth[at_class, at_bucket].astype(np.float64)])
     owner = np.concatenate([problem.option_class[useful], at_class])
     step = np.concatenate([problem.ub[useful], asked[at_class, at_bucket]])
-    order = np.argsort(value, kind="stable")
-    order = order[np.argsort(owner[order].astype(np.int32), kind="stable")]
+    order = np.argsort(value)  # which of equal values comes first changes nothing
+    order = order[_by_class(owner[order], len(problem.classes))]
     owner, value, step = owner[order], value[order], step[order]
     # 2 the first value of a class where what supply grew and demand fell makes up its demand
     total = np.cumsum(step)
@@ -74,6 +74,11 @@ def marginal_values(problem: Problem, reduced: FloatArray) -> FloatArray:
     some = first[1:] > first[:-1]
     values[some] = value[np.minimum(enough, first[1:] - 1)[some]]
     return values
+
+
+def _by_class(owner: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """A stable order by class; small numbers are sorted in one go over their digits."""
+    return np.argsort(owner.astype(np.uint16 if classes <= 1 << 16 else np.int64), kind="stable")
 
 
 def _inner(problem: Problem, reduced: FloatArray) -> tuple[float, float]:
