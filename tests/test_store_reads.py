@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import event, text
 from sqlmodel import Session
 
-from broker.core.model import JobId, Kind, PublicStatus
-from broker.store import jobs
+from broker.core.model import CenterId, JobId, Kind, PublicStatus
+from broker.store import jobs, runs
 from broker.store.job_pages import list_jobs
 from broker.store.jobs import JobFilter, NoSuchJob
 from broker.store.paging import Paging
@@ -99,6 +99,28 @@ async def test_a_page_and_its_total_come_from_indexes_alone(world: World) -> Non
         "SEARCH job USING COVERING INDEX ix_job_account",
         "SEARCH job USING COVERING INDEX ix_job_tenant",
     ]
+
+
+async def test_tracking_looks_through_no_runs_but_those_that_live_or_owe(world: World) -> None:
+    """It is asked for every center at every poll, whatever has ended there in the years before."""
+    statements: list[tuple[str, Any]] = []
+
+    @event.listens_for(world.store._read_engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, given: Any, *_rest: Any) -> None:
+        if statement.startswith("SELECT"):
+            statements.append((statement, given))
+
+    def explained(session: Session) -> list[str]:
+        connection = session.connection().connection.driver_connection
+        assert connection is not None
+        ((statement, given),) = statements
+        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", given)]
+
+    await world.store.read(runs.watched, CenterId("hz"), world.clock())
+    plan = await world.store.read(explained)
+    assert not [step for step in plan if step.startswith("SCAN")]
+    for index in ("ix_run_live_center", "ix_run_stop_owed", "ix_run_watched"):
+        assert [step for step in plan if index in step], plan
 
 
 # ---------------------------------------------------------------- short reads

@@ -116,6 +116,12 @@ class Run(SQLModel, table=True):
         Index("ix_run_job", "job_id", "attempt"),
         Index("ix_run_ended", "ended_ms"),
         Index(
+            "ix_run_stop_owed",
+            "center_id",
+            sqlite_where=sql("stop_owed_ms IS NOT NULL"),
+            postgresql_where=sql("stop_owed_ms IS NOT NULL"),
+        ),
+        Index(
             "ix_run_owed",
             "owed_next_ms",
             sqlite_where=sql("owed_next_ms IS NOT NULL"),
