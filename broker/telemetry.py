@@ -60,6 +60,7 @@ FORECAST_COVERAGE = Gauge(
     "Share of jobs that had started by their forecast's p90",
     ["center", "spec"],
 )
+COMMITS = Counter("broker_store_commits", "Transactions that the writer has committed")
 WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
 SERVICE_REQUESTS = Gauge("broker_service_requests", "Requests on their way to online services")
 DEBTS = Gauge("broker_debts", "Stops and deletions owed to centers that are due")

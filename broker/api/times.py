@@ -14,6 +14,7 @@ _STAMP = re.compile(
     r"(?P<zone>Z|[+ -]\d{2}:?\d{2})?)?",
     re.ASCII,
 )
+_STAMP_LENGTH = len("yyyy-MM-dd HH:mm:ss")
 _DIGITS = re.compile(r"\d{1,14}", re.ASCII)
 
 
@@ -21,8 +22,7 @@ def written(ms: int | None, zone: ZoneInfo) -> str:
     """``yyyy-MM-dd HH:mm:ss``; "" for no time."""
     if ms is None:
         return ""
-    moment = _EPOCH + timedelta(milliseconds=ms)
-    return moment.astimezone(zone).replace(tzinfo=None).isoformat(sep=" ", timespec="seconds")
+    return str(datetime.fromtimestamp(ms // 1000, zone))[:_STAMP_LENGTH]  # without the zone's offset
 
 
 def bounds(text: str, zone: ZoneInfo) -> tuple[int, int]:

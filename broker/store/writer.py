@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import Session, col, select
 
 from broker.tables import Counter, Event, Lease
+from broker.telemetry import COMMITS
 
 LEADER = "leader"
 EVENTS = "events"
@@ -172,6 +173,8 @@ class Writer:
             answers, woken = [gone] * len(batch), set()
         except Exception as error:  # whatever it is, the thread must live and the callers must know
             answers, woken = [error] * len(batch), set()
+        else:
+            COMMITS.inc()
         for write, answer in zip(batch, answers, strict=True):
             if isinstance(answer, BaseException):
                 write.done.set_exception(answer)
