@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from sqlmodel import Session
 
 from broker.core.model import CenterId, JobId, Kind, PublicStatus
-from broker.store import jobs, runs
+from broker.store import centers, jobs, runs
 from broker.store.job_pages import list_jobs
 from broker.store.jobs import JobFilter, NoSuchJob
 from broker.store.paging import Paging
@@ -101,26 +101,44 @@ async def test_a_page_and_its_total_come_from_indexes_alone(world: World) -> Non
     ]
 
 
-async def test_tracking_looks_through_no_runs_but_those_that_live_or_owe(world: World) -> None:
-    """It is asked for every center at every poll, whatever has ended there in the years before."""
+async def plan_of(world: World, query: Callable[..., Any], *given: Any) -> list[str]:
+    """How SQLite goes about every statement of a read."""
     statements: list[tuple[str, Any]] = []
 
     @event.listens_for(world.store._read_engine, "before_cursor_execute")
-    def note(_connection: Any, _cursor: Any, statement: str, given: Any, *_rest: Any) -> None:
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
         if statement.startswith("SELECT"):
-            statements.append((statement, given))
+            statements.append((statement, values))
 
     def explained(session: Session) -> list[str]:
         connection = session.connection().connection.driver_connection
         assert connection is not None
-        ((statement, given),) = statements
-        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", given)]
+        return [
+            row[3]
+            for statement, values in statements
+            for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+        ]
 
-    await world.store.read(runs.watched, CenterId("hz"), world.clock())
-    plan = await world.store.read(explained)
+    await world.store.read(query, *given)
+    return await world.store.read(explained)
+
+
+async def test_tracking_looks_through_no_runs_but_those_that_live_or_owe(world: World) -> None:
+    """It is asked for every center at every poll, whatever has ended there in the years before."""
+    plan = await plan_of(world, runs.watched, CenterId("hz"), world.clock())
     assert not [step for step in plan if step.startswith("SCAN")]
     for index in ("ix_run_live_center", "ix_run_stop_owed", "ix_run_watched"):
         assert [step for step in plan if index in step], plan
+
+
+@pytest.mark.parametrize("query", [centers.list_centers, centers.center_facts])
+async def test_counting_what_lives_at_centers_looks_through_no_ended_runs(
+    world: World, query: Callable[..., Any]
+) -> None:
+    """A create and a round ask for it."""
+    steps = [step for step in await plan_of(world, query) if " run " in f"{step} "]
+    assert steps
+    assert not [step for step in steps if "ix_run_live_center" not in step]
 
 
 # ---------------------------------------------------------------- short reads

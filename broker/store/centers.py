@@ -29,6 +29,7 @@ from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Reservation, Run
 from broker.tables import Image as ImageRow
 from broker.tables import Pool as PoolRow
+from broker.tables.jobs import run_lives
 
 RESTRICTION = {CenterState.ACTIVE: 0, CenterState.DRAIN: 1, CenterState.INACTIVE: 2}
 
@@ -371,9 +372,10 @@ def _in_flight(session: Session) -> dict[str, int]:
 
 
 def _count_runs(session: Session, states: list[str]) -> dict[str, int]:
+    """Runs per center in some of the states of live runs."""
     query = (
         select(Run.center_id, func.count())
-        .where(col(Run.state).in_(states))
+        .where(run_lives(), col(Run.state).in_(states))
         .where(col(Run.center_id).is_not(None))
         .group_by(col(Run.center_id))
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, union_all, update
+from sqlalchemy import delete, func, union_all, update
 from sqlmodel import Session, col, select
 
 from broker.core import events, machine
@@ -37,6 +37,7 @@ from broker.store import forecasts, learned, meters, preemptors
 from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
+from broker.tables.jobs import run_lives
 
 PREFIX = "name_prefix"
 """Setting: the broker's name, first part of every run id."""
@@ -332,12 +333,6 @@ LIVE = [s.value for s in RunState if s.live]
 _LOOKED_AT = [s.value for s in (RunState.DOUBT, RunState.PENDING, RunState.RUNNING, RunState.LOST)]
 
 
-def _indexed_live() -> ColumnElement[bool]:
-    """That a run is live, said word for word as the indexes of live runs say it: nothing else tells
-    the database that they have all that is asked for."""
-    return col(Run.state).in_(bindparam("live", sorted(LIVE), expanding=True, literal_execute=True))
-
-
 def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
     """The runs of a center that tracking looks at: live ones, and ended ones that owe a stop or may
     still turn up under a remote id that nobody has told us yet.
@@ -351,7 +346,7 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
         .where(
             col(Run.id).in_(
                 union_all(
-                    select(Run.id).where(here, _indexed_live(), col(Run.state).in_(_LOOKED_AT)),
+                    select(Run.id).where(here, run_lives(), col(Run.state).in_(_LOOKED_AT)),
                     select(Run.id).where(here, col(Run.stop_owed_ms).is_not(None)),
                     select(Run.id).where(
                         here, col(Run.watched_until_ms) > now_ms, col(Run.remote_id).is_(None)
