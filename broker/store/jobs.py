@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import bindparam, func, or_, true
+from sqlalchemy import bindparam, func, insert, or_, true
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
@@ -31,7 +32,7 @@ from broker.store.codec import request_from_json, request_to_json, spec_from_jso
 from broker.store.meters import Metering
 from broker.store.writer import Rejected, Tx
 from broker.tables import Account, Center, Deferral, Idempotency, Job, JobLabel, Run
-from broker.tables.columns import table
+from broker.tables.columns import plain, table
 
 LIVE_STATES = frozenset(s.value for s in RunState if s.live)
 
@@ -169,6 +170,12 @@ SORTS: dict[str, Any] = {
 }
 
 
+_JOB, _RUN, _ACCOUNT, _CENTER = (table(model) for model in (Job, Run, Account, Center))
+_NAMED = plain_select(_JOB.c.id).where(
+    _JOB.c.account_id == bindparam("account"), _JOB.c.name == bindparam("name"), _JOB.c.deleted_ms.is_(None)
+)
+
+
 def create_job(tx: Tx, new: NewJob) -> JobSummary:
     """Write the job, its first run, the event and the idempotency key in one transaction.
 
@@ -184,16 +191,13 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
                     f" (job {before.job_id})"
                 )
             return summary(tx.session.get_one(Job, before.job_id))
-    taken = (
-        select(Job.id)
-        .where(Job.account_id == new.account)
-        .where(Job.name == new.name)
-        .where(col(Job.deleted_ms).is_(None))
-    )
-    if (other := tx.session.exec(taken).first()) is not None:
+    tx.session.flush()  # what is read and written below knows nothing of changes that wait in the session
+    asked = {"account": new.account, "name": new.name}
+    if (other := tx.session.execute(_NAMED, asked).scalar()) is not None:
         raise NameTaken(f"you have a job named {new.name!r} already ({other})")
     request = new.request
-    job = Job(
+    row = plain(
+        Job,
         id=new.id,
         kind=request.kind.value,
         name=new.name,
@@ -211,12 +215,12 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
         queued_ms=tx.now_ms,
         estimated_micro=new.estimated_micro,
     )
-    tx.session.add(job)
-    tx.session.flush()
-    tx.session.add(runs.new_run(tx, new.id, 1))
+    tx.session.execute(insert(_JOB), row)
+    runs.insert_run(tx, new.id, 1)
     datasets.name_for_job(tx, new.id, request.datasets)
-    for key, value in request.labels:
-        tx.session.add(JobLabel(job_id=new.id, key=key, value=value))
+    if request.labels:
+        labels = [{"job_id": new.id, "key": key, "value": value} for key, value in request.labels]
+        tx.session.execute(insert(table(JobLabel)), labels)
     if new.idempotency_key:
         tx.session.add(
             Idempotency(
@@ -229,7 +233,7 @@ def create_job(tx: Tx, new: NewJob) -> JobSummary:
         )
     tx.event("job.created", job=new.id, actor=new.actor or new.account)
     tx.wake("cycle")
-    return summary(job)
+    return summary(SimpleNamespace(**row))
 
 
 def summary(row: Any) -> JobSummary:
@@ -257,7 +261,6 @@ def visible_job(session: Session, caller: Caller, job: JobId, kind: Kind | None)
     return row
 
 
-_JOB, _RUN, _ACCOUNT, _CENTER = (table(model) for model in (Job, Run, Account, Center))
 _SHOWN = {
     role: plain_select(*_JOB.c, _ACCOUNT.c.name.label("account_name"))
     .join_from(_JOB, _ACCOUNT, _ACCOUNT.c.id == _JOB.c.account_id)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import delete, func, union_all, update
+from sqlalchemy import delete, func, insert, union_all, update
 from sqlmodel import Session, col, select
 
 from broker.core import events, machine
@@ -37,6 +38,7 @@ from broker.store import forecasts, learned, meters, preemptors
 from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
+from broker.tables.columns import plain, table
 from broker.tables.jobs import run_lives
 
 PREFIX = "name_prefix"
@@ -268,14 +270,24 @@ def fix_prefix(tx: Tx, prefix: str) -> None:
 
 def new_run(tx: Tx, job: str, attempt: int) -> Run:
     """A run row without a center, with an id of its own."""
-    prefix = tx.session.get_one(Setting, PREFIX).value
-    return Run(
-        id=run_id(prefix, secrets.token_bytes(7)),
-        job_id=job,
-        attempt=attempt,
-        state=RunState.NEW.value,
-        created_ms=tx.now_ms,
-    )
+    return Run(**_new_run(tx, job, attempt))
+
+
+def insert_run(tx: Tx, job: str, attempt: int) -> None:
+    """Write a `new_run` at once, without an object of the session: creates are many."""
+    tx.session.execute(insert(table(Run)), plain(Run, **_new_run(tx, job, attempt)))
+
+
+def _new_run(tx: Tx, job: str, attempt: int) -> dict[str, Any]:
+    prefix = tx.session.get_one(Setting, PREFIX)
+    tx.session.info[PREFIX] = prefix  # held, so that a batch reads it once
+    return {
+        "id": run_id(prefix.value, secrets.token_bytes(7)),
+        "job_id": job,
+        "attempt": attempt,
+        "state": RunState.NEW.value,
+        "created_ms": tx.now_ms,
+    }
 
 
 def _carry_out(tx: Tx, run: Run, command: events.Command) -> None:

@@ -1,5 +1,6 @@
 """Kinds of columns: moments, large integers, documents, texts of any length; and a row's table."""
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Table, Text
@@ -29,3 +30,18 @@ def table(row: type[SQLModel]) -> Table:
     """The table of a kind of row: what is read from it is plain, without an object for each row."""
     found: Table = row.__table__  # type: ignore[attr-defined]
     return found
+
+
+def plain(row: type[SQLModel], **values: Any) -> dict[str, Any]:
+    """The values of a new row with its defaults, for an insert without an object; not to be changed."""
+    return {**_defaults(row), **values}
+
+
+@lru_cache
+def _defaults(row: type[SQLModel]) -> dict[str, Any]:
+    fields = row.model_fields.items()
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in fields
+        if not field.is_required()
+    }
