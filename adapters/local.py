@@ -249,6 +249,10 @@ class Local:
                 live.append(run)
         return live
 
+    async def runs(self) -> Collection[RunId]:
+        """The names of all runs that live here."""
+        return await self._work(lambda: [run.stored.id for run in self._live()])
+
     def _look(self, run: LocalRun) -> Sighting | None:
         """None when it is gone.  One directory that cannot be read does not hide the others."""
         try:

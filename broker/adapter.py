@@ -336,7 +336,8 @@ class Adapter(Protocol):
     Two optional tables are looked up by name: `commands`, of VendorCommand, and `callbacks`, of
     Callback.  One with `traits.metering` is a Meters, too.  Optional too is
     `async def unstage(copy: CopyRef) -> None`, which removes a copy that
-    `stage` made, whole or half; one that is not there is done, not an error.
+    `stage` made, whole or half; one that is not there is done, not an error.  And
+    `async def runs() -> Collection[RunId]`, the names of all runs that live there.
     """
 
     center: CenterId
@@ -437,6 +438,11 @@ def commands_of(adapter: Adapter) -> tuple[VendorCommand, ...]:
 def unstage_of(adapter: Adapter) -> Callable[[CopyRef], Awaitable[None]] | None:
     """What removes copies of data sets from an adapter's center; None where nothing can."""
     return getattr(adapter, "unstage", None)
+
+
+def runs_of(adapter: Adapter) -> Callable[[], Awaitable[Collection[RunId]]] | None:
+    """What lists the runs that live at an adapter's center; None where nothing does."""
+    return getattr(adapter, "runs", None)
 
 
 def meters_of(adapter: Adapter) -> Meters | None:

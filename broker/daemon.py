@@ -125,7 +125,9 @@ async def _adapter(module: str, connection: Connection) -> Adapter:
     return adapter
 
 
-def _factories() -> Mapping[str, AdapterFactory]:
+def factories() -> Mapping[str, AdapterFactory]:
+    """What opens an adapter, by the configuration's word."""
+
     def factory(module: str) -> AdapterFactory:
         return lambda connection: _adapter(module, connection)
 
@@ -201,7 +203,7 @@ class Daemon:
         drawn = base32(secrets.randbits(50), 10)
         installation = await store.write(accounts.setting, INSTALLATION, drawn)
         own = hop(settings.server.name, installation)
-        connections = Connections(_factories(), prefix=settings.server.name, desk=desk, broker=own)
+        connections = Connections(factories(), prefix=settings.server.name, desk=desk, broker=own)
         return Parts(
             store=store,
             installation=installation,

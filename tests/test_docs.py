@@ -28,6 +28,7 @@ from broker.cli.app import app
 from broker.config.platforms import PLATFORMS
 from broker.core.model import CenterId, JobState, RunState
 from broker.daemon import ADAPTERS
+from broker.store.checks import INVARIANTS
 from tests.pages import (
     CHINESE,
     ENGLISH,
@@ -248,6 +249,12 @@ def test_every_metric_is_listed(page: Path) -> None:
             exposed[name] = family.type
     rows = by_code(tables(page)["/metrics"])
     assert {name: cells[0] for name, cells in rows.items()} == exposed
+
+
+@pytest.mark.parametrize("page", both("operations.md"), ids=name_of)
+def test_every_invariant_is_listed(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [each.id for each in INVARIANTS if f"`{each.id}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", both("operations.md"), ids=name_of)

@@ -29,6 +29,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "broker.cli.tenants": ("tenant", "audit"),
     "broker.cli.vendor": ("doctor", "call", "aihub", "cecstack", "ampha"),
     "broker.cli.daemon": ("serve", "init", "check-config"),
+    "broker.cli.fsck": ("fsck",),
     "broker.cli.simulate": ("simulate",),
 }
 """The commands of each module, in the order of the help."""

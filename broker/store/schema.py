@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
@@ -28,6 +28,12 @@ def configuration() -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     return config
+
+
+def versions(connection: Connection) -> tuple[str | None, str | None]:
+    """The version that the database is at, and this program's."""
+    script = ScriptDirectory.from_config(configuration())
+    return MigrationContext.configure(connection).get_current_revision(), script.get_current_head()
 
 
 def upgrade(engine: Engine, file: Path | None) -> None:

@@ -49,7 +49,7 @@ class Store:
 
     def __init__(self, url: str, *, clock: Callable[[], int] = now_ms, max_batch: int = 256) -> None:
         self.clock = clock
-        self._url = _driver_url(url)
+        self._url = driver_url(url)
         self._max_batch = max_batch
         self._wakeups: dict[str, asyncio.Event] = {}
         self._engines: list[Engine] = []
@@ -66,7 +66,7 @@ class Store:
             self._read_engine = _engine(self._url, begin="DEFERRED", pool_size=READERS)
             self._engines.append(self._read_engine)
             await self._loop.run_in_executor(
-                self._readers, schema.upgrade, self._write_engine, _database_file(self._url)
+                self._readers, schema.upgrade, self._write_engine, database_file(self._url)
             )
         except BaseException as error:
             self._readers.shutdown(wait=False)
@@ -153,14 +153,14 @@ class Store:
         self._loop.call_soon_threadsafe(wake)
 
 
-def _driver_url(url: str) -> str:
+def driver_url(url: str) -> str:
     """SQLAlchemy's URL with our driver: sqlite3 of the standard library, or psycopg 3."""
     if url.startswith("postgresql://"):
         return "postgresql+psycopg://" + url.removeprefix("postgresql://")
     return url
 
 
-def _database_file(url: str) -> Path | None:
+def database_file(url: str) -> Path | None:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return None
@@ -171,7 +171,7 @@ def _database_file(url: str) -> Path | None:
 def _engine(url: str, *, begin: str, pool_size: int = 1) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
-    if (path := _database_file(url)) is not None:
+    if (path := database_file(url)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = create_engine(
         url,
