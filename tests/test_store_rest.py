@@ -336,6 +336,18 @@ async def test_numbers_go_on_after_events_are_forgotten(broker: Harness) -> None
     assert [e.seq for e in await broker.rows(Event)] == [newest, newest + 1]
 
 
+async def test_what_is_kept_has_no_gaps_though_the_clock_jumped(broker: Harness) -> None:
+    """The middle one is older by its time than the one before it."""
+    before_ms = broker.clock()
+    for jump_ms in (3_600_000, 0, 3_600_000):
+        broker.clock.now_ms = before_ms + jump_ms
+        await broker.submit()
+    kept = [e.seq for e in await broker.rows(Event) if e.at_ms > before_ms]
+    await broker.store.write(retention.forget_events, before_ms + 1)
+    left = [e.seq for e in await broker.rows(Event)]
+    assert left == list(range(kept[0], left[-1] + 1))
+
+
 # ---------------------------------------------------------------- schema
 
 

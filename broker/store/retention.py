@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import delete
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 
 from broker.core.model import JobState, RunId
 from broker.store import debts
@@ -14,9 +14,14 @@ _ENDED = [s.value for s in JobState if s.ended]
 
 
 def forget_events(tx: Tx, before_ms: int) -> int:
-    """Events older than a moment; returns how many.  The newest always stays: numbers go on from it."""
-    newest = select(Event.seq).order_by(col(Event.seq).desc()).limit(1).scalar_subquery()
-    old = delete(Event).where(col(Event.at_ms) < before_ms).where(col(Event.seq) < newest)
+    """Events before the first that is not older than a moment; returns how many.
+
+    By number, so that those which stay have no gaps, whatever the clock did.  The newest always stays:
+    numbers go on from it.
+    """
+    kept = select(func.min(Event.seq)).where(col(Event.at_ms) >= before_ms).scalar_subquery()
+    newest = select(func.max(Event.seq)).scalar_subquery()
+    old = delete(Event).where(col(Event.seq) < func.coalesce(kept, newest))
     return int(tx.session.execute(old).rowcount)  # type: ignore[attr-defined]
 
 
