@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test unit soak contract openapi lint types imports format lock install uninstall clean
+.PHONY: help demo test unit soak chaos contract openapi lint types imports format lock install uninstall clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ unit: $(READY) ## the test suite; more workers than processors, since real daemo
 
 soak: $(READY) ## 300 jobs through each emulated platform, 5 % of its calls faulty
 	BROKER_SOAK_JOBS=300 $(BIN)/pytest -n 0 tests/test_soak_*.py
+
+chaos: $(READY) ## the daemon killed a thousand times, at every point of its ways
+	$(BIN)/python -m tests.chaos --kills 1000
 
 contract: $(READY) ## a thousand made-up requests for each endpoint of the OpenAPI document
 	BROKER_CONTRACT_EXAMPLES=1000 $(BIN)/pytest -n 2 tests/test_contract.py

@@ -141,6 +141,7 @@ class Soak:
     works: Sequence[Work]
     image: str
     doubts_end: bool = True
+    patience_s: float = PATIENCE_S
     jobs: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     waiting: set[str] = field(default_factory=set)
@@ -153,8 +154,8 @@ class Soak:
         self._until_settled(alice, root)
         self.truth.calm()
         self._resolve(alice, root)
-        eventually("the platform is empty", lambda: not self.truth.alive(), within_s=PATIENCE_S)
-        eventually("nothing is owed", lambda: not self._owed(), within_s=PATIENCE_S)
+        eventually("the platform is empty", lambda: not self.truth.alive(), within_s=self.patience_s)
+        eventually("nothing is owed", lambda: not self._owed(), within_s=self.patience_s)
         final = {name: dict(alice.job(job)) for name, job in self.jobs.items()}
         assert self.broker.stop() == 0
         self._check(final)
@@ -186,7 +187,7 @@ class Soak:
         """
         to_stop = {w.name: w.stopped for w in self.works if w.stopped}
         doubtful: dict[str, float] = {}
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         while True:
             status = self._statuses(client)
             for name, when in list(to_stop.items()):
@@ -261,7 +262,7 @@ class Soak:
             elif found["runs"][-1]["state"] == "LOST" and found["runs"][-1]["taskId"] not in alive:
                 ran = found["runs"][-1]["taskId"] in started
                 root.resolve_job(job, {"ended": "FAILED"} if ran else {"neverRan": True})
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         while True:
             left = [name for name, seen in self._statuses(client).items() if seen not in ENDED]
             if not left:
