@@ -170,7 +170,10 @@ class Dispatch:
                 ref = RunRef(run, submission.job, submission.remote, submission.nodes)
                 await timed(center, "start", lambda: adapter.start(ref), timeout_s)
                 return Accepted(self._store.clock(), submission.remote)
-            spec = await self._run_spec(adapter, submission)
+            try:
+                spec = await self._run_spec(adapter, submission)
+            except StoreUnavailable as error:  # nothing has been sent: no doubt
+                raise Throttled(str(error), retry_after_s=RECORD_AGAIN_S) from error
             remote = await timed(center, "submit", lambda: adapter.submit(spec), timeout_s)
             return Accepted(self._store.clock(), remote, to_start=adapter.traits.two_phase_create)
         except Throttled:
@@ -192,10 +195,17 @@ class Dispatch:
         return SubmitRefused(self._store.clock(), kind, str(error))
 
     async def _unclaim(self, submission: Submission, not_before_ms: int) -> None:
+        """Give the call back, however long the store takes: a claim that nobody carries stays for ever."""
         with suppress(LostLease):  # the next leader puts it in doubt
-            await self._store.write(
-                outbox.unclaim, submission.run, epoch=self._lease.epoch, not_before_ms=not_before_ms
-            )
+            while True:
+                try:
+                    await self._store.write(
+                        outbox.unclaim, submission.run, epoch=self._lease.epoch, not_before_ms=not_before_ms
+                    )
+                    return
+                except StoreUnavailable as error:
+                    log.error("claim_not_given_back_yet", run=submission.run, error=str(error))
+                    await asyncio.sleep(RECORD_AGAIN_S)
 
     async def _run_spec(self, adapter: Adapter, submission: Submission) -> RunSpec:
         request = submission.request

@@ -26,7 +26,7 @@ from broker.connections import Connections
 from broker.core.model import Accuracy, CenterId, CenterState, JobId, Price, RemoteId
 from broker.core.resources import make_spec
 from broker.inventory import canonical, merged, prices_of
-from broker.store import LostLease, Store, StoreUnavailable, centers, outbox
+from broker.store import LostLease, Store, StoreUnavailable, centers, copies, outbox
 from broker.store.centers import NoSuchCenter
 from broker.supervise import loop
 from broker.tables import Center, Event, Outbox, Pool, Run
@@ -386,6 +386,48 @@ async def test_an_outcome_is_written_as_soon_as_the_store_can(tmp_path: Path) ->
             await broker.send()
         assert refused == 2
         assert await states(broker, job) == ["PENDING"]
+        assert len(broker.executions(job)) == 1
+
+
+async def test_a_claim_is_given_back_as_soon_as_the_store_can(tmp_path: Path) -> None:
+    """One that nobody carries would keep its job from everywhere until the daemon's end."""
+    async with harness(tmp_path, center("a")) as broker:
+        job = await broker.submit()
+        await broker.plan()
+        write, refused = Store.write, 0
+
+        async def flaky(self: Store, op: Any, /, *args: Any, **kwargs: Any) -> Any:
+            nonlocal refused
+            if op is outbox.unclaim and refused < 2:
+                refused += 1
+                raise StoreUnavailable("disk full")
+            return await write(self, op, *args, **kwargs)
+
+        broker.fakes[A].fail("submit", Fault.THROTTLED)
+        with patch.object(Store, "write", flaky), patch.object(dispatch, "RECORD_AGAIN_S", 0):
+            await broker.send()
+        assert refused == 2
+        assert [row.claimed_ms for row in await broker.rows(Outbox)] == [None]
+        await broker.pass_time(10)
+        assert len(broker.executions(job)) == 1
+
+
+async def test_what_could_not_be_read_before_the_call_is_no_doubt(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        job = await broker.submit()
+        await broker.plan()
+        read = Store.read
+
+        async def flaky(self: Store, query: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if query is copies.remotes:
+                raise StoreUnavailable("restarted")
+            return await read(self, query, *args, **kwargs)
+
+        with patch.object(Store, "read", flaky):
+            await broker.send()
+        assert await states(broker, job) == ["SUBMITTING"]
+        assert [row.claimed_ms for row in await broker.rows(Outbox)] == [None]
+        await broker.pass_time(10)
         assert len(broker.executions(job)) == 1
 
 
