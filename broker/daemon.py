@@ -26,9 +26,10 @@ from argon2 import PasswordHasher
 from broker import config as configuration
 from broker import service, telemetry
 from broker.adapter import Adapter, AdapterFactory, Connection
-from broker.api.app import application
+from broker.api.app import application, finish
 from broker.api.context import Context
 from broker.chores import Chores
+from broker.clock import ClockWatch
 from broker.collect import Collect
 from broker.companions import read_settings
 from broker.config import CenterSettings, ConfigError, Settings
@@ -69,6 +70,8 @@ IDENTITY = (
     *("region", "project_id", "user", "username", "access_key"),
 )
 """Connection and credential keys that say whose account at which platform a center is."""
+
+CLOCK_PERIOD_S = 1.0
 
 SIGNING_KEY = "signing_key"
 INSTALLATION = "installation"
@@ -344,6 +347,9 @@ class Daemon:
                 log.info("stopping")
                 service.stopping()
                 watcher.cancel()
+                for site in list(runner.sites):  # no new connections
+                    await site.stop()
+                await finish(runner.app, self._settings.server.shutdown_s)
                 await runner.cleanup()
                 await self._finish(parts)
         except BaseExceptionGroup as ended:
@@ -383,6 +389,7 @@ class Daemon:
             ("stage", parts.stage.once, COLLECT_PERIOD_S),
             ("reconcile", parts.reconcile.once, COLLECT_PERIOD_S),
             ("desk", parts.desk.once, COLLECT_PERIOD_S),
+            ("clock", ClockWatch(parts.store.clock).once, CLOCK_PERIOD_S),
             ("lease", parts.lease.renew, parts.lease.ttl_s / 3),
         ):
             loops.start(name, once, period_s)

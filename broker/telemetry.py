@@ -8,10 +8,28 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
+
+
+class Lines:
+    """A stream of log lines.  One that cannot be written (the disk under it is full) is counted and lost:
+    what the daemon does goes before what it tells."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: str) -> None:
+        try:
+            self._stream.write(line)
+            self._stream.flush()
+        except OSError:
+            LOG_LINES_LOST.inc()
+
+    def flush(self) -> None:
+        """Every line is flushed when it is written."""
 
 
 def configure(level: str = "info", *, json: bool = False) -> None:
@@ -31,7 +49,7 @@ def configure(level: str = "info", *, json: bool = False) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Lines(sys.stderr))),
         cache_logger_on_first_use=False,
     )
 
@@ -61,6 +79,10 @@ FORECAST_COVERAGE = Gauge(
     ["center", "spec"],
 )
 COMMITS = Counter("broker_store_commits", "Transactions that the writer has committed")
+STORE_WRITABLE = Gauge("broker_store_writable", "1 unless the last transaction was refused by the database")
+STORE_WRITABLE.set(1)
+LOG_LINES_LOST = Counter("broker_log_lines_lost", "Log lines that could not be written")
+CLOCK_JUMPS = Counter("broker_clock_jumps", "Times that the wall clock was set by more than some seconds")
 WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
 SERVICE_REQUESTS = Gauge("broker_service_requests", "Requests on their way to online services")
 DEBTS = Gauge("broker_debts", "Stops and deletions owed to centers that are due")

@@ -77,6 +77,7 @@ class DaemonProcess:
         self.config = folder / "broker.toml"
         self.log = folder / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.program = [sys.executable, "-m", "broker"]
         self.config.write_text(
             f"""\
 [server]
@@ -128,7 +129,7 @@ image = "local"
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "broker", "serve", "--config", str(self.config)],
+                [*self.program, "serve", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "A_SECRET_OF_THE_DAEMON": "hush"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
@@ -74,14 +75,21 @@ ROUTES: tuple[Route, ...] = (
 """Every route but the paths that platforms call; each stands beside its handler."""
 
 
+UNDER_WAY: web.AppKey[set[asyncio.Future[None]]] = web.AppKey("under_way", set)
+"""One for each request that is being answered; done with it."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
 def application(context: Context) -> web.Application:
     """The whole API.  Bodies are limited by their readers, not by aiohttp."""
     app = web.Application(
-        middlewares=[errors, cors.preflight, limits.shed, auth.authenticate, limits.throttle]
+        middlewares=[under_way, errors, cors.preflight, limits.shed, auth.authenticate, limits.throttle]
     )
     log_unreadable()
     app[CONTEXT] = context
     app[STOPPING] = asyncio.Event()
+    app[UNDER_WAY] = set()
     app[FORESIGHT] = Foresight(
         context.store,
         policies=context.policies,
@@ -114,6 +122,30 @@ def application(context: Context) -> web.Application:
     app.on_shutdown.append(_stop_waiting)
     app.on_cleanup.append(_close_parts)
     return app
+
+
+@web.middleware
+async def under_way(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keeps what is being answered, for `finish`."""
+    answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    request.app[UNDER_WAY].add(answered)
+    try:
+        return await handler(request)
+    finally:
+        request.app[UNDER_WAY].discard(answered)
+        answered.set_result(None)
+
+
+async def finish(app: web.Application, within_s: float) -> None:
+    """Tell streams to end and wait for the requests that are under way now.
+
+    To be called while connections are still read: once aiohttp shuts down, it drops what arrives, and an
+    upload would never get the rest of its body.
+    """
+    app[STOPPING].set()
+    answering = app[UNDER_WAY].copy()
+    if answering:
+        await asyncio.wait(answering, timeout=within_s)
 
 
 def _pattern(path: str) -> str:

@@ -30,7 +30,8 @@ async def readyz(request: web.Request) -> web.Response:
         known = await context.store.read(centers.list_centers)
     except StoreUnavailable as error:
         return wire.answer({"ready": False, "store": str(error), "centers": []}, status=503)
-    ready = context.ready() and all(wire.polled(center) for center in known)
+    trouble = context.store.trouble
+    ready = not trouble and context.ready() and all(wire.polled(center) for center in known)
     shown = [
         {
             "centerId": c.id,
@@ -41,7 +42,9 @@ async def readyz(request: web.Request) -> web.Response:
         }
         for c in known
     ]
-    return wire.answer({"ready": ready, "store": "ok", "centers": shown}, status=200 if ready else 503)
+    return wire.answer(
+        {"ready": ready, "store": trouble or "ok", "centers": shown}, status=200 if ready else 503
+    )
 
 
 async def metrics(request: web.Request) -> web.Response:

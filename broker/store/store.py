@@ -76,7 +76,11 @@ class Store:
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise StoreUnavailable(f"cannot open {self._url!r}: {reason}") from error
         self._writer = Writer(
-            self._write_engine, clock=self.clock, woken=self._on_commit, max_batch=self._max_batch
+            self._write_engine,
+            clock=self.clock,
+            woken=self._on_commit,
+            max_batch=self._max_batch,
+            guard=_same_file(database_file(self._url)),
         )
         self._writer.start()
         self._looks = Looks(self._readers, self._session)
@@ -135,6 +139,11 @@ class Store:
         return self._wakeups.setdefault(name, asyncio.Event())
 
     @property
+    def trouble(self) -> str:
+        """Why the database takes no writes at the moment, "" while it does."""
+        return self._writer.trouble
+
+    @property
     def backlog(self) -> int:
         """Writes that wait for the writer."""
         return self._writer.backlog
@@ -158,6 +167,26 @@ def driver_url(url: str) -> str:
     if url.startswith("postgresql://"):
         return "postgresql+psycopg://" + url.removeprefix("postgresql://")
     return url
+
+
+def _same_file(path: Path | None) -> Callable[[], None]:
+    """Raises StoreUnavailable while the file that was opened is not there any more, or another one is:
+    SQLite would go on writing into a file that nobody finds again."""
+    if path is None:
+        return lambda: None
+    opened = path.stat()
+
+    def check() -> None:
+        try:
+            there = path.stat()
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the database file {path} is gone: {error.strerror}; put it back"
+            ) from error
+        if (there.st_dev, there.st_ino) != (opened.st_dev, opened.st_ino):
+            raise StoreUnavailable(f"the database file {path} was replaced: restart the daemon to use it")
+
+    return check
 
 
 def database_file(url: str) -> Path | None:

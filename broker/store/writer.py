@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import Session, col, select
 
 from broker.tables import Counter, Event, Lease
-from broker.telemetry import COMMITS
+from broker.telemetry import COMMITS, STORE_WRITABLE, log
 
 LEADER = "leader"
 EVENTS = "events"
@@ -103,7 +103,11 @@ class _Write:
 
 
 class Writer:
-    """The thread.  `woken` is called in it after a commit with the names of the loops to wake."""
+    """The thread.  `woken` is called in it after a commit with the names of the loops to wake, `guard`
+    before a transaction: it raises StoreUnavailable when what would be written is lost.
+
+    `trouble` is why the database refused the last transaction, "" while it takes them.
+    """
 
     def __init__(
         self,
@@ -112,7 +116,10 @@ class Writer:
         clock: Callable[[], int],
         woken: Callable[[Iterable[str]], None],
         max_batch: int = 256,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
+        self.trouble = ""
+        self._guard = guard
         self._engine = engine
         self._clock = clock
         self._woken = woken
@@ -160,7 +167,9 @@ class Writer:
                 return
 
     def _commit(self, batch: list[_Write]) -> None:
+        trouble = ""
         try:
+            self._guard()
             try:
                 answers, woken = self._together(batch)
             except OperationalError:
@@ -171,10 +180,15 @@ class Writer:
             gone = StoreUnavailable(f"the database refused the transaction: {error.orig}")
             gone.__cause__ = error
             answers, woken = [gone] * len(batch), set()
+            trouble = str(gone)
+        except StoreUnavailable as error:
+            answers, woken = [error] * len(batch), set()
+            trouble = str(error)
         except Exception as error:  # whatever it is, the thread must live and the callers must know
             answers, woken = [error] * len(batch), set()
         else:
             COMMITS.inc()
+        self._tell(trouble)
         for write, answer in zip(batch, answers, strict=True):
             if isinstance(answer, BaseException):
                 write.done.set_exception(answer)
@@ -182,6 +196,14 @@ class Writer:
                 write.done.set_result(answer)
         if woken:
             self._woken(woken)
+
+    def _tell(self, trouble: str) -> None:
+        if trouble and not self.trouble:
+            log.error("store_not_writable", error=trouble)
+        elif self.trouble and not trouble:
+            log.info("store_writable_again")
+        self.trouble = trouble
+        STORE_WRITABLE.set(not trouble)
 
     def _together(self, batch: list[_Write]) -> tuple[list[Any], set[str]]:
         """All in one transaction; any error but Rejected undoes all of them."""
