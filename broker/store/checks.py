@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """`query` selects subject and detail of what breaks it; it may use :now_ms and :quiet_ms."""
+    """`query` selects subject and detail of what breaks it; it may use :quiet_before_ms."""
 
     id: str
     advice: str
@@ -151,7 +151,7 @@ INVARIANTS = (
         """SELECT o.run_id, 'claimed in epoch ' || o.epoch || ', and epoch ' || l.epoch || ' leads'
         FROM outbox o
         JOIN lease l ON l.name = 'leader' WHERE o.claimed_ms IS NOT NULL AND o.epoch <> l.epoch
-        AND l.holder <> '' AND o.claimed_ms < :now_ms - :quiet_ms""",
+        AND l.holder <> '' AND o.claimed_ms < :quiet_before_ms""",
     ),
     Invariant(
         "start-unexplained",
@@ -275,7 +275,7 @@ def check(session: Session, now_ms: int) -> list[Finding]:
     if damaged := _file(session):
         return damaged
     found = [*_indexes(session), *_foreign_keys(session)]
-    values = {"now_ms": now_ms, "quiet_ms": QUIET_MS}
+    values = {"quiet_before_ms": now_ms - QUIET_MS}
     for each in INVARIANTS:
         query = text(each.query)
         rows = session.execute(query, {key: values[key] for key in values if f":{key}" in each.query})
