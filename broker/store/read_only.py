@@ -43,7 +43,8 @@ def look(url: str, query: Callable[[Session], T]) -> T:
                 )
             return query(session)
     except DBAPIError as error:
-        raise StoreUnavailable(f"cannot read {url!r}: {error.orig}") from error
+        shown = make_url(url).render_as_string(hide_password=True)
+        raise StoreUnavailable(f"cannot read {shown!r}: {error.orig}") from error
     finally:
         engine.dispose()
 
