@@ -21,7 +21,7 @@ from broker.fsck import check_centers, check_store
 from broker.store.checks import Finding
 from tests.chaos.process import PATIENCE_S, KilledDaemon, Launcher
 from tests.chaos.sites import STAGES, Stage
-from tests.daemon_process import DaemonProcess
+from tests.daemon_process import DaemonProcess, eventually
 from tests.soak import ENDED, Soak, Work
 
 POINTS = 150
@@ -62,7 +62,8 @@ def works(stage: Stage, seed: int) -> list[Work]:
     draw = random.Random(seed)
 
     def work(name: str, *, size: int = 0, run_s: int = 0, **more: object) -> Work:
-        plain = {"exit_code": 0, "retries": 0, "priority": "normal", "vip": False, "stopped": "", "nodes": 1}
+        # high jobs are nobody's victims: a failure while a stop is under way counts as stopped
+        plain = {"exit_code": 0, "retries": 0, "priority": "high", "vip": False, "stopped": "", "nodes": 1}
         return Work(name=name, size=size, run_s=run_s or draw.randint(2, 12), **(plain | more))  # type: ignore[arg-type]
 
     low = [
@@ -73,7 +74,7 @@ def works(stage: Stage, seed: int) -> list[Work]:
         work("quick"),
         work("fails", exit_code=3, retries=1),
         work("unwanted", stopped="waiting"),
-        work("stopped", run_s=2400, stopped="running", priority="high"),
+        work("stopped", run_s=2400, stopped="running"),
     ]
     if stage.site.gangs:
         others.append(work("gang", nodes=2))
@@ -92,6 +93,7 @@ class Chaos(Soak):
 
     def _submit(self, client: Client) -> None:
         specs = self._specs(client)
+        eventually("images are known", lambda: self._image_known(client), within_s=self.patience_s)
         low = [work.name for work in self.works if work.priority == "low"]
         for work in self.works:
             if work.name not in low:
@@ -107,6 +109,10 @@ class Chaos(Soak):
             }
             body = {"jobName": work.name, "config": config}
             self.jobs[work.name] = str(client.create_job(body, key=work.name)["metadata"]["id"])
+
+    def _image_known(self, client: Client) -> bool:
+        """Specs and images come with the same poll, in transactions of their own."""
+        return any(image["imageId"] == self.image for image in client.images()["images"])
 
     def _until_runs(self, client: Client, names: Sequence[str]) -> None:
         """Until one of them has a node, so that there is somebody to preempt."""
