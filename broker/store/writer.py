@@ -20,6 +20,7 @@ from sqlalchemy import Engine, insert, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import Session, col, select
 
+from broker.store.notices import Notices
 from broker.tables import Counter, Event, Lease
 from broker.telemetry import COMMITS
 
@@ -112,8 +113,10 @@ class Writer:
         clock: Callable[[], int],
         woken: Callable[[Iterable[str]], None],
         max_batch: int = 256,
+        notices: Notices | None = None,
     ) -> None:
         self._engine = engine
+        self._notices = notices
         self._clock = clock
         self._woken = woken
         self._max_batch = max_batch
@@ -195,6 +198,7 @@ class Writer:
                     answers.append(refusal)
             session.flush()
             _number(tx)
+            self._tell(tx)
         return answers, tx.woken
 
     def _apart(self, batch: list[_Write]) -> tuple[list[Any], set[str]]:
@@ -216,7 +220,13 @@ class Writer:
                     tx.woken, tx._epoch = woken, epoch
                     answers.append(error)
                 tx.events.clear()
+            self._tell(tx)
         return answers, tx.woken
+
+    def _tell(self, tx: Tx) -> None:
+        """Other processes' loops are woken by the commit, too."""
+        if tx.woken and self._notices is not None:
+            self._notices.send(tx.session, tx.woken)
 
 
 def _number(tx: Tx) -> None:
