@@ -61,6 +61,7 @@ FORECAST_COVERAGE = Gauge(
     ["center", "spec"],
 )
 COMMITS = Counter("broker_store_commits", "Transactions that the writer has committed")
+LEADS = Gauge("broker_leader", "1 while this daemon schedules and talks to centers, 0 on a standby")
 WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
 SERVICE_REQUESTS = Gauge("broker_service_requests", "Requests on their way to online services")
 DEBTS = Gauge("broker_debts", "Stops and deletions owed to centers that are due")

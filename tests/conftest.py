@@ -24,15 +24,18 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test of a module marked `both_databases` runs on each, unless it is `sqlite_only(why)`."""
+    """A test of a module marked `both_databases` runs on each, unless it is `sqlite_only(why)`;
+    one marked `on_postgresql` on that alone."""
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
     if "both_databases" in marks and "sqlite_only" not in marks:
         metafunc.parametrize("database_kind", KINDS, indirect=True)
+    elif "on_postgresql" in marks:
+        metafunc.parametrize("database_kind", ["postgresql"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def database_kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The kind of database of this test's stores; SQLite unless it is marked `both_databases`."""
+    """The kind of database of this test's stores; SQLite unless marks say otherwise."""
     kind = getattr(request, "param", KINDS[0])
     CURRENT.begin(kind)
     yield kind

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import uuid4
 
-from tests import postgres
+from tests import postgres, sqlite_files
 
 KINDS = ("sqlite", "postgresql")
 
@@ -40,9 +40,9 @@ class Databases:
         self._kind = KINDS[0]
 
     def url(self, folder: Path, *, empty: bool = False) -> str:
-        """The store's URL.  A PostgreSQL database has the newest schema already unless `empty`."""
+        """The store's URL.  Unless `empty`, the database has the newest schema already."""
         if not self.postgresql:
-            return f"sqlite:///{folder / 'broker.db'}"
+            return f"sqlite:///{folder / sqlite_files.NAME}" if empty else sqlite_files.url(folder)
         server = postgres.server()
         if folder not in self._made:
             name = f"test_{uuid4().hex}"

@@ -69,7 +69,7 @@ class Server:
     """A running server.  As root it runs as `nobody`: PostgreSQL refuses root."""
 
     def __init__(self) -> None:
-        binaries = _binaries()
+        self.binaries = _binaries()
         self.folder = Path(tempfile.mkdtemp(prefix="broker-pg-", dir="/tmp"))
         as_user: list[str] = []
         if os.geteuid() == 0:
@@ -78,13 +78,13 @@ class Server:
             as_user = [f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
         # The server must not outlive tests that are killed.
         self._prefix = ["setpriv", *as_user, "--pdeathsig", "INT", "--"]
-        self._program = binaries / "postgres"
+        self._program = self.binaries / "postgres"
         self._data = self.folder / "data"
         self._log = self.folder / "log"
         try:
             login = ["-U", USER, "-A", "trust"]
             shape = ["-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]
-            self._run([binaries / "initdb", "-D", self._data, *login, *shape])
+            self._run([self.binaries / "initdb", "-D", self._data, *login, *shape])
             self.start()
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)

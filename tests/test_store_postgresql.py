@@ -1,0 +1,150 @@
+"""What is PostgreSQL's alone: several writers, notices between daemons, a server that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlmodel import select
+
+from broker.store import Store, StoreUnavailable, Tx, accounts
+from broker.store import store as store_module
+from broker.store.writer import EVENTS
+from broker.tables import Event, Setting
+from tests import postgres
+from tests.databases import database
+from tests.test_store_writer import Gate
+
+pytestmark = pytest.mark.on_postgresql
+
+PATIENCE_S = 60
+
+
+async def opened(folder: Path, stack: AsyncExitStack, *, empty: bool = False) -> Store:
+    store = Store(database(folder, empty=empty))
+    await store.open()
+    stack.push_async_callback(store.close)
+    return store
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[Store, Store]]:
+    """The stores of two daemons on one database, both listening."""
+    async with AsyncExitStack() as stack:
+        stores = await opened(tmp_path, stack), await opened(tmp_path, stack)
+        for store in stores:
+            await listening(store)
+        yield stores
+
+
+async def listening(store: Store) -> None:
+    """Wait until the store listens: then it wakes everybody, because it may have missed something."""
+    await woken(store, "listening")
+
+
+async def woken(store: Store, name: str) -> None:
+    await asyncio.wait_for(store.wakeup(name).wait(), PATIENCE_S)
+    store.wakeup(name).clear()
+
+
+def waking(*names: str) -> Any:
+    return lambda tx: tx.wake(*names)
+
+
+async def test_a_commit_wakes_the_loops_and_streams_of_other_daemons(pair: tuple[Store, Store]) -> None:
+    one, other = pair
+    await one.write(waking("cycle", "track:" + "a" * 3000, "track:" + "b" * 3000))
+    await woken(other, "cycle")
+    await woken(other, "track:" + "a" * 3000)
+    await woken(other, "track:" + "b" * 3000)
+    await other.write(lambda tx: tx.event("something"))
+    await woken(one, EVENTS)
+
+
+async def test_a_store_is_not_woken_twice_by_its_own_commit(pair: tuple[Store, Store]) -> None:
+    one, other = pair
+    await one.write(waking("cycle"))
+    await woken(one, "cycle")
+    await other.write(waking("later"))  # comes after the notice of the commit above
+    await woken(one, "later")
+    assert not one.wakeup("cycle").is_set()
+
+
+async def test_a_listener_that_was_cut_off_wakes_everybody_and_listens_again(
+    pair: tuple[Store, Store],
+) -> None:
+    one, other = pair
+    waits = other.wakeup("cycle")
+    assert not waits.is_set()
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+    await one.read(lambda session: session.execute(text(cut)).all())
+    await woken(other, "cycle")  # nobody asked for it: what came meanwhile is not known
+    await one.write(waking("dispatch"))
+    await woken(other, "dispatch")
+
+
+async def test_writers_of_several_daemons_lose_no_update_without_row_locks(pair: tuple[Store, Store]) -> None:
+    def increment(tx: Tx) -> None:
+        row = tx.session.exec(select(Setting).where(Setting.name == "n")).one()
+        row.value = str(int(row.value) + 1)
+        tx.session.add(row)
+        tx.event("incremented")
+
+    await pair[0].write(accounts.setting, "n", "0")
+
+    async def some(store: Store) -> None:
+        for _ in range(30):
+            await store.write(increment)
+
+    await asyncio.gather(*(some(store) for store in pair for _ in range(2)))
+    assert await pair[0].write(accounts.setting, "n", "") == "120"
+    numbers = await pair[1].read(lambda session: session.exec(select(Event.seq).order_by(Event.seq)).all())
+    assert numbers == list(range(1, 121))
+
+
+async def test_a_writer_that_is_stopped_in_a_transaction_keeps_nobody_from_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "IDLE_S", 1)
+    async with AsyncExitStack() as stack:
+        stopped, other = await opened(tmp_path, stack), await opened(tmp_path, stack)
+        gate = Gate(stopped)
+        await gate.shut()
+        assert await other.write(accounts.setting, "n", "1") == "1"
+        with pytest.raises(StoreUnavailable):
+            await gate.open()
+        assert await stopped.write(accounts.setting, "n", "2") == "1"
+
+
+async def test_a_server_that_goes_away_and_comes_back(pair: tuple[Store, Store]) -> None:
+    one, other = pair
+    server = postgres.server()
+    server.stop()
+    try:
+        with pytest.raises(StoreUnavailable):
+            await one.write(waking("cycle"))
+        with pytest.raises(StoreUnavailable):
+            await one.read(accounts.count_accounts)
+    finally:
+        server.start()
+    other.wakeup("cycle").clear()
+    await woken(other, "cycle")  # it listens again
+    await one.write(waking("dispatch"))
+    await woken(other, "dispatch")
+
+
+async def test_daemons_that_start_together_make_the_schema_once(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        stores = await asyncio.gather(*(opened(tmp_path, stack, empty=True) for _ in range(3)))
+        await stores[0].write(accounts.setting, "n", "1")
+        assert await stores[2].write(accounts.setting, "n", "") == "1"
+
+
+async def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="does not exist"):
+        await Store(postgres.server().url("nowhere")).open()
