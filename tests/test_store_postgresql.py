@@ -148,3 +148,10 @@ async def test_daemons_that_start_together_make_the_schema_once(tmp_path: Path) 
 async def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="does not exist"):
         await Store(postgres.server().url("nowhere")).open()
+
+
+async def test_a_password_in_the_url_is_not_shown() -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        await Store("postgresql://someone:secret@/nowhere?host=/nowhere").open()
+    assert "someone:***@" in str(caught.value)
+    assert "secret" not in str(caught.value)

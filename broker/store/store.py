@@ -81,10 +81,13 @@ class Store:
         except BaseException as error:
             self._readers.shutdown(wait=False)
             self._dispose()
-            if not isinstance(error, DBAPIError | OSError):
+            if not isinstance(error, DBAPIError | OSError | ModuleNotFoundError):
                 raise
-            reason = error.orig if isinstance(error, DBAPIError) else error
-            raise StoreUnavailable(f"cannot open {self._url!r}: {reason}") from error
+            reason: object = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(error, ModuleNotFoundError):
+                reason = f"{error}; PostgreSQL needs the extra of that name: pip install 'psycopg[binary]'"
+            shown = make_url(self._url).render_as_string(hide_password=True)
+            raise StoreUnavailable(f"cannot open {shown!r}: {reason}") from error
         notices = Notices(self._url) if self._write_engine.dialect.name == "postgresql" else None
         self._writer = Writer(
             self._write_engine,
