@@ -86,8 +86,7 @@ def test_a_killed_leader_is_followed_and_nothing_runs_twice(tmp_path: Path) -> N
         assert [job["status"] for job in ended] == ["SUCCEEDED"] * len(jobs)
         began = marks.read_text().split()
         assert len(began) == len(set(began)) == len(jobs), "each job ran once"
-        for job in ended:
-            assert sum(run["taskId"] in began for run in job["runs"]) == 1
+        assert all(sum(run["taskId"] in began for run in job["runs"]) == 1 for job in ended)
 
 
 def test_a_leader_that_is_stopped_and_wakes_is_a_standby(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,15 +11,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlmodel import select
+from sqlmodel import col, select
 
-from broker.store import Store, StoreUnavailable, Tx, accounts
+from broker.store import LostLease, Store, StoreUnavailable, Tx, accounts, lease
 from broker.store import store as store_module
 from broker.store.writer import EVENTS
 from broker.tables import Event, Setting
 from tests import postgres
 from tests.databases import database
-from tests.test_store_writer import Gate
 
 pytestmark = pytest.mark.on_postgresql
 
@@ -27,6 +27,7 @@ PATIENCE_S = 60
 
 async def opened(folder: Path, stack: AsyncExitStack, *, empty: bool = False) -> Store:
     store = Store(database(folder, empty=empty))
+    store.wakeup("listening")  # before it listens: only who waits is woken
     await store.open()
     stack.push_async_callback(store.close)
     return store
@@ -103,22 +104,55 @@ async def test_writers_of_several_daemons_lose_no_update_without_row_locks(pair:
 
     await asyncio.gather(*(some(store) for store in pair for _ in range(2)))
     assert await pair[0].write(accounts.setting, "n", "") == "120"
-    numbers = await pair[1].read(lambda session: session.exec(select(Event.seq).order_by(Event.seq)).all())
+    numbers = await pair[1].read(
+        lambda session: session.exec(select(Event.seq).order_by(col(Event.seq))).all()
+    )
     assert numbers == list(range(1, 121))
 
 
-async def test_a_writer_that_is_stopped_in_a_transaction_keeps_nobody_from_writing(
+async def test_a_leader_that_is_stopped_in_a_write_keeps_nobody_waiting_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "IDLE_S", 1)
+    begun, wakes = threading.Event(), threading.Event()
     async with AsyncExitStack() as stack:
         stopped, other = await opened(tmp_path, stack), await opened(tmp_path, stack)
-        gate = Gate(stopped)
-        await gate.shut()
-        assert await other.write(accounts.setting, "n", "1") == "1"
-        with pytest.raises(StoreUnavailable):
-            await gate.open()
-        assert await stopped.write(accounts.setting, "n", "2") == "1"
+        epoch = await stopped.write(lease.acquire, "one", 0.1)
+        assert epoch is not None
+
+        def write(tx: Tx) -> None:
+            tx.fence(epoch)
+            begun.set()
+            assert wakes.wait(PATIENCE_S)
+            tx.event("late")
+
+        late = asyncio.ensure_future(stopped.write(write))
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        assert await other.write(lease.acquire, "other", 15) == epoch + 1
+        wakes.set()
+        with pytest.raises((LostLease, StoreUnavailable)):
+            await late
+        kinds = await other.read(lambda session: session.exec(select(Event.kind)).all())
+        assert kinds == ["lease.acquired"] * 2
+
+
+async def test_a_lease_ends_by_the_clock_of_the_database(tmp_path: Path) -> None:
+    """Whatever the clocks of its daemons say."""
+    async with AsyncExitStack() as stack:
+        one = Store(database(tmp_path), clock=lambda: 0)
+        other = Store(database(tmp_path), clock=lambda: 2**50)
+        for store in (one, other):
+            await store.open()
+            stack.push_async_callback(store.close)
+        assert await one.write(lease.acquire, "one", 3600) == 1
+        assert await other.write(lease.acquire, "other", 3600) is None
+        held = await other.read(lease.held, 2**50)
+        assert held.holder == "one"
+        assert 0 < held.left_ms <= 3_600_000
+        await one.write(lease.renew, "one", 1, 0)
+        assert await other.write(lease.acquire, "other", 3600) == 2
+        with pytest.raises(LostLease):
+            await one.write(lease.renew, "one", 1, 3600)
 
 
 async def test_a_server_that_goes_away_and_comes_back(pair: tuple[Store, Store]) -> None:

@@ -69,6 +69,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Harness]:
 # ---------------------------------------------------------------- lease
 
 
+@pytest.mark.sqlite_only("moves this host's clock; PostgreSQL's own counts: test_store_postgresql.py")
 async def test_one_leads_at_a_time(broker: Harness) -> None:
     epoch = broker.lease.epoch
     take = broker.store.write
