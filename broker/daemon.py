@@ -312,8 +312,8 @@ class Daemon:
             service.ready(self._status())
 
     def _status(self) -> str:
-        role = "leads" if self._leading is not None else "stands by"
-        return f"at {self._settings.server.public_url}, {len(self._settings.centers)} centers, {role}"
+        role = "" if self._leading is not None else ", standing by"
+        return f"at {self._settings.server.public_url}, {len(self._settings.centers)} centers{role}"
 
     async def _reload(self) -> None:
         """Apply the file anew; a file with errors changes nothing."""

@@ -117,7 +117,7 @@ def test_an_orderly_end_hands_over_at_once_and_a_standby_says_what_it_cannot(tmp
         with pytest.raises(RequestFailed, match="this daemon is a standby"):
             second.client("root").call_center("one", "GET", "/")
         reader = second.client("alice")
-        done = create(reader, "read at the standby", 'echo told; echo 42 > "$BROKER_OUTPUT_DIR/answer.txt"')
+        done = create(reader, "read-at-the-standby", 'echo told; echo 42 > "$BROKER_OUTPUT_DIR/answer.txt"')
         assert wait(reader, done)["status"] == "SUCCEEDED"
         assert b"".join(reader.logs(done)) == b"told\n"
         (answer,) = reader.download(done, tmp_path / "results")
