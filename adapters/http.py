@@ -42,7 +42,7 @@ from yarl import URL
 from adapters.breaker import Breaker, BreakerOpen
 from adapters.pace import Pace
 from adapters.redaction import Redaction
-from adapters.sent import RETRY_AFTER_S, Line, NotSent, watched
+from adapters.sent import RETRY_AFTER_S, Line, NotSent, may_leave, watched
 from adapters.session import LOGGING_IN, LoggedIn, Session, SessionExpired
 from adapters.values import parse_json
 from broker import __version__
@@ -265,6 +265,7 @@ class Http:
             await self._pace.turn()
             async with self._slots:
                 # 3. the request and its answer
+                may_leave(request.operation, effect=request.effect)
                 answered = False
                 async with self._send(request, used, line) as response:
                     answered = response.status not in _GATEWAY

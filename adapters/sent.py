@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from broker.adapter import Throttled, Unavailable
+from broker.adapter import MAY_CALL, Throttled, Unavailable
 
 RETRY_AFTER_S = 5.0
 """After a call that was not sent, and after HTTP 429 without Retry-After."""
@@ -27,6 +27,14 @@ class NotSent(Throttled):
 
     def __init__(self, message: str, *, retry_after_s: float = RETRY_AFTER_S) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
+
+
+def may_leave(what: str, *, effect: bool) -> None:
+    """Right before a request.  Raises NotSent, or Unavailable without an effect, once this daemon does
+    not lead."""
+    if not MAY_CALL.get()():
+        text = f"{what}: not sent, the lease has run out"
+        raise NotSent(text) if effect else Unavailable(text)
 
 
 @contextmanager

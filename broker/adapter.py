@@ -12,6 +12,7 @@ runs from what it reports.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, cast
@@ -68,6 +69,11 @@ class Refused(AdapterError):
 
 class Unsupported(AdapterError):
     """The platform has no such function; the call had no effect."""
+
+
+MAY_CALL: ContextVar[Callable[[], bool]] = ContextVar("may_call", default=lambda: True)
+"""Whether this daemon still leads: asked before each call, and again before each request of it leaves,
+because a process may be stopped anywhere in between and wake when another leads."""
 
 
 class Lookup(StrEnum):

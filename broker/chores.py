@@ -60,7 +60,8 @@ class Chores:
 
     async def stop(self) -> None:
         """Take no more; wait for a chore under way (APScheduler's own shutdown does not)."""
-        self._calendar.shutdown(wait=False)
+        if self._calendar.running:
+            self._calendar.shutdown(wait=False)
         if self._running:
             await asyncio.wait(set(self._running))
 

@@ -11,7 +11,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
-from broker.adapter import Adapter, AdapterError, AdapterFactory, Connection, Desk, Unavailable
+from broker.adapter import (
+    MAY_CALL,
+    Adapter,
+    AdapterError,
+    AdapterFactory,
+    Connection,
+    Desk,
+    Throttled,
+    Unavailable,
+)
 from broker.config import CenterSettings
 from broker.core.model import CenterId
 from broker.telemetry import CALLS, log
@@ -113,9 +122,12 @@ class Connections:
 async def timed(center: CenterId, call: str, make: Callable[[], Awaitable[T]], timeout_s: float) -> T:
     """Make one call with a deadline, and record how long it took and how it ended.
 
-    Raises TimeoutError, and what the call raises: an adapter may answer its cancellation with the news
-    that nothing was sent.  A caller that is itself cancelled meanwhile is told so all the same.
+    Raises Throttled once this daemon does not lead, TimeoutError, and what the call raises: an adapter may
+    answer its cancellation with the news that nothing was sent.  A caller that is itself cancelled
+    meanwhile is told so all the same.
     """
+    if not MAY_CALL.get()():
+        raise Throttled(f"{call}: not sent, the lease has run out", retry_after_s=1.0)
     started = asyncio.get_running_loop().time()
     outcome = "ok"
     task = asyncio.current_task()

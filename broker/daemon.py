@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -25,34 +25,22 @@ from argon2 import PasswordHasher
 
 from broker import config as configuration
 from broker import service, telemetry
-from broker.adapter import Adapter, AdapterFactory, Connection
+from broker.adapter import MAY_CALL, Adapter, AdapterFactory, Connection, Unavailable
 from broker.api.app import application, finish
 from broker.api.context import Context
-from broker.chores import Chores
-from broker.clock import ClockWatch
-from broker.collect import Collect
 from broker.companions import read_settings
 from broker.config import CenterSettings, ConfigError, Settings
-from broker.connections import Connections
 from broker.core.hops import hop
 from broker.core.identity import base32
-from broker.core.model import Role, Spec
+from broker.core.model import CenterId, Role, Spec
 from broker.core.policy import PolicySet
 from broker.core.problem import class_key
 from broker.core.resources import Catalogue, spec_id
-from broker.cycle import Cycle
-from broker.desk import MemoryDesk
-from broker.dispatch import Dispatch
 from broker.files import DataDirectory
 from broker.interpreter import take_turns
 from broker.leader import Lease
-from broker.loops import COLLECT_PERIOD_S, DISPATCH_PERIOD_S, Loops
-from broker.mirror import Mirror
-from broker.reconcile import Reconcile
-from broker.stage import Stage
-from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts, centers, outbox, purses, runs
-from broker.store.centers import CenterEntry
-from broker.store.purses import Billing
+from broker.leading import Leading, Shared
+from broker.store import LostLease, Rejected, Store, StoreUnavailable, accounts, runs
 from broker.store.schema import SchemaTooNew
 from broker.telemetry import log
 
@@ -64,14 +52,6 @@ ADAPTERS = {
     "tai123": "adapters.tai123",
 }
 """Modules with a `connect(connection)`, by the configuration's word; loaded when first used."""
-
-IDENTITY = (
-    *("work_dir", "base_url", "endpoint", "user_url", "url", "kubeconfig", "context", "namespace"),
-    *("region", "project_id", "user", "username", "access_key"),
-)
-"""Connection and credential keys that say whose account at which platform a center is."""
-
-CLOCK_PERIOD_S = 1.0
 
 SIGNING_KEY = "signing_key"
 INSTALLATION = "installation"
@@ -149,24 +129,6 @@ def _platform_paths(configured: Iterable[CenterSettings]) -> tuple[tuple[str, st
     return tuple(sorted(found))
 
 
-@dataclass(slots=True)
-class Parts:
-    """What one running daemon is made of."""
-
-    store: Store
-    installation: str
-    files: DataDirectory
-    lease: Lease
-    connections: Connections
-    cycle: Cycle
-    dispatch: Dispatch
-    collect: Collect
-    stage: Stage
-    reconcile: Reconcile
-    desk: MemoryDesk
-    chores: Chores
-
-
 class Daemon:
     """One run of the service, from the open store to the closed one."""
 
@@ -178,6 +140,7 @@ class Daemon:
         self._policies = policies
         self._embedded = embedded
         self._stopping = asyncio.Event()
+        self._leading: Leading | None = None
         self._started = False
 
     async def run(self, *, alone: bool) -> int:
@@ -185,72 +148,37 @@ class Daemon:
         store = Store(self._settings.store.url, max_batch=self._settings.store.commit_batch)
         await store.open()
         try:
-            parts = await self._build(store)
-            key = await self._prepare(parts, alone=alone)
-            runner = await self._listen(parts, key)
+            installation, key = await self._prepare(store)
+            shared = self._share(store, installation)
+            runner = await self._listen(shared, installation, key)
             try:
-                return await self._work(parts, runner)
+                return await self._work(shared, runner, alone=alone)
             finally:
-                await runner.cleanup()
-                await parts.connections.aclose()
+                await self._close(runner)
         finally:
             await store.close()
 
-    async def _build(self, store: Store) -> Parts:
-        settings = self._settings
-        files = DataDirectory(settings.store.data_dir)
-        files.create()
-        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        lease = Lease(store, holder=holder, ttl_s=settings.scheduler.lease_s)
-        desk = MemoryDesk(store=store, catalogue=self._catalogue, zone=settings.server.zone)
+    async def _prepare(self, store: Store) -> tuple[str, bytes]:
+        """What the installation is known by among brokers, and the key that signs its links."""
         drawn = base32(secrets.randbits(50), 10)
         installation = await store.write(accounts.setting, INSTALLATION, drawn)
-        own = hop(settings.server.name, installation)
-        connections = Connections(factories(), prefix=settings.server.name, desk=desk, broker=own)
-        return Parts(
-            store=store,
-            installation=installation,
-            files=files,
-            lease=lease,
-            connections=connections,
-            cycle=Cycle(
-                store=store,
-                lease=lease,
-                mirror=Mirror(),
-                policies=self._policies,
-                catalogue=self._catalogue,
-                zone=settings.server.zone,
-                solve_limit_s=settings.scheduler.solve_limit_s,
-                learn=settings.scheduler.learn_run_times,
-            ),
-            dispatch=Dispatch(
-                store=store,
-                lease=lease,
-                connections=connections,
-                concurrency=settings.scheduler.dispatch_concurrency,
-            ),
-            collect=Collect(store=store, lease=lease, connections=connections, files=files),
-            stage=Stage(store=store, lease=lease, connections=connections, files=files),
-            desk=desk,
-            reconcile=Reconcile(store=store, lease=lease, connections=connections),
-            chores=Chores(store=store, lease=lease, files=files, settings=settings.store),
-        )
-
-    async def _prepare(self, parts: Parts, *, alone: bool) -> bytes:
-        """Bring the store in line with the configuration and take the lead; the signing key."""
-        store = parts.store
         key = await store.write(accounts.setting, SIGNING_KEY, secrets.token_hex(32))
         await store.write(runs.fix_prefix, self._settings.server.name)
         if await store.read(accounts.count_accounts) == 0:
             await self._first_account(store)
-        while not await parts.lease.acquire(alone=alone):
-            log.info("waiting_for_lease")
-            await asyncio.sleep(parts.lease.ttl_s / 3)
-        doubtful = await store.write(outbox.doubt_unfinished, epoch=parts.lease.epoch)
-        if doubtful:
-            log.warning("submissions_in_doubt", runs=doubtful)
-        await self._configure(parts)
-        return bytes.fromhex(key)
+        return installation, bytes.fromhex(key)
+
+    def _share(self, store: Store, installation: str) -> Shared:
+        files = DataDirectory(self._settings.store.data_dir)
+        files.create()
+        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        return Shared(
+            store=store,
+            lease=Lease(store, holder=holder, ttl_s=self._settings.scheduler.lease_s),
+            files=files,
+            catalogue=self._catalogue,
+            own=hop(self._settings.server.name, installation),
+        )
 
     async def _first_account(self, store: Store) -> None:
         if not self._embedded:
@@ -270,30 +198,25 @@ class Daemon:
             file=sys.stderr,
         )
 
-    async def _configure(self, parts: Parts) -> None:
-        entries = [_entry(center) for center in self._settings.centers]
-        await parts.store.write(centers.configure, entries)
-        await parts.store.write(purses.set_billing, _billing(self._settings))
-        await parts.connections.configure(self._settings.centers)
-
-    async def _listen(self, parts: Parts, key: bytes) -> web.AppRunner:
+    async def _listen(self, shared: Shared, installation: str, key: bytes) -> web.AppRunner:
         server = self._settings.server
         context = Context(
-            store=parts.store,
-            files=parts.files,
+            store=shared.store,
+            files=shared.files,
             catalogue=self._catalogue,
             class_key=class_key,
             signing_key=key,
             ready=lambda: self._started,
-            adapter=parts.connections.adapter,
-            open_adapters=parts.connections.opened,
+            leader=self._leader,
+            adapter=self._adapter,
+            open_adapters=self._open_adapters,
             platform_paths=_platform_paths(self._settings.centers),
             server_name=server.name,
-            installation=parts.installation,
+            installation=installation,
             public_url=server.public_url.rstrip("/"),
             timezone=server.zone,
-            policies=lambda: parts.cycle.policies,
-            learn=lambda: parts.cycle.learn,
+            policies=lambda: self._policies,
+            learn=lambda: self._settings.scheduler.learn_run_times,
             max_page_size=server.max_page_size,
             max_body_bytes=server.max_body_bytes,
             max_upload_bytes=server.max_upload_bytes,
@@ -325,91 +248,84 @@ class Daemon:
         log.info("listening", address=server.listen, url=server.public_url)
         return runner
 
+    async def _close(self, runner: web.AppRunner) -> None:
+        """Requests under way end; no new ones.  Twice is no harm."""
+        for site in list(runner.sites):
+            await site.stop()
+        await finish(runner.app, self._settings.server.shutdown_s)
+        await runner.cleanup()
+
+    # ------------------------------------------------------------ what the API sees of the leader
+
+    def _leader(self) -> bool:
+        return self._leading is not None and self._leading.may_call()
+
+    async def _adapter(self, center: CenterId) -> Adapter:
+        if self._leading is None or not self._leading.may_call():
+            raise Unavailable(f"this daemon is a standby: only the leader talks to centers, {center!r} too")
+        MAY_CALL.set(self._leading.may_call)  # for the rest of this request
+        return await self._leading.connections.adapter(center)
+
+    def _open_adapters(self) -> list[Adapter]:
+        return [] if self._leading is None else self._leading.connections.opened()
+
     # ------------------------------------------------------------ running
 
-    async def _work(self, parts: Parts, runner: web.AppRunner) -> int:
+    async def _work(self, shared: Shared, runner: web.AppRunner, *, alone: bool) -> int:
         take_turns()
         events = asyncio.get_running_loop()
         reload = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             events.add_signal_handler(number, self._stopping.set)
         events.add_signal_handler(signal.SIGHUP, reload.set)
+        watcher = asyncio.create_task(self._reloads(reload), name="reload")
         try:
-            async with asyncio.TaskGroup() as group:
-                loops = self._start_loops(parts, group)
-                await loops.mind_removed(self._settings.scheduler)
-                parts.chores.start()
-                self._started = True
-                service.ready(self._status())
-                log.info("started", centers=len(self._settings.centers))
-                watcher = group.create_task(self._reloads(parts, loops, reload), name="reload")
-                await self._stopping.wait()
-                log.info("stopping")
-                service.stopping()
-                watcher.cancel()
-                for site in list(runner.sites):  # no new connections
-                    await site.stop()
-                await finish(runner.app, self._settings.server.shutdown_s)
-                await runner.cleanup()
-                await self._finish(parts)
-        except BaseExceptionGroup as ended:
-            if (lost := ended.subgroup(LostLease)) is None:
-                raise
-            log.error("lease_lost", error=str(lost.exceptions[0]))
-            return 1
+            while await shared.lease.stand_by(self._stopping, alone=alone, told=self._stands_by):
+                await self._lead(shared, runner)
+        finally:
+            watcher.cancel()
         log.info("stopped")
         return 0
 
-    async def _finish(self, parts: Parts) -> None:
-        """What is in flight ends, within `shutdown_s`; what is left is in the store."""
-        try:
-            async with asyncio.timeout(self._settings.server.shutdown_s):
-                await parts.chores.stop()
-                await parts.dispatch.drain()
-        except TimeoutError:
-            log.warning("shutdown_cut_short", after_s=self._settings.server.shutdown_s)
-        await parts.collect.drain()
-        await parts.lease.release()
+    def _stands_by(self, leader: str) -> None:
+        self._started = True
+        log.info("standing_by", leader=leader)
+        service.ready(self._status())
 
-    def _start_loops(self, parts: Parts, group: asyncio.TaskGroup) -> Loops:
-        loops = Loops(
-            group,
-            self._stopping,
-            store=parts.store,
-            lease=parts.lease,
-            connections=parts.connections,
-            files=parts.files,
-            catalogue=self._catalogue,
+    async def _lead(self, shared: Shared, runner: web.AppRunner) -> None:
+        """One term as the leader, to its end or the daemon's."""
+        leading = Leading(
+            shared, self._settings, self._policies, factories=factories(), stopping=self._stopping
         )
-        scheduler = self._settings.scheduler
-        for name, once, period_s in (
-            ("cycle", service.watched(parts.cycle.once), scheduler.interval_s),
-            ("dispatch", parts.dispatch.once, DISPATCH_PERIOD_S),
-            ("collect", parts.collect.once, COLLECT_PERIOD_S),
-            ("stage", parts.stage.once, COLLECT_PERIOD_S),
-            ("reconcile", parts.reconcile.once, COLLECT_PERIOD_S),
-            ("desk", parts.desk.once, COLLECT_PERIOD_S),
-            ("clock", ClockWatch(parts.store.clock).once, CLOCK_PERIOD_S),
-            ("lease", parts.lease.renew, parts.lease.ttl_s / 3),
-        ):
-            loops.start(name, once, period_s)
-        loops.turn(self._settings.centers, scheduler)
-        return loops
+        try:
+            await leading.prepare()
+            self._leading, self._started = leading, True
+            service.ready(self._status())
+            log.info("started", centers=len(self._settings.centers))
+            await leading.run(closing=partial(self._close, runner))
+        except (LostLease, StoreUnavailable) as error:
+            log.error("lease_lost", error=str(error))
+            self._leading = None
+            await leading.step_down()
+        finally:
+            self._leading = None
+            await leading.aclose()
 
     # ------------------------------------------------------------ reload
 
-    async def _reloads(self, parts: Parts, loops: Loops, asked: asyncio.Event) -> None:
+    async def _reloads(self, asked: asyncio.Event) -> None:
         while True:
             await asked.wait()
             asked.clear()
             service.reloading()
-            await self._reload(parts, loops)
+            await self._reload()
             service.ready(self._status())
 
     def _status(self) -> str:
-        return f"at {self._settings.server.public_url}, {len(self._settings.centers)} centers"
+        role = "" if self._leading is not None else ", standing by"
+        return f"at {self._settings.server.public_url}, {len(self._settings.centers)} centers{role}"
 
-    async def _reload(self, parts: Parts, loops: Loops) -> None:
+    async def _reload(self) -> None:
         """Apply the file anew; a file with errors changes nothing."""
         source = self._settings.source
         if source is None:
@@ -423,38 +339,12 @@ class Daemon:
         restart = configuration.changes_needing_restart(self._settings, new)
         if restart:
             log.warning("reload_needs_restart", keys=list(restart))
-        before = self._settings.centers
         self._settings = configuration.keeping_restart_keys(self._settings, new)
-        parts.cycle.policies = policies
-        parts.cycle.learn = new.scheduler.learn_run_times
-        parts.chores.settings = new.store
+        self._policies = policies
         try:
-            await self._configure(parts)
+            if self._leading is not None:
+                await self._leading.reload(self._settings, policies)
         except Rejected as error:
             log.error("reload_refused", errors=[str(error)])
             return
-        loops.turn(new.centers, self._settings.scheduler, unchanged=before)
         log.info("reloaded", centers=len(new.centers))
-
-
-def _entry(center: CenterSettings) -> CenterEntry:
-    """A center as the store keeps it.  The account is what must not change under live runs."""
-    known = {**center.connection, **center.credentials}
-    account = [center.adapter, *(str(known[key]) for key in IDENTITY if key in known)]
-    return CenterEntry(
-        id=center.id,
-        name=center.name,
-        province=center.province,
-        city=center.city,
-        desc=center.desc,
-        adapter=center.adapter,
-        account=" ".join(account),
-        state=center.state,
-        max_in_flight=center.max_in_flight,
-    )
-
-
-def _billing(settings: Settings) -> Billing:
-    """How runs are billed, as the store keeps it."""
-    billing = settings.billing
-    return Billing(settings.server.zone, billing.interrupted, billing.record == "center")

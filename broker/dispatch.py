@@ -70,6 +70,13 @@ class Dispatch:
         await self._submissions()
         await self._debts()
 
+    async def abandon(self) -> None:
+        """Give up the calls under way: their outcomes are not this daemon's to record any more."""
+        for calls in self._calls.values():
+            for task in calls:
+                task.cancel()
+        await self.drain()
+
     async def drain(self) -> None:
         """Wait for the calls under way; each has its own deadline."""
         while tasks := {task for calls in self._calls.values() for task in calls}:
@@ -99,7 +106,8 @@ class Dispatch:
 
     async def _claim(self, center: CenterId, adapter: Adapter, room: int) -> None:
         now = self._store.clock()
-        not_after = min(self._lease.expires_ms, now + adapter.traits.submit_timeout_s * 1000)
+        # It may end after the lease: it leaves before, and the next leader doubts it until `not_after`.
+        not_after = now + adapter.traits.submit_timeout_s * 1000
         claimed = await self._store.write(
             outbox.claim,
             epoch=self._lease.epoch,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
+from broker import service
 from broker.config import CenterSettings, SchedulerSettings
 from broker.connections import Connections
 from broker.core.model import CenterId
@@ -23,6 +24,9 @@ from broker.track import Track
 
 DISPATCH_PERIOD_S = 1.0
 COLLECT_PERIOD_S = 5.0
+CLOCK_PERIOD_S = 1.0
+LAPSED_S = 0.2
+"""A pass that was due while the lease had run out is made so much later."""
 
 
 class Loops:
@@ -53,7 +57,14 @@ class Loops:
     ) -> asyncio.Task[None]:
         """Turn `once` until the daemon stops; `name` is also the wake-up that it listens to."""
         wake = self._store.wakeup(name)
-        turning = loop(name, once, period_s=period_s, wake=wake, stopping=self._stopping)
+
+        async def led() -> float | None:
+            if self._lease.left_s() <= 0:  # it may be renewed yet; if another leads, the renewal tells
+                service.alive()  # what keeps the store from renewing is not mended by a new process
+                return LAPSED_S
+            return await once()
+
+        turning = loop(name, led, period_s=period_s, wake=wake, stopping=self._stopping)
         return self._group.create_task(turning, name=name)
 
     def turn(

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
-__all__ = ["ready", "reloading", "stopping", "watched"]
+__all__ = ["alive", "ready", "reloading", "stopping", "watched"]
 
 
 def ready(status: str) -> None:
@@ -28,6 +28,11 @@ def stopping() -> None:
     _tell("STOPPING=1")
 
 
+def alive() -> None:
+    """Feeds the watchdog: this process waits, and that is all it has to do."""
+    _tell("WATCHDOG=1")
+
+
 def watched(once: Callable[[], Awaitable[float | None]]) -> Callable[[], Awaitable[float | None]]:
     """`once`, feeding the watchdog whenever it ends.
 
@@ -39,7 +44,7 @@ def watched(once: Callable[[], Awaitable[float | None]]) -> Callable[[], Awaitab
         try:
             return await once()
         finally:
-            _tell("WATCHDOG=1")
+            alive()
 
     return and_tell
 

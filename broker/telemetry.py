@@ -83,6 +83,7 @@ STORE_WRITABLE = Gauge("broker_store_writable", "1 unless the last transaction w
 STORE_WRITABLE.set(1)
 LOG_LINES_LOST = Counter("broker_log_lines_lost", "Log lines that could not be written")
 CLOCK_JUMPS = Counter("broker_clock_jumps", "Times that the wall clock was set by more than some seconds")
+LEADS = Gauge("broker_leader", "1 while this daemon schedules and talks to centers, 0 on a standby")
 WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
 SERVICE_REQUESTS = Gauge("broker_service_requests", "Requests on their way to online services")
 DEBTS = Gauge("broker_debts", "Stops and deletions owed to centers that are due")

@@ -46,6 +46,7 @@ from broker.store.writer import Tx
 from broker.tables import Job, Run
 from tests import sqlite_files
 from tests.builders import policy_set
+from tests.databases import CURRENT, database
 
 Client = TestClient[web.Request, web.Application]
 
@@ -263,9 +264,8 @@ class There:
 async def _populate(store: Store) -> There:
     """Five accounts in three tenants and four centers, two of them polled."""
     await store.write(accounts.replace_setting, runs.PREFIX, PREFIX)
-    held = await store.write(lease.acquire, "test", 10**6)
-    assert held is not None
-    epoch = held[0]
+    epoch = await store.write(lease.acquire, "test", 10**6)
+    assert epoch is not None
     await store.write(centers.configure, ENTRIES)
     made = {
         name: await _account(store, name, tenant, role)
@@ -306,9 +306,14 @@ async def _populated(clock: Clock) -> tuple[bytes, There]:
 async def open_world(folder: Path, **settings: Any) -> World:
     """A store with five accounts and four centers (see _populate), and the application over it."""
     clock = Clock()
-    content, there = await _populated(clock)
-    store = Store(sqlite_files.url(folder, content), clock=clock)
-    await store.open()
+    if CURRENT.postgresql:
+        store = Store(database(folder), clock=clock)
+        await store.open()
+        there = await _populate(store)
+    else:
+        content, there = await _populated(clock)
+        store = Store(sqlite_files.url(folder, content), clock=clock)
+        await store.open()
     files = DataDirectory(folder / "data")
     files.create()
     values: dict[str, Any] = {

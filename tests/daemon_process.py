@@ -25,7 +25,7 @@ from broker.client import Client
 from broker.core.model import Role
 from broker.on_store import write_to_store
 from broker.store import accounts
-from tests import sqlite_files
+from tests.databases import database
 
 PASSWORD = "correct horse"
 
@@ -66,16 +66,27 @@ def eventually(what: str, check: Callable[[], Any], *, within_s: float = PATIENC
 
 
 class DaemonProcess:
-    """`broker serve --config` on a folder.  `centers` is TOML text of [[centers]]."""
+    """`broker serve --config` on a folder, whose store is of the test's kind (tests/databases.py).
+
+    `centers` is TOML text of [[centers]].
+    """
 
     def __init__(
-        self, folder: Path, centers: str, *, extra: str = "", name: str = "bk", silent_after_s: int = 300
+        self,
+        folder: Path,
+        centers: str,
+        *,
+        extra: str = "",
+        name: str = "bk",
+        silent_after_s: int = 300,
+        replica: str = "",
     ) -> None:
+        """`replica`: this daemon is one of several on the folder's store, and has files of that name."""
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.config = folder / "broker.toml"
-        self.log = folder / "daemon.log"
+        self.config = folder / f"broker{replica}.toml"
+        self.log = folder / f"daemon{replica}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.program = [sys.executable, "-m", "broker"]
         self.config.write_text(
@@ -85,7 +96,7 @@ listen = "127.0.0.1:{self.port}"
 public_url = "{self.url}"
 name = "{name}"
 [store]
-url = "sqlite:///{folder}/broker.db"
+url = "{database(folder)}"
 data_dir = "{folder}/data"
 [scheduler]
 interval_s = 0.5
@@ -114,7 +125,6 @@ image = "local"
 
     def add_user(self, name: str, *, role: Role = Role.USER, tenant: str = "lab") -> None:
         """What `broker user add` does, without a process of its own and a costly hash."""
-        sqlite_files.url(self.folder)  # a store that is there already stays
         write_to_store(
             self.config,
             lambda tx: accounts.add_account(

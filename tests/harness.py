@@ -65,8 +65,8 @@ from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
 from broker.store.jobs import JobView, NewJob
 from broker.track import Track
-from tests import sqlite_files
 from tests.builders import ACCELERATORS, NOW_MS, node, policy_set, spec
+from tests.databases import database
 
 Row = TypeVar("Row", bound=SQLModel)
 CATALOGUE = Catalogue(products=ACCELERATORS, names={name.casefold(): name for name in ACCELERATORS})
@@ -114,9 +114,9 @@ class Harness:
     async def open(self) -> None:
         """Start as a leader does: store, lease, doubts of the last one, centers."""
         self.files.create()
-        self.store = Store(sqlite_files.url(self.folder), clock=self.clock)
+        self.store = Store(database(self.folder), clock=self.clock)
         await self.store.open()
-        self.lease = Lease(self.store, holder=f"test-{next(self._numbers)}", ttl_s=15)
+        self.lease = Lease(self.store, holder=f"test-{next(self._numbers)}", ttl_s=15, clock=self.clock)
         await self.store.write(runs.fix_prefix, "bk")
         assert await self.lease.acquire(alone=True)
         await self.store.write(outbox.doubt_unfinished, epoch=self.lease.epoch)

@@ -333,6 +333,8 @@ async def test_health_needs_no_token(world: World) -> None:
     assert await answer.json() == {
         "ready": False,
         "store": "ok",
+        "leads": True,
+        "leader": "test",
         "centers": [
             {"centerId": "gz-2", "health": "fresh", "error": ""},
             {"centerId": "new", "health": "unknown", "error": ""},

@@ -80,6 +80,7 @@ def test_a_gang_runs_as_several_processes(tmp_path: Path) -> None:
         assert files == {"0": "0 of 2\n", "1": "1 of 2\n"}
 
 
+@pytest.mark.both_databases
 def test_jobs_outlive_a_killed_daemon_and_run_once(tmp_path: Path) -> None:
     with daemon(tmp_path, local_center(tmp_path, "one")) as broker:
         alice = broker.client("alice")
@@ -101,6 +102,7 @@ def test_jobs_outlive_a_killed_daemon_and_run_once(tmp_path: Path) -> None:
         assert sorted(marks.read_text().split()) == tasks  # each ran once
 
 
+@pytest.mark.both_databases
 def test_sigterm_leaves_jobs_running_and_exits_0(tmp_path: Path) -> None:
     with daemon(tmp_path, local_center(tmp_path, "one")) as broker:
         alice = broker.client("alice")

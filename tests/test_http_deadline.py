@@ -10,7 +10,7 @@ import pytest
 
 from adapters.http import Http, Limits, Request
 from adapters.sent import NotSent, begun, preparing
-from broker.adapter import Refused, Throttled, Unavailable
+from broker.adapter import MAY_CALL, Refused, Throttled, Unavailable
 from broker.connections import timed
 from broker.core.model import CenterId
 from tests.http_center import OK, Platform, call, opened, payload
@@ -165,3 +165,26 @@ def test_after_the_first_effect_not_sent_is_doubt() -> None:
         fails(NotSent("no connection"))()
     with pytest.raises(Refused), begun("create"):
         fails(Refused("never"))()
+
+
+async def test_a_create_whose_lease_runs_out_while_it_waits_is_not_sent() -> None:
+    """A process may be stopped anywhere, and wake when another leads."""
+    held, leads = Holding(), True
+    limits = Limits(timeout_s=60, requests_per_s=1000, concurrency=1)
+    async with opened(held, limits=limits) as (server, made):
+        token = MAY_CALL.set(lambda: leads)
+        first = asyncio.create_task(made.json(call(server.url), payload))
+        await held.arrived.wait()
+        waiting = asyncio.create_task(made.json(call(server.url, "POST", effect=True), payload, document={}))
+        reading = asyncio.create_task(made.json(call(server.url), payload))
+        await asyncio.sleep(0)
+        leads = False
+        first.cancel()
+        with pytest.raises(NotSent, match="the lease has run out"):
+            await waiting
+        with pytest.raises(Unavailable, match="the lease has run out"):
+            await reading
+        with pytest.raises(Throttled, match="the lease has run out"):
+            await by_deadline(made, call(server.url, "POST", effect=True))
+        assert len(server.requests) == 1
+        MAY_CALL.reset(token)

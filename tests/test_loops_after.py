@@ -27,6 +27,8 @@ from broker.tables import Copy, Event, Idempotency, Run, Token
 from broker.track import event_of
 from tests.harness import Harness, center, harness
 
+pytestmark = pytest.mark.both_databases
+
 A, B = CenterId("a"), CenterId("b")
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,8 @@ from broker.store.jobs import WrongState
 from broker.tables import Run
 from tests.builders import ACCELERATORS, node, spec
 from tests.harness import Harness, center, harness, picture
+
+pytestmark = pytest.mark.both_databases
 
 A = CenterId("a")
 R = RemoteId("r")

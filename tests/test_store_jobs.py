@@ -29,6 +29,8 @@ from broker.tables import Outbox, Run
 from tests.builders import request
 from tests.harness import Harness, center, harness
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Harness]:

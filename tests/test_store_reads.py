@@ -19,6 +19,8 @@ from broker.store.paging import Paging
 from broker.store.writer import StoreUnavailable
 from tests.api_fixtures import World, close_world, open_world
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
@@ -81,6 +83,7 @@ async def test_totals_are_of_their_question_and_of_who_asks(world: World) -> Non
         assert await total(world, query="%") == 0
 
 
+@pytest.mark.sqlite_only("the plans are SQLite's")
 async def test_a_page_and_its_total_come_from_indexes_alone(world: World) -> None:
     """A list of an account or a tenant must not look through the jobs of all."""
     plans: list[str] = []

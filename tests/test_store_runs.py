@@ -20,6 +20,8 @@ from broker.store.runs import NoSuchRun, PrefixChanged
 from broker.tables import Event, Job, Outbox, Run
 from tests.harness import Harness, center, harness
 
+pytestmark = pytest.mark.both_databases
+
 A = CenterId("a")
 
 

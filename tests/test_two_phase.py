@@ -14,6 +14,8 @@ from broker.core.model import CenterId, FailureKind, JobId
 from broker.tables import Outbox, Run
 from tests.harness import Harness, center, harness
 
+pytestmark = pytest.mark.both_databases
+
 LAG_S = 10
 
 

@@ -33,7 +33,7 @@ from broker.api import models, wire
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
 from broker.api.context import CALLER, CONTEXT
-from broker.api.errors import ApiError, first, shown, unknown
+from broker.api.errors import ApiError, TryLater, first, shown, unknown
 from broker.api.models import CenterCall, RunCommand
 from broker.api.reading import no_query, read_body, read_bytes
 from broker.api.routes import Media, Route
@@ -46,6 +46,8 @@ from broker.store.centers import CenterView
 CALL_TIMEOUT_S = 60
 """Of a raw call; a vendor command states its own."""
 DOCTOR_TIMEOUT_S = 300
+STANDBY_RETRY_S = 5
+"""What a platform that calls a standby is told to wait."""
 MAX_ANSWER_BYTES = 1 << 20
 """More of an answer is cut off, and `truncated` says so."""
 
@@ -306,6 +308,8 @@ def platform_path(method: str, path: str) -> Handler:
     """The handler of a path that platforms call; the adapters judge who may."""
 
     async def handler(request: web.Request) -> web.Response:
+        if not request.app[CONTEXT].leader():
+            raise TryLater(STANDBY_RETRY_S, "this daemon is a standby: ask the one that leads")
         asked = PlatformRequest(dict(request.query), dict(request.headers), await read_bytes(request))
         for adapter in request.app[CONTEXT].open_adapters():
             for callback in callbacks_of(adapter):

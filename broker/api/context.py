@@ -43,6 +43,7 @@ class Context:
     in force now.  `freeze_after` wrong passwords in a row freeze an account.
     `registration_tenant` is the tenant of those who register, None when nobody may.
     `installation` tells this broker from others of its name (core/hops.py).
+    `leader` says whether this daemon leads, which only one of several on a database does.
     `adapter` gives the adapter of a center, opened if need be (Unavailable when it cannot be), and
     `open_adapters` those that are open.  `platform_paths` are method and path of their callbacks.
     """
@@ -71,6 +72,7 @@ class Context:
     cors_origins: tuple[str, ...] = ()
     registration_tenant: str | None = None
     services: ServiceSettings = field(default_factory=ServiceSettings)
+    leader: Callable[[], bool] = lambda: True
     adapter: Callable[[CenterId], Awaitable[Adapter]] = _no_adapter
     open_adapters: Callable[[], Sequence[Adapter]] = tuple
     platform_paths: tuple[tuple[str, str], ...] = ()

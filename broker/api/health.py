@@ -11,7 +11,7 @@ from broker.api.reading import no_query
 from broker.api.routes import Media, Route
 from broker.api.services import SERVICES
 from broker.client import answers
-from broker.store import centers
+from broker.store import centers, lease
 from broker.store.writer import StoreUnavailable
 from broker.telemetry import SERVICE_REQUESTS, WRITER_BACKLOG
 
@@ -23,13 +23,16 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """GET /readyz: the store answers and the first poll of every active center was tried."""
+    """GET /readyz: the store answers and the first poll of every active center was tried; which of the
+    daemons on it leads."""
     no_query(request)
     context = request.app[CONTEXT]
     try:
         known = await context.store.read(centers.list_centers)
+        leader = (await context.store.read(lease.held, context.clock())).holder
     except StoreUnavailable as error:
-        return wire.answer({"ready": False, "store": str(error), "centers": []}, status=503)
+        silent = {"ready": False, "store": str(error), "leads": context.leader(), "leader": "", "centers": []}
+        return wire.answer(silent, status=503)
     trouble = context.store.trouble
     ready = not trouble and context.ready() and all(wire.polled(center) for center in known)
     shown = [
@@ -42,9 +45,14 @@ async def readyz(request: web.Request) -> web.Response:
         }
         for c in known
     ]
-    return wire.answer(
-        {"ready": ready, "store": trouble or "ok", "centers": shown}, status=200 if ready else 503
-    )
+    told = {
+        "ready": ready,
+        "store": trouble or "ok",
+        "leads": context.leader(),
+        "leader": leader,
+        "centers": shown,
+    }
+    return wire.answer(told, status=200 if ready else 503)
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -103,8 +103,8 @@ class SchedulerSettings:
     down_after_polls: Annotated[int, v.whole(1, 1000)] = 3
     # A run at a center that has been silent for this long becomes LOST (northbound UNKNOWN).
     silent_after_s: Annotated[float, v.seconds(1, 30 * 86_400)] = 300.0
-    # Life of the leader's lease; a replica takes over this long after the leader's death.
-    lease_s: Annotated[float, v.seconds(1, 3600)] = 15.0
+    # Life of the leader's lease; a replica takes over at most this long after the leader's death.
+    lease_s: Annotated[float, v.seconds(1, 3600)] = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

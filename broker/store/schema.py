@@ -55,7 +55,11 @@ def upgrade(engine: Engine, file: Path | None) -> None:
         )
     if current is not None and file is not None:
         _copy(file, file.with_name(f"{file.name}.before-{head}"))
+    # On PostgreSQL this takes the turn of whoever writes (store.py): of several daemons that start together
+    # the first brings the schema up to date, and the others find it so.
     with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":  # loading the steps may take a while
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

@@ -3,7 +3,9 @@
 Database drivers are synchronous and run in threads: one writer (see writer.py) and a few readers.
 An asynchronous driver would hop between threads at every statement; here a whole transaction is
 one hop.  SQLite runs in WAL mode with synchronous=FULL, and every write transaction begins
-IMMEDIATE: otherwise two transactions that read before they write lose updates silently.
+IMMEDIATE: otherwise two transactions that read before they write lose updates silently.  On PostgreSQL
+every write transaction begins with one advisory lock, for the same reason: writers of several daemons
+take turns, and each sees all that was committed before it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,6 +25,7 @@ from sqlmodel import Session
 from broker.store import schema
 from broker.store.job_pages import TOTALS, Totals
 from broker.store.looks import Looks
+from broker.store.notices import CONNECT_S, KEEPALIVE, Notices
 from broker.store.writer import StoreUnavailable, Tx, Writer
 
 P = ParamSpec("P")
@@ -32,7 +35,14 @@ READERS = 4
 """Threads that read; SQLite readers do not wait for the writer."""
 
 BUSY_S = 30
-"""How long a SQLite connection waits for another process's lock (a backup, a command)."""
+"""How long a write waits for those of another process (a replica, a backup, a command)."""
+
+IDLE_S = 3
+"""PostgreSQL undoes a write transaction whose process has been silent for so long: a daemon that was
+stopped in the middle of one must not keep the others from writing."""
+
+WRITING = 0x62726F6B65720001
+"""The advisory lock of whoever writes; of a database, not of a server."""
 
 
 def now_ms() -> int:
@@ -71,22 +81,35 @@ class Store:
         except BaseException as error:
             self._readers.shutdown(wait=False)
             self._dispose()
-            if not isinstance(error, DBAPIError | OSError):
+            if not isinstance(error, DBAPIError | OSError | ModuleNotFoundError):
                 raise
-            reason = error.orig if isinstance(error, DBAPIError) else error
-            raise StoreUnavailable(f"cannot open {self._url!r}: {reason}") from error
+            reason: object = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(error, ModuleNotFoundError):
+                reason = f"{error}; PostgreSQL needs the extra of that name: pip install 'psycopg[binary]'"
+            shown = make_url(self._url).render_as_string(hide_password=True)
+            raise StoreUnavailable(f"cannot open {shown!r}: {reason}") from error
+        notices = Notices(self._url) if self._write_engine.dialect.name == "postgresql" else None
         self._writer = Writer(
             self._write_engine,
             clock=self.clock,
             woken=self._on_commit,
             max_batch=self._max_batch,
             guard=_same_file(database_file(self._url)),
+            notices=notices,
         )
         self._writer.start()
         self._looks = Looks(self._readers, self._session)
+        self._listening = (
+            None
+            if notices is None
+            else asyncio.create_task(notices.listen(self._woken_from_afar), name="store: notices")
+        )
 
     async def close(self) -> None:
         """Finish queued writes and close the files."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
         await asyncio.to_thread(self._writer.close)
         self._readers.shutdown(wait=True)
         self._dispose()
@@ -154,6 +177,11 @@ class Store:
         not counted."""
         return self._reads
 
+    def _woken_from_afar(self, names: Collection[str] | None) -> None:
+        """Another daemon, or a command, has committed; None: what happened meanwhile is not known."""
+        for name in self._wakeups if names is None else names:
+            self.wakeup(name).set()
+
     def _on_commit(self, names: Iterable[str]) -> None:
         def wake() -> None:
             for name in names:
@@ -199,7 +227,7 @@ def database_file(url: str) -> Path | None:
 
 def _engine(url: str, *, begin: str, pool_size: int = 1) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+        return _postgresql(url, writes=begin == "IMMEDIATE", pool_size=pool_size)
     if (path := database_file(url)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = create_engine(
@@ -223,5 +251,30 @@ def _engine(url: str, *, begin: str, pool_size: int = 1) -> Engine:
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Any) -> None:
         connection.exec_driver_sql(f"BEGIN {begin}")
+
+    return engine
+
+
+def _postgresql(url: str, *, writes: bool, pool_size: int) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": CONNECT_S, **KEEPALIVE},
+    )
+    if not writes:
+        return engine
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.autocommit = True
+        connection.execute(f"SET lock_timeout = '{BUSY_S}s'")
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_S}s'")
+        connection.autocommit = False
+
+    @event.listens_for(engine, "begin")
+    def take_turn(connection: Any) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING})")
 
     return engine

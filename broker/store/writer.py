@@ -20,6 +20,7 @@ from sqlalchemy import Engine, insert, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import Session, col, select
 
+from broker.store.notices import Notices
 from broker.tables import Counter, Event, Lease
 from broker.telemetry import COMMITS, STORE_WRITABLE, log
 
@@ -117,10 +118,12 @@ class Writer:
         woken: Callable[[Iterable[str]], None],
         max_batch: int = 256,
         guard: Callable[[], None] = lambda: None,
+        notices: Notices | None = None,
     ) -> None:
         self.trouble = ""
         self._guard = guard
         self._engine = engine
+        self._notices = notices
         self._clock = clock
         self._woken = woken
         self._max_batch = max_batch
@@ -188,7 +191,7 @@ class Writer:
             answers, woken = [error] * len(batch), set()
         else:
             COMMITS.inc()
-        self._tell(trouble)
+        self._state(trouble)
         for write, answer in zip(batch, answers, strict=True):
             if isinstance(answer, BaseException):
                 write.done.set_exception(answer)
@@ -197,7 +200,8 @@ class Writer:
         if woken:
             self._woken(woken)
 
-    def _tell(self, trouble: str) -> None:
+    def _state(self, trouble: str) -> None:
+        """Whether the database takes writes; a change is told."""
         if trouble and not self.trouble:
             log.error("store_not_writable", error=trouble)
         elif self.trouble and not trouble:
@@ -217,6 +221,7 @@ class Writer:
                     answers.append(refusal)
             session.flush()
             _number(tx)
+            self._tell(tx)
         return answers, tx.woken
 
     def _apart(self, batch: list[_Write]) -> tuple[list[Any], set[str]]:
@@ -238,7 +243,13 @@ class Writer:
                     tx.woken, tx._epoch = woken, epoch
                     answers.append(error)
                 tx.events.clear()
+            self._tell(tx)
         return answers, tx.woken
+
+    def _tell(self, tx: Tx) -> None:
+        """Other processes' loops are woken by the commit, too."""
+        if tx.woken and self._notices is not None:
+            self._notices.send(tx.session, tx.woken)
 
 
 def _number(tx: Tx) -> None:

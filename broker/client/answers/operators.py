@@ -121,8 +121,13 @@ class CenterReadiness(TypedDict):
 
 
 class Readiness(TypedDict):
+    """`leads`: this daemon schedules and talks to centers; `leader` is the one that does: its host, process
+    and a mark of its start, empty while nobody does."""
+
     ready: bool
     store: str
+    leads: bool
+    leader: str
     centers: list[CenterReadiness]
 
 

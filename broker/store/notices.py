@@ -1,0 +1,81 @@
+"""PostgreSQL's LISTEN and NOTIFY: what one process commits wakes the loops and streams of the others.
+
+What belongs here: the channel, and the connection that listens to it, which is never one of a pool: a
+pool hands its connections on.  What does not: what a wake-up leads to.  A notice that is lost costs
+latency alone, because whoever waits looks by itself from time to time, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import text
+from sqlmodel import Session
+
+from broker.telemetry import log
+
+CHANNEL = "broker_wakes"
+_NOTIFY = text("SELECT pg_notify(:channel, :payload)")
+
+RETRY_S = (0.5, 10.0)
+"""The first and the longest pause before a lost connection is made again."""
+
+LONGEST = 4000
+"""Characters of names in one notice; PostgreSQL takes 8000 bytes."""
+
+CONNECT_S = 10
+"""How long a connection to PostgreSQL may take."""
+
+KEEPALIVE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+"""A connection whose other end has gone without a word is given up after 25 s."""
+
+
+class Notices:
+    """Those of one store: what it commits wakes its own loops without the way round."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is SQLAlchemy's, with the driver."""
+        self._address = url.replace("postgresql+psycopg://", "postgresql://", 1)
+        self._origin = uuid4().hex
+
+    def send(self, session: Session, names: Iterable[str]) -> None:
+        """Tell the other processes, with this transaction's commit, whom to wake."""
+        told: list[str] = []
+        for name in sorted(names):
+            if told and sum(map(len, told)) + len(told) + len(name) > LONGEST:
+                self._send(session, told)
+                told = []
+            told.append(name)
+        if told:
+            self._send(session, told)
+
+    def _send(self, session: Session, names: list[str]) -> None:
+        payload = "\n".join([self._origin, *names])
+        session.execute(_NOTIFY, {"channel": CHANNEL, "payload": payload})
+
+    async def listen(self, woken: Callable[[Collection[str] | None], None]) -> None:
+        """Call `woken` with the names in each notice of another store, and with None when notices may
+        have been missed; until it is cancelled."""
+        import psycopg  # an extra: only who has PostgreSQL needs it
+
+        pause_s = RETRY_S[0]
+        while True:
+            try:
+                connection = await psycopg.AsyncConnection.connect(
+                    self._address, autocommit=True, connect_timeout=CONNECT_S, **KEEPALIVE
+                )
+                async with connection:
+                    await connection.execute(f"LISTEN {CHANNEL}")
+                    pause_s = RETRY_S[0]
+                    woken(None)
+                    async for notice in connection.notifies():
+                        origin, *names = notice.payload.split("\n")
+                        if origin != self._origin:
+                            woken(names)
+            except psycopg.Error as error:
+                log.warning("notices_interrupted", error=str(error).strip(), retry_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_S[1])
