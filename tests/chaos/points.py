@@ -29,7 +29,7 @@ from broker.store import Store
 ROOT = Path(__file__).resolve().parents[2]
 OURS = tuple(f"{ROOT / name}{os.sep}" for name in ("broker", "adapters"))
 WRITER = "store-writer"
-LONGEST_S = 8.0
+LONGEST_S = 3.0
 
 
 class Points:
