@@ -325,7 +325,7 @@ async def test_in_two_phases_the_stops_leave_once_the_start_was_taken(tmp_path: 
             broker.fakes[A].fail("submit", Fault.LOST_REPLY)
         broker.fakes[A].fail("start", Fault.NO_CAPACITY)
         await broker.plan()
-        for _ in range(4):  # created, perhaps looked for, found, and refused when it is to start
+        for _ in range(6):  # created, perhaps looked for until its deadline, found, refused
             await broker.send()
             await broker.look()
             broker.clock.now_ms += 20_000

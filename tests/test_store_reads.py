@@ -126,6 +126,7 @@ async def plan_of(world: World, query: Callable[..., Any], *given: Any) -> list[
     return await world.store.read(explained)
 
 
+@pytest.mark.sqlite_only("the plans are SQLite's")
 async def test_tracking_looks_through_no_runs_but_those_that_live_or_owe(world: World) -> None:
     """It is asked for every center at every poll, whatever has ended there in the years before."""
     plan = await plan_of(world, runs.watched, CenterId("hz"), world.clock())
@@ -134,6 +135,7 @@ async def test_tracking_looks_through_no_runs_but_those_that_live_or_owe(world: 
         assert [step for step in plan if index in step], plan
 
 
+@pytest.mark.sqlite_only("the plans are SQLite's")
 @pytest.mark.parametrize("query", [centers.list_centers, centers.center_facts])
 async def test_counting_what_lives_at_centers_looks_through_no_ended_runs(
     world: World, query: Callable[..., Any]

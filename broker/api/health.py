@@ -27,6 +27,7 @@ async def readyz(request: web.Request) -> web.Response:
     daemons on it leads."""
     no_query(request)
     context = request.app[CONTEXT]
+    started = context.ready()  # first: what is read afterwards is of the configuration now in force
     try:
         known = await context.store.read(centers.list_centers)
         leader = (await context.store.read(lease.held, context.clock())).holder
@@ -34,7 +35,7 @@ async def readyz(request: web.Request) -> web.Response:
         silent = {"ready": False, "store": str(error), "leads": context.leader(), "leader": "", "centers": []}
         return wire.answer(silent, status=503)
     trouble = context.store.trouble
-    ready = not trouble and context.ready() and all(wire.polled(center) for center in known)
+    ready = not trouble and started and all(wire.polled(center) for center in known)
     shown = [
         {
             "centerId": c.id,
