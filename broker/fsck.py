@@ -85,7 +85,8 @@ async def check_centers(settings: Settings, factories: Mapping[str, AdapterFacto
                 silent.append((center.id, str(error) or f"no answer within {ANSWER_S} s"))
                 continue
             after = await asyncio.to_thread(_known, url, center.id)
-            everywhere = await asyncio.to_thread(look, url, checks.every_run)
+            listed = told.living is not None
+            everywhere = await asyncio.to_thread(look, url, checks.every_run) if listed else ()
             asked.append(center.id)
             findings += _differences(center.id, before, after, told, everywhere)
     finally:

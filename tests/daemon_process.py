@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -219,10 +219,18 @@ id = "local"
 
 @contextmanager
 def daemon(
-    folder: Path, centers: str, *, extra: str = "", silent_after_s: int = 300
+    folder: Path,
+    centers: str,
+    *,
+    extra: str = "",
+    silent_after_s: int = 300,
+    program: Sequence[str] | None = None,
 ) -> Iterator[DaemonProcess]:
-    """A started daemon with the user alice and the operator root; ended whatever happens."""
+    """A started daemon with the user alice and the operator root; ended whatever happens.  `program`
+    takes the place of `python -m broker`."""
     running = DaemonProcess(folder, centers, extra=extra, silent_after_s=silent_after_s)
+    if program is not None:
+        running.program = list(program)
     running.add_user("alice")
     running.add_user("root", role=Role.OPERATOR, tenant="ops")
     running.start()

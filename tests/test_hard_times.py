@@ -17,35 +17,24 @@ import sqlite3
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from broker.client import Client, RequestFailed
-from broker.core.model import Role
 from broker.store import checks
 from broker.store.read_only import look
-from tests.daemon_process import PASSWORD, DaemonProcess, eventually, local_center
+from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually, local_center
 from tests.emulators.ampha import Ampha, Settings, group, nodes
 from tests.emulators.faults import Fault
 from tests.soak import SPEED, in_background
 from tests.test_soak_ampha import OPERATIONS, center_of
 
 
-@contextmanager
-def started(folder: Path, inject: str = "pass", centers: str = "") -> Iterator[DaemonProcess]:
-    broker = DaemonProcess(folder, centers or local_center(folder, "one"))
-    broker.program = [sys.executable, "-c", f"{inject}\nfrom broker.cli import main\nmain()"]
-    broker.add_user("alice")
-    broker.add_user("root", role=Role.OPERATOR, tenant="ops")
-    broker.start()
-    try:
-        yield broker
-    finally:
-        if broker.process is not None and broker.process.poll() is None:
-            broker.kill()
+def started(folder: Path, inject: str = "pass", centers: str = "") -> AbstractContextManager[DaemonProcess]:
+    program = [sys.executable, "-c", f"{inject}\nfrom broker.cli import main\nmain()"]
+    return daemon(folder, centers or local_center(folder, "one"), program=program)
 
 
 def create(client: Client, name: str, command: str, image: str = "local", spec: str = "") -> str:

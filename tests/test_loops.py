@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -369,22 +370,29 @@ async def test_a_call_that_is_too_late_to_leave_is_given_back(tmp_path: Path) ->
         assert await states(broker, job) == ["PENDING"]
 
 
+@contextmanager
+def refused_twice(write: Any) -> Iterator[None]:
+    """The store refuses a write of dispatch twice, which tries it again at once."""
+    real, refused = Store.write, 0
+
+    async def flaky(self: Store, op: Any, /, *args: Any, **kwargs: Any) -> Any:
+        nonlocal refused
+        if op is write and refused < 2:
+            refused += 1
+            raise StoreUnavailable("disk full")
+        return await real(self, op, *args, **kwargs)
+
+    with patch.object(Store, "write", flaky), patch.object(dispatch, "RECORD_AGAIN_S", 0):
+        yield
+    assert refused == 2
+
+
 async def test_an_outcome_is_written_as_soon_as_the_store_can(tmp_path: Path) -> None:
     async with harness(tmp_path, center("a")) as broker:
         job = await broker.submit()
         await broker.plan()
-        write, refused = Store.write, 0
-
-        async def flaky(self: Store, op: Any, /, *args: Any, **kwargs: Any) -> Any:
-            nonlocal refused
-            if op is outbox.record_outcome and refused < 2:
-                refused += 1
-                raise StoreUnavailable("disk full")
-            return await write(self, op, *args, **kwargs)
-
-        with patch.object(Store, "write", flaky), patch.object(dispatch, "RECORD_AGAIN_S", 0):
+        with refused_twice(outbox.record_outcome):
             await broker.send()
-        assert refused == 2
         assert await states(broker, job) == ["PENDING"]
         assert len(broker.executions(job)) == 1
 
@@ -394,19 +402,9 @@ async def test_a_claim_is_given_back_as_soon_as_the_store_can(tmp_path: Path) ->
     async with harness(tmp_path, center("a")) as broker:
         job = await broker.submit()
         await broker.plan()
-        write, refused = Store.write, 0
-
-        async def flaky(self: Store, op: Any, /, *args: Any, **kwargs: Any) -> Any:
-            nonlocal refused
-            if op is outbox.unclaim and refused < 2:
-                refused += 1
-                raise StoreUnavailable("disk full")
-            return await write(self, op, *args, **kwargs)
-
         broker.fakes[A].fail("submit", Fault.THROTTLED)
-        with patch.object(Store, "write", flaky), patch.object(dispatch, "RECORD_AGAIN_S", 0):
+        with refused_twice(outbox.unclaim):
             await broker.send()
-        assert refused == 2
         assert [row.claimed_ms for row in await broker.rows(Outbox)] == [None]
         await broker.pass_time(10)
         assert len(broker.executions(job)) == 1

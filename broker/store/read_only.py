@@ -15,13 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from broker.store import schema
-from broker.store.store import database_file, driver_url
+from broker.store.store import BUSY_S, database_file, driver_url
 from broker.store.writer import StoreUnavailable
 
 T = TypeVar("T")
-
-BUSY_S = 30
-"""How long a look waits for another process's lock."""
 
 
 def look(url: str, query: Callable[[Session], T]) -> T:

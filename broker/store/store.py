@@ -35,7 +35,8 @@ READERS = 4
 """Threads that read; SQLite readers do not wait for the writer."""
 
 BUSY_S = 30
-"""How long a write waits for those of another process (a replica, a backup, a command)."""
+"""How long a write waits for those of another process (a replica, a backup, a command), and a look of a
+command at the file for its lock."""
 
 IDLE_S = 3
 """PostgreSQL undoes a write transaction whose process has been silent for so long: a daemon that was
