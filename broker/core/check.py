@@ -6,7 +6,7 @@ What belongs here: `violations`, which uses the snapshot alone.  What does not: 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -60,6 +60,8 @@ _ACTIVE, _FRESH, _UNKNOWN, _ONLINE = CenterState.ACTIVE, Health.FRESH, Accuracy.
 
 _Counts = list[tuple[Placement, int]]
 """What is placed in one pool: jobs of each kind."""
+_Nodes = dict[tuple[int, int, int, int], int]
+"""How many nodes have so many (units, cards, cores, GiB) left."""
 
 
 class Checked:
@@ -72,6 +74,7 @@ class Checked:
     def __init__(self) -> None:
         self._kinds: dict[int, tuple[object, ...]] = {}
         self._packed: dict[PoolId, tuple[NodeShape, tuple[FreeNodes, ...], _Counts]] = {}
+        self._nodes: dict[PoolId, tuple[NodeShape, Sequence[FreeNodes], _Nodes]] = {}
         self._pools: tuple[tuple[Pool, ...], Mapping[PoolId, Pool]] = ((), {})
 
     def pools(self, snapshot: Snapshot) -> Mapping[PoolId, Pool]:
@@ -123,6 +126,13 @@ class Checked:
     def packed(self, pool: Pool, free: tuple[FreeNodes, ...], counts: _Counts) -> None:
         self._packed[pool.id] = (pool.shape, free, counts)
 
+    def nodes(self, pool: Pool, free: Sequence[FreeNodes]) -> _Nodes:
+        """What the free nodes of a pool have left, for the caller to change."""
+        known = self._nodes.get(pool.id)
+        if known is None or known[0] is not pool.shape or known[1] is not free:
+            known = self._nodes[pool.id] = (pool.shape, free, _left(pool.shape, free))
+        return known[2].copy()
+
 
 def violations(
     plan: Plan, snapshot: Snapshot, free: Free | None = None, checked: Checked | None = None
@@ -159,21 +169,22 @@ def violations(
                 f"job {one.jobs[0]}: no class {kind.class_key}, or no pool {kind.pool} at {kind.center}"
             )
             continue
-        wrong = list(_center_faults(job_class, center))
+        wrong = _center_faults(job_class, center)
         if not checked.fits(kind, job_class, pool, snapshot):
             unfit = list(_pool_faults(kind, job_class, pool, snapshot))
             if not unfit:
                 checked.fitted(kind, job_class, pool, snapshot)
             wrong += unfit
-        found += [f"job {one.jobs[0]} in {kind.pool}: {fault}" for fault in wrong]
+        if wrong:
+            found += [f"job {one.jobs[0]} in {kind.pool}: {fault}" for fault in wrong]
     for center_id, count in sorted(sent.items()):
         room = in_flight_room(centers[center_id]) if center_id in centers else 0
         if count > room:
             found.append(f"center {center_id}: {count} runs sent, in-flight room for {room}")
-    placed_in: dict[PoolId, _Counts] = {}
+    placed_in: defaultdict[PoolId, _Counts] = defaultdict(list)
     for one, count in zip(placed, counts, strict=False):  # those of preemptions come behind
         if not one.kind.platform_kills:
-            placed_in.setdefault(one.kind.pool, []).append((one.kind, count))
+            placed_in[one.kind.pool].append((one.kind, count))
     free = effective_free(snapshot, reservations=()) if free is None else free
     found += _packing_faults(placed_in, snapshot, pools, free, checked)
     return found + _preemption_faults(plan, snapshot, pools)
@@ -187,12 +198,12 @@ def _job_faults(
     `alike` are placements, how many they are, and their class.
     """
     found: list[str] = []
-    spans: dict[str, list[tuple[int, int]]] = {}
+    spans: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     queued: dict[JobId, tuple[str, int]] | None = None
     for one, count, job_class in alike:
         first, last = one.first, one.first + count
         if first >= 0 and job_class and _stand(one.jobs, as_queue(job_class.jobs).ids, first, last):
-            spans.setdefault(job_class.key, []).append((first, last))
+            spans[job_class.key].append((first, last))
             continue
         if queued is None:
             queued = {job: (c.key, i) for c in snapshot.classes for i, job in enumerate(as_queue(c.jobs).ids)}
@@ -202,8 +213,10 @@ def _job_faults(
                 found.append(f"job {job} is not queued")
             elif key != one.kind.class_key:
                 found.append(f"job {job} is of class {key}")
-            spans.setdefault(key, []).append((at, at + 1))
+            spans[key].append((at, at + 1))
     for key, taken in spans.items():
+        if len(taken) == 1:
+            continue
         done = 0
         for first, last in sorted(taken):
             if first < done and key in keyed:
@@ -215,7 +228,7 @@ def _job_faults(
 def _stand(jobs: Sequence[JobId], ids: Sequence[JobId], first: int, last: int) -> bool:
     """Whether these jobs are ids[first:last]."""
     if isinstance(jobs, Span) and jobs.of is ids:
-        return (jobs.first, jobs.last) == (first, last) and last <= len(ids)
+        return jobs.first == first and jobs.last == last <= len(ids)
     return list(ids[first:last]) == list(jobs)
 
 
@@ -279,27 +292,29 @@ def _victim_fault(claim: Claim, preemption: Preemption) -> str:
     return ""
 
 
-def _center_faults(job_class: JobClass, center: CenterFacts) -> Iterator[str]:
+def _center_faults(job_class: JobClass, center: CenterFacts) -> list[str]:
+    found: list[str] = []  # mostly empty: no generator, which costs more than the tests
     request, limit = job_class.request, center.max_run_time_s
     if center.state is not _ACTIVE:
-        yield f"center is {center.state}"
+        found.append(f"center is {center.state}")
     if center.health is not _FRESH:
-        yield f"center is {center.health}"
+        found.append(f"center is {center.health}")
     if request.centers and center.id not in request.centers:
-        yield "the job names other centers"
+        found.append("the job names other centers")
     if center.id in job_class.avoid or EVERY_CENTER in job_class.avoid:
-        yield "the job avoids the center"
+        found.append("the job avoids the center")
     if request.kind is _ONLINE and not center.services:
-        yield "no services there"
+        found.append("no services there")
     if request.image_id:
         if request.image_id not in center.images:
-            yield f"no image {request.image_id} there"
+            found.append(f"no image {request.image_id} there")
     elif request.image_url and not center.any_image_url:
-        yield f"no image {request.image_url} there"
+        found.append(f"no image {request.image_url} there")
     if request.nodes > 1 and not center.gang:
-        yield "no gangs there"
+        found.append("no gangs there")
     if limit is not None and request.max_run_time_s is not None and request.max_run_time_s > limit:
-        yield f"{request.max_run_time_s} s is longer than {limit} s"
+        found.append(f"{request.max_run_time_s} s is longer than {limit} s")
+    return found
 
 
 def _pool_faults(kind: Placement, job_class: JobClass, pool: Pool, snapshot: Snapshot) -> Iterator[str]:
@@ -350,14 +365,16 @@ def _packing_faults(
         if pool_id in held:
             found += _faults_beside(pool, free[pool_id], counts, held[pool_id], keyed, snapshot.now_ms)
         elif not checked.packs(pool, free[pool_id], counts):
-            faults = _faults_alone(pool, free[pool_id], counts)
+            faults = _faults_alone(pool, free[pool_id], counts, checked)
             if not faults:
                 checked.packed(pool, free[pool_id], counts)
             found += faults
     return found
 
 
-def _faults_alone(pool: Pool, free: Sequence[FreeNodes], counts: _Counts) -> list[str]:
+def _faults_alone(
+    pool: Pool, free: Sequence[FreeNodes], counts: _Counts, checked: Checked
+) -> list[str]:
     """What has no room in a pool in which nothing is held."""
     exact = [(kind.spec, kind.nodes, n) for kind, n in counts if kind.exact]
     slots = [(kind, n) for kind, n in counts if not kind.exact]
@@ -367,7 +384,7 @@ def _faults_alone(pool: Pool, free: Sequence[FreeNodes], counts: _Counts) -> lis
     ]
     if exact and slots:
         found.append(_MIXED.format(pool.id))
-    return found + _unpacked(pool, free, slots)
+    return found + _unpacked(pool, free, slots, nodes=checked.nodes(pool, free))
 
 
 def _faults_beside(
@@ -392,43 +409,52 @@ def _faults_beside(
 _MIXED = "pool {}: something is held there, or slots are taken"
 
 
-def _unpacked(pool: Pool, free: Sequence[FreeNodes], counts: _Counts, beside: str = "") -> list[str]:
+def _unpacked(
+    pool: Pool, free: Sequence[FreeNodes], counts: _Counts, beside: str = "", nodes: _Nodes | None = None
+) -> list[str]:
     wanted: dict[tuple[int, Spec], int] = {}
     for kind, n in counts:
         which = (kind.slot, kind.spec)
         wanted[which] = wanted.get(which, 0) + kind.nodes * n
     return [
         f"pool {pool.id}: {n} slots of {t} for {s.id} do not pack{beside}"
-        for (t, s), n in pack(pool, free, wanted).items()
+        for (t, s), n in pack(pool, free, wanted, nodes).items()
     ]
 
 
 def pack(
-    pool: Pool, free: Sequence[FreeNodes], wanted: Mapping[tuple[int, Spec], int]
+    pool: Pool,
+    free: Sequence[FreeNodes],
+    wanted: Mapping[tuple[int, Spec], int],
+    nodes: _Nodes | None = None,
 ) -> dict[tuple[int, Spec], int]:
     """Puts (slot, spec) → count on real nodes, largest slots first, the fullest node that holds one.
 
     Returns what does not fit.  A slot takes its units, and its cards, cores and GiB must be free too.
+    `nodes` is what the free nodes have left, where at hand; it is used up.
     """
     if pool.shape.split_permille:
         return pack_on_cards(pool.shape, free, wanted)
-    nodes: dict[tuple[int, int, int, int], int] = {}  # (units, cards, cores, GiB) left: how many
-    for group in free:
-        state = (units(pool.shape, group), group.accelerators, group.cores, group.memory_gib)
-        nodes[state] = nodes.get(state, 0) + group.nodes
+    nodes = _left(pool.shape, free) if nodes is None else nodes
     unpacked: dict[tuple[int, Spec], int] = {}
     for (slot, spec), count in sorted(wanted.items(), key=lambda w: (-w[0][0], w[0][1].id)):
         shape, left = spec.shape, count
-        a, b, c, d = slot, shape.accelerators, shape.cores, shape.memory_gib
-        for state in sorted(s for s in nodes if s[0] >= a and s[1] >= b and s[2] >= c and s[3] >= d):
+        a, b, c, d = max(1, slot), shape.accelerators, shape.cores, shape.memory_gib
+        for state in sorted([s for s in nodes if s[0] >= a and s[1] >= b and s[2] >= c and s[3] >= d]):
             if not left:
                 break
+            w, x, y, z = state
             # A node that holds one is the fullest that does until it holds no more.
-            most = min(have // need for have, need in zip(state, (a, b, c, d), strict=True) if need)
+            most = w // a
+            if b and x < most * b:
+                most = x // b
+            if c and y < most * c:
+                most = y // c
+            if d and z < most * d:
+                most = z // d
             whole, rest = divmod(min(left, most * nodes[state]), most)
             left -= whole * most + rest
             nodes[state] -= whole + bool(rest)
-            w, x, y, z = state
             for slots, some in ((most, whole), (rest, int(rest > 0))):
                 if some:
                     then = (w - slots * a, x - slots * b, y - slots * c, z - slots * d)
@@ -438,3 +464,11 @@ def pack(
         if left:
             unpacked[slot, spec] = left
     return unpacked
+
+
+def _left(shape: NodeShape, free: Sequence[FreeNodes]) -> _Nodes:
+    nodes: _Nodes = {}
+    for group in free:
+        state = (units(shape, group), group.accelerators, group.cores, group.memory_gib)
+        nodes[state] = nodes.get(state, 0) + group.nodes
+    return nodes

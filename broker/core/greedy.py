@@ -106,6 +106,9 @@ def _place(problem: Problem, y: IntArray, left: list[int], mine: _Choices, *, wa
     started = at = 0
     while started < wanted and at < len(mine.options) and mine.costs[at] < worth:
         a, b = mine.first[at], mine.first[at + 1]
+        if left[mine.row[a]] < mine.coef[a]:  # most are full by their first row: all slots of the pool
+            at += 1
+            continue
         rows, coefs = mine.row[a:b], mine.coef[a:b]
         count = min(wanted - started, *map(floordiv, map(left.__getitem__, rows), coefs))
         if count > 0:

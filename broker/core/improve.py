@@ -11,7 +11,7 @@ options are, not what the problem is.
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import floordiv
 
 import numpy as np
@@ -53,10 +53,10 @@ def improve(
     some = np.flatnonzero(near & chosen[problem.option_pool])
     some = some[np.argsort(problem.option_pool[some], kind="stable")]
     first = np.searchsorted(problem.option_pool[some], np.arange(len(problem.pools) + 1))
-    table = _Table(problem, y.copy(), reduced)
+    table = _Table(problem, y, reduced, some)
     for at in tried.tolist():
-        table.refill(some[first[at] : first[at + 1]])
-    return table.y
+        table.refill(range(first[at], first[at + 1]))
+    return table.plan()
 
 
 def _idle_value(problem: Problem, y: IntArray, prices: FloatArray) -> FloatArray:
@@ -68,95 +68,79 @@ def _idle_value(problem: Problem, y: IntArray, prices: FloatArray) -> FloatArray
 
 
 class _Table:
-    """The plan as it is improved: jobs per option, what rows have left, jobs served per class."""
+    """The plan as it is improved: jobs of some options, what rows have left, jobs served per class.
 
-    def __init__(self, p: Problem, y: IntArray, reduced: FloatArray) -> None:
-        self.y = y
+    Of plain numbers, since a pool has a handful of options that count; i is a place among them.
+    """
+
+    def __init__(self, p: Problem, y: IntArray, reduced: FloatArray, options: IntArray) -> None:
         self._p = p
-        self._reduced = reduced
-        self._left = p.left(y)
-        self._served = p.started(y)
+        self._before = y
+        self._options = options
+        self._jobs: list[int] = y[options].tolist()
+        self._class: list[int] = p.option_class[options].tolist()
+        self._cost: list[int] = p.cost[options].tolist()
+        # What a job takes at the prices of the rows: its reduced cost without its cost.
+        self._taken: list[float] = np.maximum(reduced[options] - p.cost[options], 1).tolist()
+        entries, spans = p.entries(options)
+        row, coef = p.entry_row[entries].tolist(), p.entry_coef[entries].tolist()
+        ends = list(accumulate(spans.tolist(), initial=0))
+        self._rows: list[list[int]] = [row[a:b] for a, b in pairwise(ends)]
+        self._coefs: list[list[int]] = [coef[a:b] for a, b in pairwise(ends)]
+        self._left: list[int] = p.left(y).tolist()
+        self._served: list[int] = p.started(y).tolist()
         self._values: dict[int, tuple[list[int], list[int]]] = {}
 
-    def refill(self, options: IntArray) -> None:
+    def plan(self) -> IntArray:
+        """Jobs per option, as they are now."""
+        y = self._before.copy()
+        y[self._options] = self._jobs
+        return y
+
+    def refill(self, pool: range) -> None:
         """Empties the pool of these options and fills it by value for what it takes, in two orders."""
-        p = self._p
-        before = self.y[options]
-        classes = p.option_class[options].tolist()
-        entries = [
-            slice(int(a), int(b))
-            for a, b in zip(p.entry_first[options], p.entry_first[options + 1], strict=True)
-        ]
-        rows = [p.entry_row[e].tolist() for e in entries]
-        coefs = [p.entry_coef[e].tolist() for e in entries]
-        costs = p.cost[options].tolist()
-        left = {r: int(self._left[r]) for row in rows for r in row}
-        served = {k: int(self._served[k]) for k in classes}
+        left, served = self._left, self._served
         now = 0  # what the pool is worth today: worth of the jobs in it, less their costs
-        for n, k, row, coef, cost in zip(before.tolist(), classes, rows, coefs, costs, strict=True):
-            if n:
-                for r, a in zip(row, coef, strict=True):
-                    left[r] += a * n
-                now += self._worth(k, served[k] - n, served[k]) - cost * n
-                served[k] -= n
+        for i in pool:
+            if n := self._jobs[i]:
+                k = self._class[i]
+                now += self._worth(k, served[k] - n, served[k]) - self._cost[i] * n
+                self._start(i, -n)
+        gains = {i: gain for i in pool if (gain := self._gain(i)) > 0}
+        by_price = sorted(gains, key=lambda i: (-gains[i] / self._taken[i], i))
+        by_size = sorted(gains, key=lambda i: (-self._coefs[i][0], -gains[i] / self._taken[i], i))
         best, chosen = now, None
-        # What a job takes at the prices of the rows: its reduced cost without its cost.
-        taken = np.maximum(self._reduced[options] - p.cost[options], 1).tolist()
-        gains = [
-            self._worth(k, served[k], served[k] + 1) - c if served[k] < self._jobs(k) else 0
-            for k, c in zip(classes, costs, strict=True)
-        ]
-        some = [i for i, gain in enumerate(gains) if gain > 0]
-        by_price = sorted(some, key=lambda i: (-gains[i] / taken[i], i))
-        by_size = sorted(some, key=lambda i: (-coefs[i][0], -gains[i] / taken[i], i))
         for order in (by_price, by_size):
-            value, counts = self._filled(order, classes, rows, coefs, costs, dict(left), dict(served))
+            value, counts = self._filled(order)
             if value > best:
                 best, chosen = value, counts
-        if chosen is not None:
-            self._take(options, before, chosen, rows, coefs, classes)
+        for i in pool:
+            n = self._jobs[i] if chosen is None else chosen.get(i, 0)
+            self._jobs[i] = n
+            if n:
+                self._start(i, n)
 
-    def _filled(
-        self,
-        order: list[int],
-        classes: list[int],
-        rows: list[list[int]],
-        coefs: list[list[int]],
-        costs: list[int],
-        left: dict[int, int],
-        served: dict[int, int],
-    ) -> tuple[int, dict[int, int]]:
-        """(value, jobs by place in `order`'s numbers) of filling in this order."""
+    def _start(self, i: int, count: int) -> None:
+        """Takes what so many jobs of an option take; gives it back where `count` is negative."""
+        self._served[self._class[i]] += count
+        for r, a in zip(self._rows[i], self._coefs[i], strict=True):
+            self._left[r] -= a * count
+
+    def _filled(self, order: list[int]) -> tuple[int, dict[int, int]]:
+        """(value, jobs per option) of filling in this order; nothing stays taken."""
+        left, served = self._left, self._served
         value, counts = 0, {}
         for i in order:
-            k, row, coef = classes[i], rows[i], coefs[i]
-            room = min(map(floordiv, map(left.__getitem__, row), coef))
-            count = min(room, self._worthwhile(k, served[k], costs[i]))
+            k, cost = self._class[i], self._cost[i]
+            room = min(map(floordiv, map(left.__getitem__, self._rows[i]), self._coefs[i]))
+            count = min(room, self._worthwhile(k, served[k], cost)) if room > 0 else 0
             if count > 0:
-                for r, a in zip(row, coef, strict=True):
-                    left[r] -= a * count
-                value += self._worth(k, served[k], served[k] + count) - costs[i] * count
-                served[k] += count
+                value += self._worth(k, served[k], served[k] + count) - cost * count
+                self._start(i, count)
                 counts[i] = count
+        for i, count in counts.items():
+            self._start(i, -count)
         return value, counts
-
-    def _take(
-        self,
-        options: IntArray,
-        before: IntArray,
-        chosen: dict[int, int],
-        rows: list[list[int]],
-        coefs: list[list[int]],
-        classes: list[int],
-    ) -> None:
-        after = np.zeros_like(before)
-        after[list(chosen)] = list(chosen.values())
-        for i in np.flatnonzero(after != before).tolist():
-            more = int(after[i] - before[i])
-            self._served[classes[i]] += more
-            for r, a in zip(rows[i], coefs[i], strict=True):
-                self._left[r] -= a * more
-        self.y[options] = after
 
     # ------------------------------------------------------------ what jobs of a class are worth
 
@@ -167,8 +151,12 @@ class _Table:
             self._values[k] = (list(accumulate(jobs)), self._p.worth[k, ::-1].tolist())
         return self._values[k]
 
-    def _jobs(self, k: int) -> int:
-        return self._of(k)[0][-1]
+    def _gain(self, i: int) -> int:
+        """What one more job by an option is worth more than it costs; 0 where none waits."""
+        k = self._class[i]
+        ends, worth = self._of(k)
+        at = bisect_right(ends, self._served[k])
+        return worth[at] - self._cost[i] if at < len(ends) else 0
 
     def _worth(self, k: int, first: int, last: int) -> int:
         """Worth of the jobs first … last-1 of class `k`, oldest first."""
@@ -183,5 +171,7 @@ class _Table:
     def _worthwhile(self, k: int, served: int, cost: int) -> int:
         """Further jobs of class `k` that are worth more than `cost` each; worth falls with youth."""
         ends, worth = self._of(k)
-        last = next((at for at in reversed(range(len(worth))) if worth[at] > cost), None)
-        return 0 if last is None else max(0, ends[last] - served)
+        at = len(worth)
+        while at and worth[at - 1] <= cost:
+            at -= 1
+        return max(0, ends[at - 1] - served) if at else 0

