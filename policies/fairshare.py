@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
+import numpy as np
+
+from broker.core.claims import Claims
 from broker.core.model import TenantId
+from broker.core.policy import IntArray
 from broker.core.problem import Problem
 
 STEP = 50
@@ -39,13 +43,16 @@ class Fairshare:
         """What the snapshot's usage is decayed by."""
         return self.half_life_h * 3600
 
-    def share(self, p: Problem, k: int) -> int:
+    def factors(self, p: Problem) -> IntArray:
         """Thousandths, the same for all classes of a tenant."""
         used = self._used(p)
         total, tenants = sum(used.values()), len(used)
         if total == 0 or tenants < 2:
-            return 1000
-        mine = used[p.classes[k].tenant]
+            return np.full(len(p.classes), 1000, dtype=np.int64)
+        factor = {tenant: self._factor(mine, total, tenants) for tenant, mine in used.items()}
+        return np.array([factor[c.tenant] for c in p.classes], dtype=np.int64)
+
+    def _factor(self, mine: int, total: int, tenants: int) -> int:
         least, most = int(self.least * 1000), int(self.most * 1000)
         if mine * tenants <= total:  # from `most` at nothing to 1000 at an equal share
             permille = most - (most - 1000) * mine * tenants // total
@@ -57,9 +64,12 @@ class Fairshare:
     def _used(self, p: Problem) -> dict[TenantId, int]:
         """Accelerator-seconds per tenant."""
         used = dict.fromkeys((c.tenant for c in p.classes), 0) | dict(p.snapshot.usage)
-        for claim in p.snapshot.claims:
-            if claim.started_ms is not None:
-                ran_s = max(0, p.snapshot.now_ms - claim.started_ms) // 1000
-                cards = claim.shape.accelerators * claim.nodes
-                used[claim.tenant] = used.get(claim.tenant, 0) + ran_s * cards
+        claims = Claims.of(p.snapshot.claims)
+        columns = claims.columns
+        ran_s = np.maximum(0, p.snapshot.now_ms - columns.started_ms) // 1000
+        live = np.zeros(len(claims.tenants), dtype=np.int64)
+        np.add.at(live, columns.tenant, ran_s * columns.cards * columns.nodes)
+        for tenant, seconds in zip(claims.tenants, live.tolist(), strict=True):
+            if seconds:
+                used[tenant] = used.get(tenant, 0) + seconds
         return used

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
 
+from broker.core.claims import Claims
 from broker.core.explain import Code
+from broker.core.fitting import BoolArray
 from broker.core.model import TenantId
-from broker.core.policy import Limit
+from broker.core.policy import IntArray, Limit
 from broker.core.problem import Problem
 
 
@@ -70,57 +73,78 @@ class Quota:
         if len(set(named)) < len(named):
             raise ValueError(f"shares: {max(named, key=named.count)} is there twice")
 
-    def share(self, p: Problem, k: int) -> int:
-        """Thousandths of the worth of class `k`."""
-        tenant = p.classes[k].tenant
-        products = {p.pools[at].shape.accelerator for at in p.option_pool[p.options(k)].tolist()}
-        permille = 1000
-        for share in self._of(tenant):
-            if any(share.covers(product) for product in products):
-                held = self._held(p, share, tenant)
-                if held < share.guarantee * 1000:
-                    permille = max(permille, int(self.below_guarantee * 1000))
-                elif share.deserved is not None and held >= share.deserved * 1000:
-                    permille = min(permille, int(self.above_deserved * 1000))
+    def factors(self, p: Problem) -> IntArray:
+        """Thousandths of the worth of every class."""
+        permille = np.full(len(p.classes), 1000, dtype=np.int64)
+        covered = self._covered(p)
+        for tenant, own, held in self._tenants(p):
+            for share in self._of(tenant):
+                some = own[np.bincount(p.option_class, covered[share], len(p.classes))[own] > 0]
+                has = _held(held, share)
+                if has < share.guarantee * 1000:
+                    permille[some] = np.maximum(permille[some], int(self.below_guarantee * 1000))
+                elif share.deserved is not None and has >= share.deserved * 1000:
+                    permille[some] = np.minimum(permille[some], int(self.above_deserved * 1000))
         return permille
 
     def limits(self, p: Problem) -> tuple[Limit, ...]:
         """A row for every ceiling of every tenant that has jobs waiting."""
-        if not self.shares:
-            return ()
-        tenants = sorted({c.tenant for c in p.classes})
-        return tuple(limit for tenant in tenants for limit in self._limits(p, tenant))
+        covered = self._covered(p)
+        return tuple(
+            limit
+            for tenant, own, held in self._tenants(p)
+            for limit in self._limits(p, tenant, own, held, covered)
+        )
 
-    def _limits(self, p: Problem, tenant: TenantId) -> Iterator[Limit]:
-        own = [k for k, c in enumerate(p.classes) if c.tenant == tenant]
-        options = np.flatnonzero(np.isin(p.option_class, own))
+    def _tenants(self, p: Problem) -> Iterator[tuple[TenantId, IntArray, Mapping[str, int]]]:
+        """Tenants that have jobs waiting, in order: their classes, and what they hold by product."""
+        if not self.shares:
+            return
+        held: defaultdict[TenantId, dict[str, int]] = defaultdict(dict)
+        for (tenant, product), millicards in Claims.of(p.snapshot.claims).held_millicards().items():
+            held[tenant][product] = millicards
+        classes: defaultdict[TenantId, list[int]] = defaultdict(list)
+        for k, job_class in enumerate(p.classes):
+            classes[job_class.tenant].append(k)
+        for tenant in sorted(classes):
+            yield tenant, np.array(classes[tenant], dtype=np.int64), held[tenant]
+
+    def _limits(
+        self,
+        p: Problem,
+        tenant: TenantId,
+        own: IntArray,
+        held: Mapping[str, int],
+        covered: Mapping[Share, BoolArray],
+    ) -> Iterator[Limit]:
+        options = np.concatenate([np.arange(p.first[k], p.first[k + 1]) for k in own.tolist()])
+        taken = np.concatenate([p.job_millicards(k, p.option_pool[p.options(k)]) for k in own.tolist()])
         for share in self._of(tenant):
             if share.ceiling is None:
                 continue
-            taken = np.array([self._millicards(p, share, j) for j in options.tolist()], dtype=np.int64)
-            left = max(0, share.ceiling * 1000 - self._held(p, share, tenant))
+            mine = np.flatnonzero(covered[share][options] & (taken > 0))
+            counted = taken[mine]
+            left = max(0, share.ceiling * 1000 - _held(held, share))
             # In cards where nobody has a part of one: then the numbers told are cards.
-            unit = 1000 if not (taken % 1000).any() and left % 1000 == 0 else 1
+            unit = 1000 if not (counted % 1000).any() and left % 1000 == 0 else 1
             name = f"quota:{tenant}:{share.accelerator or '*'}"
-            yield Limit(name, Code.QUOTA, options[taken > 0], taken[taken > 0] // unit, left // unit)
+            yield Limit(name, Code.QUOTA, options[mine], counted // unit, left // unit)
 
     def _of(self, tenant: TenantId) -> list[Share]:
         own = [s for s in self.shares if s.tenant == tenant]
         named = {s.accelerator for s in own}
         return own + [s for s in self.shares if s.tenant == "*" and s.accelerator not in named]
 
-    def _held(self, p: Problem, share: Share, tenant: TenantId) -> int:
-        """Thousandths of cards that live runs of a tenant hold, those that are asked to end included."""
-        return sum(
-            c.shape.accelerators * c.shape.card_permille * c.nodes
-            for c in p.snapshot.claims
-            if c.tenant == tenant and share.covers(c.shape.accelerator)
-        )
+    def _covered(self, p: Problem) -> dict[Share, BoolArray]:
+        """Of every option whether its cards count, by share."""
+        products = [pool.shape.accelerator for pool in p.pools]
+        return {
+            share: np.array([share.covers(product) for product in products], dtype=np.bool_)[p.option_pool]
+            for share in self.shares
+        }
 
-    def _millicards(self, p: Problem, share: Share, option: int) -> int:
-        """Thousandths of cards that one job takes by an option, 0 where they do not count."""
-        at, k = int(p.option_pool[option]), int(p.option_class[option])
-        if not share.covers(p.pools[at].shape.accelerator):
-            return 0
-        fitting = p.fittings[k]
-        return int(fitting.cards[at] * fitting.permille[at]) * p.classes[k].request.nodes
+
+def _held(held: Mapping[str, int], share: Share) -> int:
+    """Thousandths of cards that count, of what a tenant's live runs hold by product, those that are
+    asked to end included."""
+    return sum(millicards for product, millicards in held.items() if share.covers(product))

@@ -19,6 +19,7 @@ from broker.core.model import MICRO, Accuracy, CenterId, Claim, DataFacts, PoolI
 from broker.core.policy_file import PolicyError, load_policies
 from broker.core.problem import build
 from broker.core.scheduler import schedule
+from broker.core.solver import LP
 from broker.store import feed
 from policies.balance import Balance
 from policies.fairshare import Fairshare
@@ -141,7 +142,20 @@ def test_who_has_used_less_goes_first() -> None:
 def test_the_factor_lies_between_most_and_least(usage: dict[TenantId, int], permille: int) -> None:
     world = snapshot(center(), pool(), job_class("mine", 1, tenant="t"), job_class("theirs", 1, tenant="u"))
     problem = build(replace(world, usage=usage), policy_set(Fairshare()))
-    assert Fairshare().share(problem, 0) == permille
+    assert Fairshare().factors(problem)[0] == permille
+
+
+@pytest.mark.parametrize(
+    "policy", [Fairshare(), Quota(shares=(Share("u", deserved=8),))], ids=lambda one: type(one).__name__
+)
+def test_a_round_that_goes_on_from_the_last_one_sees_what_tenants_hold_now(policy: object) -> None:
+    """What is kept between rounds is what a class is worth, not how its tenant stands."""
+    mine, theirs = job_class("mine", 8, tenant="t"), job_class("theirs", 8, tenant="u", age_s=120)
+    world, lp, policies = snapshot(center(), pool(nodes=1), mine, theirs), LP(), policy_set(policy)
+    live = replace(of_tenant("u", 8), pool=PoolId("sz-1/b"))
+    for claims, first in ((), "theirs"), ((live,), "mine"), ((), "theirs"):
+        plan = schedule(replace(world, claims=claims), policies, lp)
+        assert [placement.class_key for placement in plan.placements] == [first]
 
 
 async def test_usage_is_read_from_ended_runs_and_decays(tmp_path: Path) -> None:

@@ -47,12 +47,16 @@ def times(amounts: IntArray, factor: int | IntArray) -> IntArray:
     return _within(amounts, most) * factor
 
 
-def weighed(money: IntArray, permille: int) -> IntArray:
+def weighed(money: IntArray, permille: int | IntArray) -> IntArray:
     """`money * permille // 1000`, at most the largest sum."""
-    most = LARGEST_MICRO if permille <= 1000 else LARGEST_MICRO * 1000 // permille
+    most: int | IntArray
+    if isinstance(permille, int):
+        most = LARGEST_MICRO if permille <= 1000 else LARGEST_MICRO * 1000 // permille
+        if permille == 1000:
+            return _within(money, most)
+    else:
+        most = LARGEST_MICRO // np.maximum(permille, 1000) * 1000
     kept = _within(money, most)
-    if permille == 1000:
-        return kept
     return kept // 1000 * permille + kept % 1000 * permille // 1000
 
 

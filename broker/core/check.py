@@ -372,9 +372,7 @@ def _packing_faults(
     return found
 
 
-def _faults_alone(
-    pool: Pool, free: Sequence[FreeNodes], counts: _Counts, checked: Checked
-) -> list[str]:
+def _faults_alone(pool: Pool, free: Sequence[FreeNodes], counts: _Counts, checked: Checked) -> list[str]:
     """What has no room in a pool in which nothing is held."""
     exact = [(kind.spec, kind.nodes, n) for kind, n in counts if kind.exact]
     slots = [(kind, n) for kind, n in counts if not kind.exact]

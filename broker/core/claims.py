@@ -7,6 +7,7 @@ mean for a pool (core/snapshot.py) or for a job that would have them stopped (co
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -35,8 +36,8 @@ class ClaimColumns:
     `able`: 1 where the run may be stopped for another, as far as its own facts say.  `stopping`: 1 where
     it was asked to end.  `started_ms` is NOT_STARTED before the start, `checkpoint_ms` 0 where none was
     seen, `interval_s` how often it is believed to write one then, 0: never.  Of each node's share:
-    `cards`, `permille` of each card, `cores`, `memory_gib`.  `pool`, `tenant` and `class_key` are indices
-    of Claims.pools, .tenants and .class_keys.
+    `cards`, `permille` of each card, `cores`, `memory_gib`.  `pool`, `tenant`, `accelerator` and
+    `class_key` are indices of Claims.pools, .tenants, .accelerators and .class_keys.
     """
 
     able: IntArray
@@ -54,6 +55,7 @@ class ClaimColumns:
     memory_gib: IntArray
     pool: IntArray
     tenant: IntArray
+    accelerator: IntArray
     class_key: IntArray
 
     def at(self, rows: IntArray) -> ClaimColumns:
@@ -67,6 +69,7 @@ class _Numbers:
 
     pool: dict[PoolId, int] = field(default_factory=dict)
     tenant: dict[TenantId, int] = field(default_factory=dict)
+    accelerator: dict[str, int] = field(default_factory=dict)
     class_key: dict[str, int] = field(default_factory=dict)
 
 
@@ -76,6 +79,7 @@ class Claims(tuple[Claim, ...]):
     columns: ClaimColumns
     pools: tuple[PoolId, ...]
     tenants: tuple[TenantId, ...]
+    accelerators: tuple[str, ...]
     class_keys: tuple[str, ...]
     _table: IntArray  # the columns, one row each
     _numbers: _Numbers
@@ -84,6 +88,15 @@ class Claims(tuple[Claim, ...]):
         """Of each claim what its pool is mapped to, -1 where it is not."""
         at = [pools.get(pool, -1) for pool in self.pools]
         return np.array(at, dtype=np.int64)[self.columns.pool]
+
+    def held_millicards(self) -> dict[tuple[TenantId, str], int]:
+        """Thousandths of cards held, by tenant and product; those of runs asked to end included."""
+        columns, width = self.columns, len(self.accelerators)
+        held = np.zeros(len(self.tenants) * width, dtype=np.int64)
+        taken = columns.cards * columns.permille * columns.nodes
+        np.add.at(held, columns.tenant * width + columns.accelerator, taken)
+        pairs = itertools.product(self.tenants, self.accelerators)
+        return dict(zip(pairs, held.tolist(), strict=True))
 
     @staticmethod
     def of(claims: Iterable[Claim]) -> Claims:
@@ -137,7 +150,7 @@ def _made(rows: Sequence[Claim], table: IntArray, numbers: _Numbers) -> Claims:
     made = Claims(rows)
     made._table, made._numbers, made.columns = table, numbers, ClaimColumns(*table)
     made.pools, made.tenants = tuple(numbers.pool), tuple(numbers.tenant)
-    made.class_keys = tuple(numbers.class_key)
+    made.accelerators, made.class_keys = tuple(numbers.accelerator), tuple(numbers.class_key)
     return made
 
 
@@ -166,6 +179,7 @@ def _table(claims: Sequence[Claim], numbers: _Numbers) -> IntArray:
         of("shape.memory_gib"),
         numbered("pool", numbers.pool),
         numbered("tenant", numbers.tenant),
+        numbered("shape.accelerator", numbers.accelerator),
         numbered("class_key", numbers.class_key),
     )
     return np.stack([np.fromiter(column, dtype=np.int64, count=len(claims)) for column in columns])

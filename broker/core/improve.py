@@ -99,7 +99,7 @@ class _Table:
 
     def refill(self, pool: range) -> None:
         """Empties the pool of these options and fills it by value for what it takes, in two orders."""
-        left, served = self._left, self._served
+        served = self._served
         now = 0  # what the pool is worth today: worth of the jobs in it, less their costs
         for i in pool:
             if n := self._jobs[i]:

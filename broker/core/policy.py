@@ -175,8 +175,8 @@ class Policy(Protocol):
         """Micro-CNY per age bucket: what leaving a job of class `k` waiting is weighed at."""
         ...
 
-    def share(self, p: Problem, k: int) -> int:
-        """Thousandths that the worth of class `k` is multiplied by; 1000 changes nothing."""
+    def factors(self, p: Problem) -> IntArray:
+        """Thousandths, at least 1, per class that its worth is multiplied by; asked in every round."""
         ...
 
     def limits(self, p: Problem) -> tuple[Limit, ...]:
@@ -263,22 +263,33 @@ class PolicySet:
         return total
 
     def worth(self, p: Problem, k: int) -> IntArray:
-        """Micro-CNY per age bucket.  Waiting never lowers it: jobs of a class start oldest first.
-
-        Shares count on what a job is worth beyond its dearest option: they change who goes first, but
-        nothing stands idle that nobody else wants.
-        """
+        """Micro-CNY per age bucket, without factors.  Waiting never lowers it: jobs of a class start
+        oldest first."""
         total = np.zeros(len(p.age_s), dtype=np.int64)
         for permille, method in self._methods("worth"):
             total = added(total, weighed(method(p, k), permille))
-        shares = [method(p, k) for _, method in self._methods("share")]
-        if any(share != 1000 for share in shares):
-            dearest = int(p.cost[p.options(k)].max(initial=0))
-            gain = np.maximum(total - dearest, 0)
-            for share in shares:
-                gain = np.maximum(weighed(gain, share), np.minimum(gain, 1))
-            total = np.where(total > dearest, added(gain, np.full_like(gain, dearest)), total)
         return np.maximum.accumulate(total)
+
+    @property
+    def factored(self) -> bool:
+        """Whether any policy multiplies worth, by what may be another in every round."""
+        return bool(self._methods("factors"))
+
+    def multiplied(self, p: Problem, worth: IntArray) -> IntArray:
+        """[K,B] worth with factors, from that of every class without.
+
+        Factors count on what a job is worth beyond its dearest option: they change who goes first, but
+        nothing stands idle that nobody else wants.
+        """
+        if not self.factored:
+            return worth
+        dearest = np.zeros((len(p.classes), 1), dtype=np.int64)
+        some = np.flatnonzero(np.diff(p.first))
+        dearest[some, 0] = p.cost[p.by_cost[p.first[some + 1] - 1]]
+        gain = np.maximum(worth - dearest, 0)
+        for _, method in self._methods("factors"):
+            gain = np.maximum(weighed(gain, method(p)[:, None]), np.minimum(gain, 1))
+        return np.where(worth > dearest, added(gain, dearest), worth)
 
     def depends(self, snapshot: Snapshot) -> tuple[Hashable, ...]:
         """What answers rest on besides classes, pools and centers; see Policy."""

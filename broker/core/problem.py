@@ -335,6 +335,7 @@ def _weigh_classes(p: Problem, memory: Memory) -> None:
             known = p.policies.worth(p, k)
             memory.blocks[job_class.key] = replace(block, worth=known)
         p.worth[k] = known
+    p.worth[:] = p.policies.multiplied(p, p.worth)
 
 
 def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray:
@@ -343,16 +344,15 @@ def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray
     `memory` is that of the problem: what it knows of a class is not asked for again.
     """
     worth = np.zeros((len(classes), len(AGE_S)), dtype=np.int64)
-    unknown = []
-    for k, job_class in enumerate(classes):
-        block = memory.block(job_class)
+    blocks = [memory.block(job_class) for job_class in classes]
+    for k, block in enumerate(blocks):
         if block is not None and block.worth is not None:
             worth[k] = block.worth
-        else:
-            unknown.append(k)
-    if not unknown:
+    unknown = [k for k, block in enumerate(blocks) if block is None or block.worth is None]
+    numbers = list(range(len(classes))) if p.policies.factored else unknown
+    if not numbers:
         return worth
-    asked = tuple(classes[k] for k in unknown)
+    asked = tuple(classes[k] for k in numbers)
     wanted = {spec.id: spec for c in asked if (spec := c.request.spec) is not None}
     known = {
         spec.id: fitting
@@ -381,12 +381,13 @@ def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray
         holdings=p.holdings,
     )
     everywhere = np.arange(len(p.pools), dtype=np.int64)
-    blocks = tuple(_block(part, k, everywhere, None) for k in range(len(asked)))
-    part = replace(part, **Memory().options(blocks, len(p.pools)))
-    for k, block in enumerate(blocks):
-        worth[unknown[k]] = asked_for = p.policies.worth(part, k)
-        memory.blocks[block.job_class.key] = replace(block, worth=asked_for)
-    return worth
+    known_blocks = [blocks[k] or _block(part, n, everywhere, None) for n, k in enumerate(numbers)]
+    part = replace(part, **Memory().options(tuple(known_blocks), len(p.pools)))
+    for n, (k, block) in enumerate(zip(numbers, known_blocks, strict=True)):
+        if block.worth is None:
+            worth[k] = asked_for = p.policies.worth(part, n)
+            memory.blocks[block.job_class.key] = replace(block, worth=asked_for)
+    return p.policies.multiplied(part, worth)
 
 
 def _with_rows(p: Problem, memory: Memory, limits: tuple[Limit, ...]) -> Problem:
