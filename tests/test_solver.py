@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.core import memory as kept_between_rounds
 from broker.core import scheduler, solver
 from broker.core.check import violations
 from broker.core.greedy import greedy
@@ -150,6 +151,19 @@ class Counting:
 
     def depends(self, snapshot: Snapshot) -> int:
         return self.version
+
+
+def test_classes_that_are_away_are_forgotten_and_those_that_wait_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_between_rounds, "SPARE", 3)
+    memory, policies = Memory(), policy_set()
+    for number in range(20):
+        there = [job_class(f"k{number + n}") for n in range(3)]
+        kept = build(snapshot(center(), pool(), *there), policies, memory=memory)
+        assert len(kept.option_class) == 3
+        assert (kept.worth > 0).all()
+        assert len(memory.blocks) <= 9
 
 
 def test_policies_are_asked_for_what_changed_alone() -> None:

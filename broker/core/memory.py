@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from broker.core.problem import Problem
 
 ROW_KEY = 1 << 24  # more than any node has units
+SPARE = 1000
+"""Classes away that are remembered besides one for every class that waits: many come back."""
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -236,14 +238,15 @@ class Memory:
         same = same and was.learned == job_class.learned
         return block if same and was.tenant == job_class.tenant and was.avoid == job_class.avoid else None
 
-    def forget_old(self, in_use: int) -> None:
-        """Drops classes that are away when they are more than those that wait."""
-        if len(self.blocks) > 2 * in_use + 1000:
+    def forget_old(self) -> None:
+        """Drops classes that are away when they are more than those that wait, whose options are known."""
+        if len(self.blocks) > 2 * len(self._in_use) + SPARE:
             self._keep_in_use()
 
     def _keep_in_use(self) -> None:
         used = {block.job_class.key for block in self._in_use}
         self.blocks = {key: block for key, block in self.blocks.items() if key in used}
+        self._fittings = {key: known for key, known in self._fittings.items() if key in used}
 
     # ------------------------------------------------------------ options and rows
 

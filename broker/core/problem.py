@@ -295,9 +295,10 @@ def _with_options(p: Problem, memory: Memory, changed: IntArray) -> Problem:
         elif len(changed):
             block = memory.blocks[job_class.key] = _block(p, k, changed, block)
         blocks.append(block)
-    memory.forget_old(len(blocks))
     worth = np.zeros((len(blocks), len(AGE_S)), dtype=np.int64)
-    return replace(p, worth=worth, **memory.options(tuple(blocks), len(p.pools)))
+    p = replace(p, worth=worth, **memory.options(tuple(blocks), len(p.pools)))
+    memory.forget_old()
+    return p
 
 
 def _block(p: Problem, k: int, asked: IntArray, before: Block | None) -> Block:
