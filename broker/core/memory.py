@@ -105,6 +105,7 @@ class Memory:
         self.blocks: dict[str, Block] = {}
         # By key of the class: its block, kinds of placements by number of the pool, and those of before.
         self._kinds: dict[str, tuple[Block | None, dict[int, Placement], dict[int, Placement]]] = {}
+        self._kinds_kept = 0
         self._given: tuple[tuple[CenterFacts, ...], tuple[Pool, ...]] = ((), ())
         self._places: tuple[tuple[CenterFacts, ...], tuple[Pool, ...]] = ((), ())
         self._world: World | None = None
@@ -375,10 +376,12 @@ class Memory:
             known = self._kinds[key] = (block, {}, known[1] if known is not None else {})
         return known[1], known[2]
 
-    def forget_kinds(self, in_use: int) -> None:
-        """Drops all kinds when most of them are of plans that were."""
-        if sum(len(known[1]) + len(known[2]) for known in self._kinds.values()) > 4 * in_use + 1000:
+    def kept_kinds(self, fresh: int, in_use: int) -> None:
+        """Counts kinds that were added; drops all when most of them are of plans that were."""
+        self._kinds_kept += fresh
+        if self._kinds_kept > 8 * in_use + 1000:
             self._kinds.clear()
+            self._kinds_kept = 0
 
     # ------------------------------------------------------------ claims, and what is free
 

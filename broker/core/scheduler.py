@@ -74,11 +74,13 @@ def schedule(snapshot: Snapshot, policies: PolicySet, lp: LP | None = None) -> P
         by_lp = whole_plan(problem, relaxation)
         by_lp = improve(problem, by_lp, -relaxation.duals, relaxation.reduced)
         candidates.append((problem.objective(by_lp), Source.LP, by_lp))
-    elif relaxation.status is SolverStatus.UNUSED:
-        by_greedy = whole_plan(problem, relaxation)
-        candidates.append((problem.objective(by_greedy), Source.GREEDY, by_greedy))
     # 5 the certificate, by the prices at hand
-    bound = lower_bound(problem, -relaxation.duals, relaxation.reduced)
+    if relaxation.status is SolverStatus.UNUSED:
+        optimum = whole_plan(problem, relaxation)
+        bound = problem.objective(optimum)
+        candidates.append((bound, Source.GREEDY, optimum))
+    else:
+        bound = lower_bound(problem, -relaxation.duals, relaxation.reduced)
     if relaxation.status in (SolverStatus.LIMIT, SolverStatus.FAILED):
         bound = max(bound, lower_bound(problem, lp.last_prices(problem)))
     # 6 the baseline
@@ -182,8 +184,7 @@ def placements(problem: Problem, y: IntArray, memory: Memory | None = None) -> P
     made: list[Alike] = []
     taken = np.flatnonzero(y)
     taken = taken[np.lexsort((problem.cost[taken], problem.option_class[taken]))]
-    memory.forget_kinds(len(taken))
-    first, last_class = 0, -1
+    first, last_class, fresh = 0, -1, 0
     for option, k, at, count in zip(
         taken.tolist(),
         problem.option_class[taken].tolist(),
@@ -199,8 +200,10 @@ def placements(problem: Problem, y: IntArray, memory: Memory | None = None) -> P
         if kind is None:
             kind, then = problem.placement(option), before.get(at)
             kind = kinds[at] = then if then == kind else kind
+            fresh += 1
         made.append(Alike(kind, Span(ids, first, first + count), first))
         first += count
+    memory.kept_kinds(fresh, len(taken))
     return Placements(made)
 
 

@@ -28,7 +28,8 @@ from ortools.linear_solver import pywraplp
 
 from broker.core.bound import lower_bound, marginal_values, reduced_costs
 from broker.core.check import Checked
-from broker.core.greedy import fill, greedy
+from broker.core.fitting import BoolArray
+from broker.core.greedy import fill
 from broker.core.memory import Memory
 from broker.core.model import MICRO
 from broker.core.places import Places
@@ -63,7 +64,7 @@ class SolverStatus(StrEnum):
     LIMIT = "limit"  # stopped by a limit of iterations or time; the values may still round to a plan
     PRICED = "priced"  # too large to solve: prices that are nearly right, and no values
     FAILED = "failed"  # no values at all
-    UNUSED = "unused"  # there was nothing to solve
+    UNUSED = "unused"  # there was nothing to solve: the optimum was plain to see
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -441,16 +442,26 @@ _PRIMAL = _parameters(pywraplp.MPSolverParameters.PRIMAL)
 
 def solve(problem: Problem, *, lp: LP | None = None) -> Relaxation:
     """The relaxation of `problem`; see LP for the limits."""
-    if not (problem.ub > 0).any() or problem.waiting.sum() == 1:
-        # Nothing can start, or one job can: then its cheapest pool is the optimum.
-        y = greedy(problem)
+    able = problem.ub > 0
+    if not able.any() or problem.waiting.sum() == 1:
+        y = _cheapest(problem, able)
         return Relaxation(
-            y=y.astype(np.float64),
-            objective=float(problem.objective(y)),
+            y=y,
+            objective=float(problem.objective(y.astype(np.int64))),
             duals=np.zeros(len(problem.row_bound), dtype=np.float64),
             status=SolverStatus.UNUSED,
         )
     return (lp or LP()).relax(problem)
+
+
+def _cheapest(problem: Problem, able: BoolArray) -> FloatArray:
+    """The optimum where at most one job can start: it does, by the cheapest option it is able to use,
+    as long as it is worth that."""
+    y = np.zeros(len(problem.option_class), dtype=np.float64)
+    first = problem.by_cost[able[problem.by_cost]][:1]
+    worth = np.where(problem.waiting > 0, problem.worth, 0).max(initial=0)
+    y[first[problem.cost[first] < worth]] = 1
+    return y
 
 
 def whole_plan(problem: Problem, relaxation: Relaxation) -> IntArray:
