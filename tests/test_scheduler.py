@@ -18,8 +18,9 @@ from broker.core.model import MICRO, CenterState, Health, JobId, Snapshot, Tier
 from broker.core.plan import Plan, Source
 from broker.core.policy import PolicySet, Verdict, Weighted
 from broker.core.problem import IntArray, Problem, build
+from broker.core.rounding import whole_plan
 from broker.core.scheduler import InfeasiblePlan, placements, schedule
-from broker.core.solver import LP, Relaxation, SolverStatus, solve, whole_plan
+from broker.core.solver import LP, Relaxation, SolverStatus, solve
 from policies.age import Age
 from tests.builders import center, cpu_node, free, job_class, node, policy_set, pool, snapshot, worlds
 

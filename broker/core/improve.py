@@ -1,7 +1,7 @@
 """Local improvement of a whole plan: a pool is emptied and filled anew, and kept where that is better.
 
 What belongs here: which pools are worth a try, and one try.  What does not: the plan it starts from
-(solver.whole_plan) and any limit in seconds; effort is counted in pools.
+(rounding.whole_plan) and any limit in seconds; effort is counted in pools.
 
 Rounding down leaves capacity that the relaxation had a price for.  The pools where most of that value
 lies idle are tried, most first; a try changes nothing outside its pool, so it costs what the pool's

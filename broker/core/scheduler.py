@@ -35,9 +35,10 @@ from broker.core.plan import Alike, Placements, Plan, Source
 from broker.core.policy import PolicySet, Window
 from broker.core.problem import IntArray, Problem, build
 from broker.core.queue import Span, as_queue
+from broker.core.rounding import whole_plan
 from broker.core.sequence import in_sequence, plain_bound
 from broker.core.snapshot import Free, in_force
-from broker.core.solver import LP, WHOLE, SolverStatus, solve, whole_plan
+from broker.core.solver import LP, WHOLE, SolverStatus, solve
 
 T = TypeVar("T")
 

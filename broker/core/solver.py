@@ -1,8 +1,8 @@
 """The linear relaxation of a problem, by OR-Tools; the only module that imports it.
 
-What belongs here: the model as it is kept from round to round, its solution, and turning fractions
-into whole jobs.  What does not: what the problem means (core/problem.py) and how long a round may
-take (the caller says).
+What belongs here: the model as it is kept from round to round, and its solution.  What does not: what
+the problem means (core/problem.py), whole jobs (core/rounding.py), and how long a round may take (the
+caller says).
 
 The model.  GLOP through the wrapper that keeps its basis: no presolve and no scaling, since either
 makes another matrix of the same model and so a start from nothing.  A change of bounds or costs goes
@@ -24,12 +24,11 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-from ortools.linear_solver import pywraplp
+from ortools.linear_solver import linear_solver_pb2, pywraplp
 
 from broker.core.bound import lower_bound, marginal_values, reduced_costs
 from broker.core.check import Checked
 from broker.core.fitting import BoolArray
-from broker.core.greedy import fill
 from broker.core.memory import Memory
 from broker.core.model import MICRO
 from broker.core.places import Places
@@ -355,9 +354,7 @@ class _Model:
             answer = self._run(limits.iterations, left_s)
             if answer != pywraplp.Solver.OPTIMAL:
                 return last or self._cut_short(p, answer, idle)
-            prices = np.array([-row.dual_value() for row in self._rows], dtype=np.float64)
-            prices = np.maximum(prices, 0) * MICRO
-            split = np.array([self._balance[at].dual_value() for at in self._at.tolist()]) * MICRO
+            prices, split, values = self._answer()
             reduced = reduced_costs(p, prices)
             margin = reduced - split[p.option_class]
             objective = self._objective.Value() * MICRO + idle
@@ -366,8 +363,7 @@ class _Model:
             y = np.zeros(len(p.option_class), dtype=np.float64)
             # Only a column without a positive reduced cost can be used.
             used = np.flatnonzero((self._column >= 0) & (margin < 1e-6 * np.maximum(reduced, MICRO)))
-            columns = self._columns
-            y[used] = [columns[c].solution_value() for c in self._column[used].tolist()]
+            y[used] = values[self._column[used]]
             share = -missed / max(abs(objective), 1.0)
             complete = share <= TOLERANCE
             last = Relaxation(
@@ -384,6 +380,19 @@ class _Model:
             steps -= 1
             self._add(p, add)
             self._set_bounds(p)
+
+    def _answer(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Of the optimum: micro-CNY per unit of each row and per job of each class, jobs per column.
+
+        In one message: asking the wrapper for one number at a time takes three times as long.
+        """
+        told = linear_solver_pb2.MPSolutionResponse()
+        self._solver.FillSolutionResponseProto(told)
+        duals = np.fromiter(told.dual_value, dtype=np.float64, count=len(told.dual_value)) * MICRO
+        values = np.fromiter(told.variable_value, dtype=np.float64, count=len(told.variable_value))
+        rows = len(self._rows)  # they come first, and columns last, as they were made
+        prices = np.maximum(-duals[:rows], 0)
+        return prices, duals[rows:][self._at], values[len(values) - len(self._columns) :]
 
     def extend(self, p: Problem, options: IntArray, limits: LP) -> None:
         """Takes columns for these options of the problem it was solved for last, and solves anew."""
@@ -462,36 +471,3 @@ def _cheapest(problem: Problem, able: BoolArray) -> FloatArray:
     worth = np.where(problem.waiting > 0, problem.worth, 0).max(initial=0)
     y[first[problem.cost[first] < worth]] = 1
     return y
-
-
-def whole_plan(problem: Problem, relaxation: Relaxation) -> IntArray:
-    """Whole jobs per option: the relaxation rounded down, checked in integers, and filled.
-
-    Without values, jobs follow the prices: each takes the option that costs least at them, as long as
-    it is worth that; then the rest fill what is left.  Where there was nothing to solve the values are
-    whole.
-    """
-    if relaxation.status is SolverStatus.UNUSED:
-        return relaxation.y.astype(np.int64)
-    if relaxation.status is SolverStatus.PRICED:
-        nothing = np.zeros(len(problem.option_class), dtype=np.int64)
-        return fill(problem, fill(problem, nothing, by=relaxation.reduced))
-    y = np.floor(np.clip(relaxation.y, 0, None) + 1e-7).astype(np.int64)
-    y = np.minimum(y, problem.ub)
-    if not problem.feasible(y):
-        y = _clipped(problem, y)
-    return fill(problem, y)
-
-
-def _clipped(problem: Problem, y: IntArray) -> IntArray:
-    """The largest part of `y`, option by option, that keeps every row and starts only waiting jobs."""
-    left = problem.row_bound.copy()
-    jobs = problem.waiting.sum(axis=1)
-    kept = np.zeros_like(y)
-    for option in np.flatnonzero(y).tolist():
-        rows, coefs = problem.takes(option)
-        k = problem.option_class[option]
-        kept[option] = max(0, min(int(y[option]), int(jobs[k]), int((left[rows] // coefs).min())))
-        left[rows] -= coefs * kept[option]
-        jobs[k] -= kept[option]
-    return kept
