@@ -18,6 +18,8 @@ from broker.core.events import (
     WentSilent,
 )
 from broker.core.model import FailureKind, RemoteId
+from broker.store import debts
+from broker.tables import Run
 from tests.api_fixtures import (
     GPU_INFO,
     GPU_SPEC,
@@ -382,6 +384,11 @@ async def test_attempts_are_tasks_oldest_first(world: World) -> None:
     assert data["tasks"][0]["message"] == "exit 1"
     assert data["tasks"][0]["centerName"] == "深圳一号"
     assert data["tasks"][0]["finishTime"] == "2025-03-01 10:00:01"
+    second = await world.place(job, "gz-2")
+    again = await world.ok("GET", f"/trainjob/{job}")
+    assert again["metadata"] == data["metadata"]
+    assert again["tasks"][0] == data["tasks"][0]
+    assert (again["tasks"][1]["taskId"], again["tasks"][1]["centerId"]) == (second, "gz-2")
 
 
 async def test_stopping_a_job_that_waits_is_at_once(world: World) -> None:
@@ -438,6 +445,23 @@ async def test_delete_in_each_state(world: World, status: str) -> None:
     assert (await world.refused("GET", f"/trainjob/{job}"))[1] == "0240"
     assert not world.files.logs(run).exists()
     assert not world.files.results(run).exists()
+    # what is at a center is owed to be cleared up there; a job that waited has nothing anywhere
+    row = await world.store.read(lambda session: session.get_one(Run, run))
+    assert (row.delete_owed_ms is not None) == (status != "STOPPED")
+
+
+async def test_the_stop_of_an_unknown_job_that_is_deleted_stays_owed(world: World) -> None:
+    job, run = await job_in(world, "UNKNOWN")
+    assert (await world.call("DELETE", f"/trainjob/{job}")).status == 204
+    assert (await world.ok("GET", "/trainjob"))["items"] == []
+    (debt,) = await world.store.read(debts.calls_owed, world.clock(), 10)
+    assert (debt.run, debt.center, debt.stop) == (run, "sz-1", True)
+    # it is seen to run, and the stop is owed still; only its end settles that
+    await world.advance(run, SeenRunning(world.clock()))
+    assert [each.stop for each in await world.store.read(debts.calls_owed, world.clock(), 10)] == [True]
+    await world.advance(run, SeenStopped(world.clock()))
+    assert not any(each.stop for each in await world.store.read(debts.calls_owed, world.clock(), 10))
+    assert (await world.refused("GET", f"/trainjob/{job}"))[1] == "0240"
 
 
 async def test_the_accepted_run_is_seen_where_it_is(world: World) -> None:
@@ -445,4 +469,4 @@ async def test_the_accepted_run_is_seen_where_it_is(world: World) -> None:
     run = await world.place(job)
     await world.advance(run, Accepted(START_MS, RemoteId("slm:44")))
     (task,) = (await world.ok("GET", f"/trainjob/{job}"))["tasks"]
-    assert (task["centerId"], task["specInfo"]) == ("sz-1", GPU_INFO)
+    assert (task["taskId"], task["centerId"], task["specInfo"]) == (run, "sz-1", GPU_INFO)
