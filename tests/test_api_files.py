@@ -129,6 +129,18 @@ async def test_faults_of_a_log_url(
     assert detail.startswith(field)
 
 
+async def test_a_foreign_task_is_no_task_of_ones_own_job(world: World) -> None:
+    own, foreign = await world.create(), await world.create("foreign", as_="eve")
+    task = await world.task(foreign, as_="eve")
+    for path in (
+        f"/trainjob/{own}/tasks/{{}}/logs/url?contentType=text/plain",
+        f"/broker/v1/jobs/{own}/logs?task={{}}",
+    ):
+        answer, unknown = [await world.refused("GET", path.format(each)) for each in (task, "bk-none")]
+        assert answer[:2] == unknown[:2] == (400, "0241")
+        assert answer[2].replace(task, "") == unknown[2].replace("bk-none", "")
+
+
 async def test_a_link_ends_after_five_minutes(world: World) -> None:
     job, run = await finished(world)
     answer = await world.ok("GET", f"/trainjob/{job}/tasks/{run}/logs/url?{PLAIN}")

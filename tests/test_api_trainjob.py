@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from broker.api.app import ROUTES
 from broker.core.events import (
     Accepted,
     OutcomeUnknown,
@@ -332,7 +334,25 @@ async def test_foreign_unknown_and_deleted_jobs_do_not_exist(world: World, metho
     for target, name in ((job, "bob"), (job, "eve"), (gone, "alice"), ("j-nope", "root"), ("a%00b", "root")):
         answer = await world.refused(method, path.format(target), as_=name)
         assert answer[:2] == (400, "0240"), (target, answer)
+        # nor does the text tell them apart
+        unknown = await world.refused(method, path.format("j-none"), as_=name)
+        if target.startswith("j-"):
+            assert answer[2].replace(target, "") == unknown[2].replace("j-none", ""), target
     assert (await world.ok("GET", f"/trainjob/{job}"))["status"] == "PENDING"
+
+
+def test_every_path_of_a_job_is_among_these() -> None:
+    tried = {
+        (method, re.sub(r"\{\}(/tasks/)bk-0", r"{}\1{}", path.partition("?")[0]))
+        for method, path in JOB_PATHS
+    }
+    served = {
+        (route.method, re.sub(r"\{\w+\}", "{}", route.path))
+        for route in ROUTES
+        if route.path.startswith(("/trainjob/{id}", "/broker/v1/jobs/{id}"))
+    }
+    assert served - tried == {("POST", "/broker/v1/jobs/{}/resolve")}, "operators see every job"
+    assert tried <= served
 
 
 # ---------------------------------------------------------------- states: show, stop, delete
