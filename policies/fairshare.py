@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from broker.core.model import TenantId
+from broker.core.model import Snapshot, TenantId
 from broker.core.problem import Problem
 
 STEP = 50
@@ -39,13 +40,20 @@ class Fairshare:
         """What the snapshot's usage is decayed by."""
         return self.half_life_h * 3600
 
+    def depends(self, snapshot: Snapshot) -> Hashable:
+        """What comes out for every tenant."""
+        used = _used(snapshot)
+        return tuple((tenant, self._permille(used, tenant)) for tenant in sorted(used))
+
     def share(self, p: Problem, k: int) -> int:
         """Thousandths, the same for all classes of a tenant."""
-        used = self._used(p)
+        return self._permille(_used(p.snapshot), p.classes[k].tenant)
+
+    def _permille(self, used: Mapping[TenantId, int], tenant: TenantId) -> int:
         total, tenants = sum(used.values()), len(used)
         if total == 0 or tenants < 2:
             return 1000
-        mine = used[p.classes[k].tenant]
+        mine = used.get(tenant, 0)
         least, most = int(self.least * 1000), int(self.most * 1000)
         if mine * tenants <= total:  # from `most` at nothing to 1000 at an equal share
             permille = most - (most - 1000) * mine * tenants // total
@@ -54,12 +62,13 @@ class Fairshare:
         # In steps, so that the worth of jobs does not change with every round.
         return max(1, round(permille / STEP) * STEP)
 
-    def _used(self, p: Problem) -> dict[TenantId, int]:
-        """Accelerator-seconds per tenant."""
-        used = dict.fromkeys((c.tenant for c in p.classes), 0) | dict(p.snapshot.usage)
-        for claim in p.snapshot.claims:
-            if claim.started_ms is not None:
-                ran_s = max(0, p.snapshot.now_ms - claim.started_ms) // 1000
-                cards = claim.shape.accelerators * claim.nodes
-                used[claim.tenant] = used.get(claim.tenant, 0) + ran_s * cards
-        return used
+
+def _used(snapshot: Snapshot) -> dict[TenantId, int]:
+    """Accelerator-seconds per tenant."""
+    used = dict.fromkeys((c.tenant for c in snapshot.classes), 0) | dict(snapshot.usage)
+    for claim in snapshot.claims:
+        if claim.started_ms is not None:
+            ran_s = max(0, snapshot.now_ms - claim.started_ms) // 1000
+            cards = claim.shape.accelerators * claim.nodes
+            used[claim.tenant] = used.get(claim.tenant, 0) + ran_s * cards
+    return used

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import Enum
 
 import numpy as np
 
 from broker.core.explain import Code
-from broker.core.model import TenantId
+from broker.core.model import Claim, Snapshot, TenantId
 from broker.core.policy import Limit
 from broker.core.problem import Problem
+
+
+class Stands(Enum):
+    """Where what a tenant holds lies in a share of its."""
+
+    BELOW_GUARANTEE = 0
+    BETWEEN = 1
+    ABOVE_DESERVED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,14 @@ class Share:
         kind = product.split("/")[1] if "/" in product else ""
         return bool(product) and self.accelerator in ("", product, kind)
 
+    def stands(self, held: int) -> Stands:
+        """Where a tenant stands that holds so many thousandths of cards."""
+        if held < self.guarantee * 1000:
+            return Stands.BELOW_GUARANTEE
+        if self.deserved is not None and held >= self.deserved * 1000:
+            return Stands.ABOVE_DESERVED
+        return Stands.BETWEEN
+
 
 @dataclass(frozen=True, slots=True)
 class Quota:
@@ -70,6 +87,18 @@ class Quota:
         if len(set(named)) < len(named):
             raise ValueError(f"shares: {max(named, key=named.count)} is there twice")
 
+    def depends(self, snapshot: Snapshot) -> Hashable:
+        """Which tenants hold so much that a share weighs otherwise than for one that holds nothing."""
+        found = []
+        for number, share in enumerate(self.shares):
+            held: dict[TenantId, int] = {}
+            for claim in snapshot.claims:
+                if share.tenant in ("*", claim.tenant) and share.covers(claim.shape.accelerator):
+                    held[claim.tenant] = held.get(claim.tenant, 0) + _cards(claim)
+            stands = {tenant: share.stands(cards) for tenant, cards in held.items()}
+            found += [(number, *item) for item in sorted(stands.items()) if item[1] is not share.stands(0)]
+        return tuple(found)
+
     def share(self, p: Problem, k: int) -> int:
         """Thousandths of the worth of class `k`."""
         tenant = p.classes[k].tenant
@@ -77,10 +106,10 @@ class Quota:
         permille = 1000
         for share in self._of(tenant):
             if any(share.covers(product) for product in products):
-                held = self._held(p, share, tenant)
-                if held < share.guarantee * 1000:
+                stands = share.stands(self._held(p, share, tenant))
+                if stands is Stands.BELOW_GUARANTEE:
                     permille = max(permille, int(self.below_guarantee * 1000))
-                elif share.deserved is not None and held >= share.deserved * 1000:
+                elif stands is Stands.ABOVE_DESERVED:
                     permille = min(permille, int(self.above_deserved * 1000))
         return permille
 
@@ -112,9 +141,7 @@ class Quota:
     def _held(self, p: Problem, share: Share, tenant: TenantId) -> int:
         """Thousandths of cards that live runs of a tenant hold, those that are asked to end included."""
         return sum(
-            c.shape.accelerators * c.shape.card_permille * c.nodes
-            for c in p.snapshot.claims
-            if c.tenant == tenant and share.covers(c.shape.accelerator)
+            _cards(c) for c in p.snapshot.claims if c.tenant == tenant and share.covers(c.shape.accelerator)
         )
 
     def _millicards(self, p: Problem, share: Share, option: int) -> int:
@@ -124,3 +151,8 @@ class Quota:
             return 0
         fitting = p.fittings[k]
         return int(fitting.cards[at] * fitting.permille[at]) * p.classes[k].request.nodes
+
+
+def _cards(claim: Claim) -> int:
+    """Thousandths of cards that a run holds."""
+    return claim.shape.accelerators * claim.shape.card_permille * claim.nodes

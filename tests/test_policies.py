@@ -15,6 +15,7 @@ from broker.companions import available_policies, read_policies
 from broker.config import ConfigError
 from broker.core.amounts import LARGEST_MICRO
 from broker.core.explain import Code
+from broker.core.memory import Memory
 from broker.core.model import MICRO, Accuracy, CenterId, Claim, DataFacts, PoolId, Snapshot, TenantId, Tier
 from broker.core.policy_file import PolicyError, load_policies
 from broker.core.problem import build
@@ -109,6 +110,28 @@ def test_what_nobody_else_wants_may_be_borrowed() -> None:
     dear = pool(nodes=1, price=1000 * MICRO)
     quota = Quota(shares=(Share("t", deserved=0),), above_deserved=Decimal("0.001"))
     assert placed(snapshot(center(), dear, low), quota) == ["k"]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Quota(shares=(Share("t", guarantee=8, deserved=16), Share("u", deserved=8))),
+        Quota(shares=(Share("*", guarantee=8, deserved=16),)),
+        Fairshare(),
+    ],
+)
+def test_what_tenants_hold_by_now_is_what_counts(policy: object) -> None:
+    """Jobs of a class that has waited before are weighed anew when its tenant holds more, or less."""
+    mine, theirs = job_class("mine", 8, tenant="t"), job_class("theirs", 8, tenant="u")
+    world, memory, policies = snapshot(center(), pool(nodes=4), mine, theirs), Memory(), policy_set(policy)
+    t, u = of_tenant("t", 8), of_tenant("u", 8, "s")
+    seen = set()
+    for held in ((), (u,), (t, u), (t, of_tenant("t", 8, "r2"), u), (t,), ()):
+        now = replace(world, claims=held)
+        kept, fresh = build(now, policies, memory=memory), build(now, policies)
+        assert kept.worth.tolist() == fresh.worth.tolist(), held
+        seen.add(str(fresh.worth.tolist()))
+    assert len(seen) > 2
 
 
 # ---------------------------------------------------------------- fair share
