@@ -79,6 +79,7 @@ class DaemonProcess:
         extra: str = "",
         name: str = "bk",
         silent_after_s: int = 300,
+        interval_s: float = 0.5,
         replica: str = "",
     ) -> None:
         """`replica`: this daemon is one of several on the folder's store, and has files of that name."""
@@ -99,7 +100,7 @@ name = "{name}"
 url = "{database(folder)}"
 data_dir = "{folder}/data"
 [scheduler]
-interval_s = 0.5
+interval_s = {interval_s}
 silent_after_s = {silent_after_s}
 [submit]
 image = "local"
@@ -224,11 +225,14 @@ def daemon(
     *,
     extra: str = "",
     silent_after_s: int = 300,
+    interval_s: float = 0.5,
     program: Sequence[str] | None = None,
 ) -> Iterator[DaemonProcess]:
     """A started daemon with the user alice and the operator root; ended whatever happens.  `program`
     takes the place of `python -m broker`."""
-    running = DaemonProcess(folder, centers, extra=extra, silent_after_s=silent_after_s)
+    running = DaemonProcess(
+        folder, centers, extra=extra, silent_after_s=silent_after_s, interval_s=interval_s
+    )
     if program is not None:
         running.program = list(program)
     running.add_user("alice")

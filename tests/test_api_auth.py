@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
 from broker.store import accounts
+from broker.tables import Token
 from tests.api_fixtures import HASHER, World, create_body, together, token_of, world
 
 __all__ = ["world"]
@@ -108,8 +111,16 @@ async def test_logout_ends_this_token_only(world: World) -> None:
 
 
 async def test_only_a_hash_of_the_token_is_stored(world: World) -> None:
+    before = {row.hash for row in await logins(world)}
     token = await log_in(world)
+    (kept,) = [row for row in await logins(world) if row.hash not in before]
+    assert kept.hash == hashlib.sha256(token.encode()).hexdigest()
+    assert token not in str(kept.model_dump())
     assert await world.store.read(accounts.find_token, token) is None
+
+
+async def logins(world: World) -> list[Token]:
+    return list(await world.store.read(lambda session: session.exec(select(Token)).all()))
 
 
 async def test_changing_the_password_ends_all_logins(world: World) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Connection, Engine, event
 
 from broker.api import wire
 from broker.api.admission import request_of
@@ -53,6 +54,22 @@ async def test_create_answers_exactly_this(world: World) -> None:
         },
         "status": "PENDING",
     }
+
+
+async def test_a_create_is_one_write_and_asks_no_center(world: World) -> None:
+    """Nothing in this world could ask one: its centers are rows of reports."""
+    commits: list[Connection] = []
+
+    def committed(connection: Connection) -> None:
+        commits.append(connection)
+
+    event.listen(Engine, "commit", committed)
+    try:
+        job = await world.create()
+    finally:
+        event.remove(Engine, "commit", committed)
+    assert len(commits) == 1
+    assert (await world.ok("GET", f"/trainjob/{job}"))["status"] == "PENDING"
 
 
 async def test_the_first_task_exists_from_the_start_without_a_center(world: World) -> None:
@@ -177,9 +194,11 @@ async def test_power_instead_of_a_spec(world: World) -> None:
     assert "specId" not in detail["config"]
 
 
-@pytest.mark.parametrize("alias", ["image_id", "image_url"])
-async def test_names_of_the_image_as_the_standard_text_has_them(world: World, alias: str) -> None:
-    await world.create(imageUrl=None, **{alias: "pytorch-2.3"})
+@pytest.mark.parametrize(("alias", "name"), [("image_id", "imageId"), ("image_url", "imageUrl")])
+async def test_names_of_the_image_as_the_standard_text_has_them(world: World, alias: str, name: str) -> None:
+    job = await world.create(imageUrl=None, **{alias: "pytorch-2.3"})
+    (task,) = (await world.ok("GET", f"/trainjob/{job}"))["tasks"]
+    assert {key: value for key, value in task.items() if key.startswith("image")} == {name: "pytorch-2.3"}
 
 
 async def test_a_known_center_that_is_away_is_dropped_while_another_is_left(world: World) -> None:

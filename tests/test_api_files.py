@@ -7,6 +7,7 @@ import io
 import os
 import tarfile
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -17,7 +18,7 @@ from broker.core.events import SeenRunning, SeenSucceeded, WentSilent
 from broker.core.model import RunId
 from broker.store import runs
 from broker.tables import Run
-from tests.api_fixtures import START_MS, World, together, until, world
+from tests.api_fixtures import START_MS, World, close_world, open_world, together, until, world
 
 __all__ = ["world"]
 
@@ -86,16 +87,25 @@ async def test_without_a_log_the_link_explains_itself(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("query", "headers", "taken"),
     [
-        {"contentType": "text/plain"},
-        {"Content-Type": "text/plain; charset=utf-8"},
-        {"contentType": "text/plain", "Content-Type": "application/json"},
+        ("", {"contentType": "text/plain"}, "text/plain"),
+        ("", {"Content-Type": "text/plain; charset=utf-8"}, "text/plain"),
+        ("", {"contentType": "text/plain", "Content-Type": "application/json"}, "text/plain"),
+        ("", {"contentType": "text/plain", "Content-Type": "application/octet-stream"}, "text/plain"),
+        (
+            "contentType=application/octet-stream",
+            {"contentType": "text/plain", "Content-Type": "text/plain"},
+            "application/octet-stream",
+        ),
     ],
 )
-async def test_content_type_may_travel_in_a_header(world: World, headers: dict[str, str]) -> None:
+async def test_content_type_may_travel_in_a_header(
+    world: World, query: str, headers: dict[str, str], taken: str
+) -> None:
     job = await world.create()
-    await log_link(world, job, await world.task(job), "", headers=headers)
+    link = await log_link(world, job, await world.task(job), query, headers=headers)
+    assert dict(parse_qsl(urlsplit(link).query))["contentType"] == taken
 
 
 @pytest.mark.parametrize(
@@ -119,6 +129,18 @@ async def test_faults_of_a_log_url(
     assert detail.startswith(field)
 
 
+async def test_a_foreign_task_is_no_task_of_ones_own_job(world: World) -> None:
+    own, foreign = await world.create(), await world.create("foreign", as_="eve")
+    task = await world.task(foreign, as_="eve")
+    for path in (
+        f"/trainjob/{own}/tasks/{{}}/logs/url?contentType=text/plain",
+        f"/broker/v1/jobs/{own}/logs?task={{}}",
+    ):
+        answer, unknown = [await world.refused("GET", path.format(each)) for each in (task, "bk-none")]
+        assert answer[:2] == unknown[:2] == (400, "0241")
+        assert answer[2].replace(task, "") == unknown[2].replace("bk-none", "")
+
+
 async def test_a_link_ends_after_five_minutes(world: World) -> None:
     job, run = await finished(world)
     answer = await world.ok("GET", f"/trainjob/{job}/tasks/{run}/logs/url?{PLAIN}")
@@ -128,6 +150,19 @@ async def test_a_link_ends_after_five_minutes(world: World) -> None:
     assert (await world.call("GET", link, as_=None)).status == 200
     world.clock.now_ms += 1_000
     assert (await world.refused("GET", link, as_=None))[:2] == (401, "0101")
+
+
+async def test_a_link_ends_when_the_settings_say(tmp_path: Path) -> None:
+    world = await open_world(tmp_path, link_ttl_s=7)
+    try:
+        job, run = await finished(world)
+        link = await log_link(world, job, run)
+        world.clock.now_ms += 6_000
+        assert (await world.call("GET", link, as_=None)).status == 200
+        world.clock.now_ms += 1_000
+        assert (await world.refused("GET", link, as_=None))[:2] == (401, "0101")
+    finally:
+        await close_world(world)
 
 
 async def test_a_changed_link_opens_nothing(world: World) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from broker.api.app import ROUTES
 from broker.core.events import (
     Accepted,
     OutcomeUnknown,
@@ -18,6 +20,8 @@ from broker.core.events import (
     WentSilent,
 )
 from broker.core.model import FailureKind, RemoteId
+from broker.store import debts
+from broker.tables import Run
 from tests.api_fixtures import (
     GPU_INFO,
     GPU_SPEC,
@@ -330,7 +334,25 @@ async def test_foreign_unknown_and_deleted_jobs_do_not_exist(world: World, metho
     for target, name in ((job, "bob"), (job, "eve"), (gone, "alice"), ("j-nope", "root"), ("a%00b", "root")):
         answer = await world.refused(method, path.format(target), as_=name)
         assert answer[:2] == (400, "0240"), (target, answer)
+        # nor does the text tell them apart
+        unknown = await world.refused(method, path.format("j-none"), as_=name)
+        if target.startswith("j-"):
+            assert answer[2].replace(target, "") == unknown[2].replace("j-none", ""), target
     assert (await world.ok("GET", f"/trainjob/{job}"))["status"] == "PENDING"
+
+
+def test_every_path_of_a_job_is_among_these() -> None:
+    tried = {
+        (method, re.sub(r"\{\}(/tasks/)bk-0", r"{}\1{}", path.partition("?")[0]))
+        for method, path in JOB_PATHS
+    }
+    served = {
+        (route.method, re.sub(r"\{\w+\}", "{}", route.path))
+        for route in ROUTES
+        if route.path.startswith(("/trainjob/{id}", "/broker/v1/jobs/{id}"))
+    }
+    assert served - tried == {("POST", "/broker/v1/jobs/{}/resolve")}, "operators see every job"
+    assert tried <= served
 
 
 # ---------------------------------------------------------------- states: show, stop, delete
@@ -382,6 +404,11 @@ async def test_attempts_are_tasks_oldest_first(world: World) -> None:
     assert data["tasks"][0]["message"] == "exit 1"
     assert data["tasks"][0]["centerName"] == "深圳一号"
     assert data["tasks"][0]["finishTime"] == "2025-03-01 10:00:01"
+    second = await world.place(job, "gz-2")
+    again = await world.ok("GET", f"/trainjob/{job}")
+    assert again["metadata"] == data["metadata"]
+    assert again["tasks"][0] == data["tasks"][0]
+    assert (again["tasks"][1]["taskId"], again["tasks"][1]["centerId"]) == (second, "gz-2")
 
 
 async def test_stopping_a_job_that_waits_is_at_once(world: World) -> None:
@@ -438,6 +465,23 @@ async def test_delete_in_each_state(world: World, status: str) -> None:
     assert (await world.refused("GET", f"/trainjob/{job}"))[1] == "0240"
     assert not world.files.logs(run).exists()
     assert not world.files.results(run).exists()
+    # what is at a center is owed to be cleared up there; a job that waited has nothing anywhere
+    row = await world.store.read(lambda session: session.get_one(Run, run))
+    assert (row.delete_owed_ms is not None) == (status != "STOPPED")
+
+
+async def test_the_stop_of_an_unknown_job_that_is_deleted_stays_owed(world: World) -> None:
+    job, run = await job_in(world, "UNKNOWN")
+    assert (await world.call("DELETE", f"/trainjob/{job}")).status == 204
+    assert (await world.ok("GET", "/trainjob"))["items"] == []
+    (debt,) = await world.store.read(debts.calls_owed, world.clock(), 10)
+    assert (debt.run, debt.center, debt.stop) == (run, "sz-1", True)
+    # it is seen to run, and the stop is owed still; only its end settles that
+    await world.advance(run, SeenRunning(world.clock()))
+    assert [each.stop for each in await world.store.read(debts.calls_owed, world.clock(), 10)] == [True]
+    await world.advance(run, SeenStopped(world.clock()))
+    assert not any(each.stop for each in await world.store.read(debts.calls_owed, world.clock(), 10))
+    assert (await world.refused("GET", f"/trainjob/{job}"))[1] == "0240"
 
 
 async def test_the_accepted_run_is_seen_where_it_is(world: World) -> None:
@@ -445,4 +489,4 @@ async def test_the_accepted_run_is_seen_where_it_is(world: World) -> None:
     run = await world.place(job)
     await world.advance(run, Accepted(START_MS, RemoteId("slm:44")))
     (task,) = (await world.ok("GET", f"/trainjob/{job}"))["tasks"]
-    assert (task["centerId"], task["specInfo"]) == ("sz-1", GPU_INFO)
+    assert (task["taskId"], task["centerId"], task["specInfo"]) == (run, "sz-1", GPU_INFO)

@@ -467,6 +467,20 @@ async def test_a_drained_center_is_sent_nothing_and_gives_back_what_waits(tmp_pa
             await broker.drain_center("nowhere")
 
 
+async def test_of_several_centers_a_job_gets_one_and_never_another(tmp_path: Path) -> None:
+    """Centers that a job names are candidates: it runs whole in one of them, and nowhere else."""
+    centers = center("a", price="50", nodes=1), center("b", price="60", nodes=1), center("c", nodes=2)
+    async with harness(tmp_path, *centers) as broker:
+        spread = await broker.submit(nodes=2, cards=8, centers=(A, B))
+        job = await broker.submit(cards=8, centers=(A, B))
+        await broker.round()
+        await broker.expect(job, "RUNNING", at="a", attempts=1)
+        await broker.pass_time(60)
+        await broker.expect(spread, "PENDING", attempts=1)  # a node at each would be enough
+        reasons = await broker.reasons(spread)
+        assert (reasons["a"]["code"], reasons["c"]["code"]) == ("gang_nodes", "center_not_listed")
+
+
 async def test_a_refusal_avoids_the_center_and_says_so(tmp_path: Path) -> None:
     async with harness(tmp_path, center("a", price="5"), center("b", price="50", nodes=1)) as broker:
         broker.fakes[A].fail("submit", Fault.REFUSED)

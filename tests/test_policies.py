@@ -15,11 +15,11 @@ from broker.companions import available_policies, read_policies
 from broker.config import ConfigError
 from broker.core.amounts import LARGEST_MICRO
 from broker.core.explain import Code
+from broker.core.memory import Memory
 from broker.core.model import MICRO, Accuracy, CenterId, Claim, DataFacts, PoolId, Snapshot, TenantId, Tier
 from broker.core.policy_file import PolicyError, load_policies
 from broker.core.problem import build
 from broker.core.scheduler import schedule
-from broker.core.solver import LP
 from broker.store import feed
 from policies.balance import Balance
 from policies.fairshare import Fairshare
@@ -112,6 +112,28 @@ def test_what_nobody_else_wants_may_be_borrowed() -> None:
     assert placed(snapshot(center(), dear, low), quota) == ["k"]
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Quota(shares=(Share("t", guarantee=8, deserved=16), Share("u", deserved=8))),
+        Quota(shares=(Share("*", guarantee=8, deserved=16),)),
+        Fairshare(),
+    ],
+)
+def test_what_tenants_hold_by_now_is_what_counts(policy: object) -> None:
+    """Jobs of a class that has waited before are weighed anew when its tenant holds more, or less."""
+    mine, theirs = job_class("mine", 8, tenant="t"), job_class("theirs", 8, tenant="u")
+    world, memory, policies = snapshot(center(), pool(nodes=4), mine, theirs), Memory(), policy_set(policy)
+    t, u = of_tenant("t", 8), of_tenant("u", 8, "s")
+    seen = set()
+    for held in ((), (u,), (t, u), (t, of_tenant("t", 8, "r2"), u), (t,), ()):
+        now = replace(world, claims=held)
+        kept, fresh = build(now, policies, memory=memory), build(now, policies)
+        assert kept.worth.tolist() == fresh.worth.tolist(), held
+        seen.add(str(fresh.worth.tolist()))
+    assert len(seen) > 2
+
+
 # ---------------------------------------------------------------- fair share
 
 
@@ -143,19 +165,6 @@ def test_the_factor_lies_between_most_and_least(usage: dict[TenantId, int], perm
     world = snapshot(center(), pool(), job_class("mine", 1, tenant="t"), job_class("theirs", 1, tenant="u"))
     problem = build(replace(world, usage=usage), policy_set(Fairshare()))
     assert Fairshare().factors(problem)[0] == permille
-
-
-@pytest.mark.parametrize(
-    "policy", [Fairshare(), Quota(shares=(Share("u", deserved=8),))], ids=lambda one: type(one).__name__
-)
-def test_a_round_that_goes_on_from_the_last_one_sees_what_tenants_hold_now(policy: object) -> None:
-    """What is kept between rounds is what a class is worth, not how its tenant stands."""
-    mine, theirs = job_class("mine", 8, tenant="t"), job_class("theirs", 8, tenant="u", age_s=120)
-    world, lp, policies = snapshot(center(), pool(nodes=1), mine, theirs), LP(), policy_set(policy)
-    live = replace(of_tenant("u", 8), pool=PoolId("sz-1/b"))
-    for claims, first in ((), "theirs"), ((live,), "mine"), ((), "theirs"):
-        plan = schedule(replace(world, claims=claims), policies, lp)
-        assert [placement.class_key for placement in plan.placements] == [first]
 
 
 async def test_usage_is_read_from_ended_runs_and_decays(tmp_path: Path) -> None:
