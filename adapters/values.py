@@ -31,6 +31,7 @@ _TIME = re.compile(
     r"(\d{4}-\d{2}-\d{2})[ T](\d{2}:\d{2}:\d{2})(?:[.,](\d{1,9}))?\s*(Z|[+-]\d{2}:?\d{2})?", re.ASCII
 )
 _MOST_DIGITS = 30
+_SHOWN = 80
 
 
 def number(value: Any, field: str) -> Decimal | None:
@@ -98,7 +99,9 @@ def _no_constant(name: str) -> Any:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:  # not counted one by one: a stranger's object may have a million keys
+            if name in seen:
+                raise ValueError(f"the key {name[:_SHOWN]!r} is there twice")
+            seen.add(name)
     return found
