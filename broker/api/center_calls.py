@@ -35,7 +35,7 @@ from broker.api.centers import chosen, path_center
 from broker.api.context import CALLER, CONTEXT
 from broker.api.errors import ApiError, TryLater, first, shown, unknown
 from broker.api.models import CenterCall, RunCommand
-from broker.api.reading import no_query, read_body, read_bytes
+from broker.api.reading import MAX_NAME, no_query, read_body, read_bytes
 from broker.api.routes import Media, Route
 from broker.api.streaming import open_stream
 from broker.client import answers
@@ -181,9 +181,10 @@ def _named(adapter: Adapter, name: str) -> VendorCommand:
 def checked(command: VendorCommand, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments as the command takes them.  Raises ApiError, named from `arguments` on."""
     known = {each.name: each for each in command.arguments}
-    failures = [
-        ApiError("0202", f"arguments.{name}: {unknown(name, known)}") for name in given if name not in known
-    ]
+    more = next((name for name in given if name not in known), None)  # of many the first is told
+    failures = (
+        [] if more is None else [ApiError("0202", f"arguments.{more[:MAX_NAME]}: {unknown(more, known)}")]
+    )
     values: dict[str, Any] = {}
     for name, argument in known.items():
         value = given.get(name)

@@ -89,6 +89,8 @@ REQUIRED = tuple(part.name for part in PARTS if part.required)
 MAX_FIELD_BYTES = 64 << 10
 """Of a field that is not the file: more than any may have, so that its own limit is what is told."""
 MAX_NAME_BYTES = 255
+MAX_PARTS = 64
+"""Of a form, those that are not known too: what is wrong with each is kept until the one to tell is found."""
 BLOCK = 1 << 20
 """Bytes that are written and hashed at once, in a thread."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -175,7 +177,11 @@ async def _received(request: web.Request, folder: Path) -> Form:
     form = Form()
     try:
         reader = await request.multipart()
+        parts = 0
         while (part := await reader.next()) is not None:
+            parts += 1
+            if parts > MAX_PARTS:
+                raise ApiError("0202", f"the body: must have at most {MAX_PARTS} parts")
             if not isinstance(part, BodyPartReader) or part.name is None:
                 if request.content.at_eof():
                     raise ValueError("it ends inside the head of a part")

@@ -83,6 +83,8 @@ REFUSALS: Mapping[type[Rejected], str] = {
 }
 
 RETRY_AFTER_S = 5
+_NEAR = 64
+"""Characters of a name that is not known which are compared with those that are."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
 """A request id of the caller's that is taken over, into answers and the log."""
@@ -139,7 +141,7 @@ def shown(value: Any) -> str:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """Says that a field is not known, and which one may be meant."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    near = difflib.get_close_matches(name[:_NEAR], list(known), n=1, cutoff=0.0)
     hint = f"; the nearest known one is {near[0]}" if near else ""
     return f"not a known field{hint}"
 

@@ -20,11 +20,16 @@ from pydantic_core import ErrorDetails
 
 from broker.api import times
 from broker.api.context import CONTEXT
-from broker.api.errors import ApiError, first, shown, unknown
+from broker.api.errors import RANK, ApiError, first, shown, unknown
 from broker.api.fields import Choice, Flag, Moment, QueryField, Text, Texts, Whole
 from broker.api.models import ANNEX, MAX_INTEGER_DIGITS, Body
 
 B = TypeVar("B", bound=Body)
+
+MAX_DEPTH = 64
+"""Of arrays and objects in each other; no request has more than a handful."""
+MAX_NAME = 80
+"""Characters of a field's name that an answer repeats."""
 
 HIDDEN = frozenset({"password", "old", "new", "value", "command"})
 """Fields whose values are never repeated in an answer."""
@@ -57,7 +62,9 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object of the body.  Raises ApiError 0204 when it is too large, else 0201."""
     text = _decoded(await read_bytes(request))
     try:
-        data = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+        data = json.loads(
+            text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_no_key_twice
+        )
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise ApiError("0201", f"the body is not JSON: {error}") from error
     if not isinstance(data, dict):
@@ -80,7 +87,9 @@ def parse(model: type[B], data: dict[str, Any]) -> B:
     try:
         body = model.model_validate(data)
     except ValidationError as error:
-        failures += [_failure(model, each) for each in error.errors(include_url=False)]
+        # Worded is the one alone that may be told: there can be as many as a body has bytes.
+        wrong = min(error.errors(include_url=False), key=lambda each: RANK.get(_code(each), len(RANK)))
+        failures.append(_failure(model, wrong))
     told = first(failures)
     if told is not None:
         raise told
@@ -113,17 +122,39 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _texts(data: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Every text inside a document, keys included, with its path."""
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two values is meant nobody can tell, and another program before us may have read the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {shown(name)} is there twice")
+            seen.add(name)
+    return found
+
+
+def _texts(data: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Every text inside a document, keys included, with its path.  Raises ApiError for one too deep."""
+    if depth > MAX_DEPTH:
+        raise ApiError("0201", f"the body is nested more than {MAX_DEPTH} deep")
     if isinstance(data, str):
         yield path, data
     elif isinstance(data, dict):
         for key, value in data.items():
             yield path, key
-            yield from _texts(value, f"{path}.{key}" if path else key)
+            yield from _texts(value, f"{path}.{key[:MAX_NAME]}" if path else key[:MAX_NAME], depth + 1)
     elif isinstance(data, list):
         for index, value in enumerate(data):
-            yield from _texts(value, f"{path}[{index}]")
+            yield from _texts(value, f"{path}[{index}]", depth + 1)
+
+
+def _code(error: ErrorDetails) -> str:
+    """The code of Annex B for one of Pydantic's errors."""
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return "0202"
+    return kind.removeprefix(ANNEX) if kind.startswith(ANNEX) else _WORDING[kind][0]
 
 
 def _failure(model: type[Body], error: ErrorDetails) -> ApiError:
@@ -145,7 +176,8 @@ def _failure(model: type[Body], error: ErrorDetails) -> ApiError:
 def _path(loc: tuple[int | str, ...]) -> str:
     path = ""
     for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        name = f"[{part}]" if isinstance(part, int) else part[:MAX_NAME]
+        path += name if isinstance(part, int) or not path else f".{name}"
     return path
 
 
@@ -174,11 +206,15 @@ class Query:
         self._query = request.query
         self._fields = declared_fields(request)
         self.failures: list[ApiError] = []
+        unknown_seen = False
         for name in dict.fromkeys(self._query):
             values = self._query.getall(name)
             if name not in self._fields:
-                known = self._fields
-                self.fail("0202", name, unknown(name, known) if known else "no query is understood here")
+                if not unknown_seen:  # of many the first is told
+                    known = self._fields
+                    text = unknown(name, known) if known else "no query is understood here"
+                    self.fail("0202", name[:MAX_NAME], text)
+                unknown_seen = True
             elif len(values) > 1 and not self._fields[name].repeated:
                 self.fail("0202", name, "must be given once")
             elif any("\0" in value for value in values):

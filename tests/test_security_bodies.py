@@ -1,0 +1,181 @@
+"""JSON from strangers, clients and centers alike: depth, numbers, many keys, keys twice, sizes.
+
+What belongs here: that a body or an answer made to hurt is refused, at little cost.  What does not: what
+each field may be (test_api_create.py and its neighbours).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from typing import Any
+
+import pytest
+
+from adapters.http import MAX_ANSWER_BYTES, Request
+from adapters.values import number, parse_json
+from broker.adapter import Unavailable
+from broker.api import errors
+from broker.api.dataset_upload import MAX_PARTS
+from broker.api.reading import MAX_DEPTH
+from tests.api_fixtures import World, create_body, token_of, world
+from tests.http_center import call, collected, failing, opened
+from tests.raw_server import Answer, Arrived, answer
+
+__all__ = ["world"]
+
+LOGIN: dict[str, Any] = {"authMethod": "password", "user": {"name": "alice", "password": "x"}}
+
+
+def nested(depth: int) -> bytes:
+    return b'{"jobName": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+# ---------------------------------------------------------------- from clients
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 500, 930, 960, 990, 1010, 25_000])
+async def test_a_body_nested_deeply_is_refused(world: World, depth: int) -> None:
+    """At every depth: the parser, the look at each text and the wording each have limits of their own."""
+    status, code, _ = await world.refused("POST", "/trainjob", nested(depth))
+    assert (status, code) == (400, "0201")
+    objects = b'{"a":' * depth + b"1" + b"}" * depth
+    assert (await world.refused("POST", "/auth/tokens", objects, as_=None))[:2] == (400, "0201")
+
+
+@pytest.mark.parametrize(
+    "digits", ["9" * 5000, "1e999999999", "-1e999999999", "1" + "0" * 100, "1e-999999999"]
+)
+async def test_a_huge_number_is_refused(world: World, digits: str) -> None:
+    body = json.dumps(create_body(nodeCount=7)).replace("7", digits).encode()
+    assert (await world.refused("POST", "/trainjob", body))[0] == 400
+
+
+async def test_ten_thousands_of_keys_cost_one_wording(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be compared with every name that is known, and one alone is told."""
+    worded = []
+    compared = errors.difflib.get_close_matches
+
+    def counted(*arguments: Any, **more: Any) -> list[str]:
+        worded.append(arguments[0])
+        return compared(*arguments, **more)
+
+    monkeypatch.setattr(errors.difflib, "get_close_matches", counted)
+    many = {f"k{i}": 1 for i in range(10_000)}
+    for path, body, who in (("/auth/tokens", LOGIN, None), ("/trainjob", create_body(), "alice")):
+        status, code, detail = await world.refused("POST", path, {**body, **many}, as_=who)
+        assert (status, code) == (400, "0202")
+        assert detail.startswith("k0: not a known field")
+    query = "&".join(f"k{i}=1" for i in range(700))
+    assert (await world.refused("GET", f"/trainjob?{query}"))[:2] == (400, "0202")
+    assert len(worded) == 3
+
+
+async def test_a_key_of_a_hundred_thousand_characters_is_not_repeated(world: World) -> None:
+    status, code, detail = await world.refused("POST", "/trainjob", {**create_body(), "k" * 100_000: 1})
+    assert (status, code) == (400, "0202")
+    assert len(detail) < 300
+
+
+async def test_a_key_that_is_there_twice_is_refused(world: World) -> None:
+    body = json.dumps(create_body())[:-1] + ', "jobName": "other"}'
+    status, code, detail = await world.refused("POST", "/trainjob", body.encode())
+    assert (status, code) == (400, "0201")
+    assert '"jobName" is there twice' in detail
+    many = "{" + ",".join(f'"k{i}":1' for i in range(15_000)) + ',"k14999":1}'
+    assert (await world.refused("POST", "/trainjob", many.encode()))[:2] == (400, "0201")
+
+
+async def test_a_body_is_counted_whatever_its_header_says(world: World) -> None:
+    async def endless() -> Any:
+        for _ in range(1000):
+            yield b" " * 1000
+
+    assert (await world.refused("POST", "/trainjob", b" " * 200_001))[:2] == (400, "0204")
+    token = {"X-Auth-Token": token_of("alice")}
+    found = await world.client.post("/trainjob", data=endless(), headers=token)
+    assert (found.status, (await found.json())["errorCode"]) == (400, "0204")
+    bomb = zlib.compress(b" " * 50_000_000)
+    assert len(bomb) < 200_000
+    squeezed = {"Content-Encoding": "deflate"}
+    assert (await world.refused("POST", "/trainjob", bomb, headers=squeezed))[:2] == (400, "0204")
+
+
+async def test_a_form_has_so_many_parts_and_no_more(world: World) -> None:
+    part = '--b\r\nContent-Disposition: form-data; name="x{}"\r\n\r\n1\r\n'
+    form = "".join(part.format(i) for i in range(MAX_PARTS + 1)) + "--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    status, code, detail = await world.refused("POST", "/datasets/upload", form.encode(), headers=headers)
+    assert (status, code) == (400, "0202")
+    assert f"at most {MAX_PARTS} parts" in detail
+
+
+# ---------------------------------------------------------------- from centers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000 + "]" * 100_000,
+        '{"a":' * 5000 + "1" + "}" * 5000,
+        '{"n": ' + "9" * 5000 + "}",
+        '{"a": NaN}',
+        '{"a": 1, "a": 2}',
+    ],
+    ids=["arrays", "objects", "digits", "NaN", "twice"],
+)
+async def test_an_answer_that_is_a_bomb_is_an_answer_that_cannot_be_read(text: str) -> None:
+    async with opened(answer(text)) as (server, made):
+        with pytest.raises(Unavailable):
+            await made.json(call(server.url), lambda _status, found: found)
+
+
+def test_a_million_keys_of_a_center_are_looked_at_once() -> None:
+    """The one that is twice was looked for by counting each: hours for an answer within the limit."""
+    text = "{" + ",".join(f'"k{i}":1' for i in range(300_000)) + ',"k299999":1}'
+    with pytest.raises(ValueError, match="'k299999' is there twice"):
+        parse_json(text.encode())
+
+
+def test_a_number_of_a_center_with_a_huge_exponent_is_never_written_out() -> None:
+    for text in ("1e999999999", "-1e400", "1e-999999999"):
+        with pytest.raises(Unavailable):
+            number(parse_json(text.encode()), "price")
+
+
+async def test_an_answer_of_gigabytes_is_cut_off() -> None:
+    """Nothing of it is kept beyond the limit, and the connection is closed: it cannot go on sending."""
+
+    def endless(_request: Arrived) -> Answer:
+        return (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n"
+            + b" " * (MAX_ANSWER_BYTES + (1 << 20))
+        )
+
+    async with opened(endless) as (server, made):
+        text = await failing(made, call(server.url), Unavailable)
+        assert f"more than {MAX_ANSWER_BYTES} bytes" in text
+        assert len(server.requests) == 1
+
+
+async def test_an_answer_that_unpacks_to_gigabytes_is_cut_off() -> None:
+    bomb = gzip.compress(b" " * (MAX_ANSWER_BYTES * 4))
+    assert len(bomb) < 1 << 20
+    packed = answer("", headers={"Content-Encoding": "gzip"}).replace(
+        b"Content-Length: 0", f"Content-Length: {len(bomb)}".encode()
+    )
+    async with opened(packed + bomb) as (server, made):
+        assert f"more than {MAX_ANSWER_BYTES} bytes" in await failing(made, call(server.url), Unavailable)
+
+
+async def test_a_header_of_megabytes_is_refused() -> None:
+    async with opened(answer("{}", headers={"X": "y" * (2 << 20)})) as (server, made):
+        await failing(made, call(server.url), Unavailable)
+
+
+async def test_a_download_has_its_own_limit() -> None:
+    async with opened(answer(b"x" * 100_000, kind="application/octet-stream")) as (server, made):
+        request = Request("file", "GET", f"{server.url}/f", effect=False, max_bytes=50_000)
+        with pytest.raises(Unavailable, match="more than 50000 bytes"):
+            await collected(made.download(request))
