@@ -7,24 +7,31 @@ takes folders; of another service the log is one text that comes with the first 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import re
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, BinaryIO, Final, TypeVar, cast
 from urllib.parse import unquote, urljoin, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from adapters.http import CHUNK_BYTES, Request, file_chunks
 from adapters.tai123_wire import JOBS, NotThere, Rejected, Wire, payload
 from broker.adapter import CopyRef, CopySighting, CopyState, ResultFile, Unavailable
+from broker.tar import BadArchive, Forward, TooLarge, members
 
-MAX_BYTES: Final = 1 << 50
+T = TypeVar("T")
+
+MAX_BYTES: Final = 1 << 40
+"""Of one log, and of one job's results, packed as well as unpacked."""
 _DATASETS: Final = "/datasets"
 _PLAIN_NAME = re.compile(r'filename="?([^";]+)"?')
 _CODED_NAME = re.compile(r"filename\*=(?:UTF-8|utf-8)''([^;]+)")
@@ -99,6 +106,10 @@ class Files:
         url = urljoin(f"{self._wire.base}/", str(found.get("logUrl") or ""))
         if not found.get("logUrl") or urlsplit(url).scheme not in ("http", "https"):
             raise Unavailable(f"logUrl is {found.get('logUrl')!r}, expected a web address")
+        if (
+            URL(url).host != URL(self._wire.base).host
+        ):  # else it could have us read from anywhere, for anybody
+            raise Unavailable(f"logUrl leads to {URL(url).host!r}, expected the center's own host")
         request = Request("logs", "GET", url, effect=False, transfer=True, max_bytes=MAX_BYTES)
         async for chunk in self._wire.http.download(request):
             if rest := chunk[offset:]:
@@ -212,6 +223,13 @@ class Files:
         return str(found["id"])
 
 
+def _host(url: str) -> str | None:
+    try:
+        return URL(url).host
+    except ValueError:
+        return None
+
+
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
@@ -229,15 +247,34 @@ def _pack(folder: Path, files: list[Path], into: IO[bytes]) -> None:
 
 
 async def _unpacked(packed: IO[bytes]) -> AsyncIterator[ResultFile]:
+    """Plain files of a tar.gz, each to be read before the next one; what else is in it is left out."""
     packed.seek(0)
+    with gzip.open(packed, "rb") as source:
+        stream = Forward(cast(BinaryIO, source))
+        entries = members(stream, max_bytes=MAX_BYTES)
+        while (member := await asyncio.to_thread(_of_archive, next, entries, None)) is not None:
+            if member.isreg() and not member.issparse():
+                yield ResultFile(member.name, member.size, _content(stream, member))
+
+
+async def _content(stream: Forward, member: tarfile.TarInfo) -> AsyncIterator[bytes]:
+    left = member.size
+    while left > 0:
+        chunk = await asyncio.to_thread(_of_archive, stream.content, min(CHUNK_BYTES, left))
+        if not chunk:
+            raise Unavailable(f"the results end inside {member.name!r}")
+        left -= len(chunk)
+        yield chunk
+
+
+def _of_archive(work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` gives.  Raises Unavailable for an archive that is none."""
     try:
-        archive = await asyncio.to_thread(partial(tarfile.open, fileobj=packed, mode="r:gz"))
-        with archive:
-            while (member := await asyncio.to_thread(archive.next)) is not None:
-                if member.isfile() and (content := archive.extractfile(member)) is not None:
-                    yield ResultFile(member.name, member.size, _chunks(content))
-    except (tarfile.TarError, EOFError, OSError) as error:
+        return work(*arguments)
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, RecursionError, OSError) as error:
         raise Unavailable(f"the results are no whole tar.gz: {error}") from error
+    except (BadArchive, TooLarge) as error:
+        raise Unavailable(f"the results cannot be unpacked: {error}") from error
 
 
 async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:

@@ -129,7 +129,7 @@ async def test_a_header_that_claims_gigabytes_is_not_believed(world: World) -> N
 
 
 async def test_too_many_entries(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.api.unpack.MAX_ENTRIES", 20)
+    monkeypatch.setattr("broker.tar.MAX_ENTRIES", 20)
     body = tar_gz(*(entry(f"e{i}") for i in range(21)))
     assert (await world.refused("POST", "/broker/v1/uploads?title=t", body))[:2] == (400, "0204")
     assert left_behind(world) == []

@@ -1,6 +1,7 @@
 """Unpacking a tar.gz that came from outside: only files and folders, all of them inside, within limits.
 
-What belongs here: work for a thread on files.  What does not: requests.
+What belongs here: work for a thread on files.  What does not: requests, and what may be in an archive
+(broker.tar).
 """
 
 from __future__ import annotations
@@ -14,21 +15,13 @@ import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from broker.files import OutsideDirectory, inside
+from broker.tar import CHUNK, BadArchive, Forward, members
 
-MAX_ENTRIES = 100_000
-MAX_HEADER_BYTES = 1 << 20
-CHUNK = 256 << 10
-
-
-class BadArchive(Exception):
-    """Not a tar.gz, or one with something that may not be unpacked; the text names it."""
-
-
-class TooLarge(Exception):
-    """More entries or bytes than allowed."""
+MAX_PADDING_BYTES = 1 << 20
+"""After the last entry; more is something else that follows."""
 
 
 class Abandoned(Exception):
@@ -39,44 +32,6 @@ class Abandoned(Exception):
 class Unpacked:
     files: int
     bytes: int
-
-
-class _Forward:
-    """A decompressed stream for tarfile that only goes forward.
-
-    tarfile goes back by one byte, to see that the last one was there.  A read is never larger than
-    a header may be: sizes in headers are the sender's word and would be allocated at once.
-    """
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self._at = 0
-        self._last = b""
-        self._back = False
-
-    def tell(self) -> int:
-        return self._at - self._back
-
-    def seek(self, to: int) -> int:
-        if to == self._at - 1 and self._last:
-            self._back = True
-            return to
-        self._back = False
-        if to < self._at:
-            raise BadArchive("the archive points back into itself")
-        while self._at < to and self.read(min(CHUNK, to - self._at)):
-            pass
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
-            raise BadArchive(f"a header of {size} bytes; at most {MAX_HEADER_BYTES} are read")
-        before = self._last if self._back and size else b""
-        self._back = self._back and not size
-        data = self._source.read(size - len(before))
-        self._at += len(data)
-        self._last = data[-1:] or self._last
-        return before + data
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int, abandoned: threading.Event) -> Unpacked:
@@ -102,27 +57,18 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, abandoned: threading.
 
 
 def _unpack(source: BinaryIO, folder: Path, max_bytes: int, abandoned: threading.Event) -> Unpacked:
-    stream = _Forward(source)
-    entries = files = total = 0
-    with tarfile.open(fileobj=cast(Any, stream), mode="r:", errorlevel=2) as tar:
-        for member in tar:
-            if abandoned.is_set():
-                raise Abandoned
-            if member.size < 0:
-                raise BadArchive(f"{member.name!r} has a size of {member.size}")
-            entries += 1
-            total += member.size
-            if entries > MAX_ENTRIES:
-                raise TooLarge(f"the archive has more than {MAX_ENTRIES} entries")
-            if total > max_bytes:
-                raise TooLarge(f"the archive unpacks to more than {max_bytes} bytes")
-            path = _checked(member, folder)
-            if path is not None and member.isdir():
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            elif path is not None:
-                files += 1
-                _write(stream, member, path, abandoned)
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would remember all of them
+    stream = Forward(source)
+    files = total = 0
+    for member in members(stream, max_bytes=max_bytes):
+        if abandoned.is_set():
+            raise Abandoned
+        total += member.size
+        path = _checked(member, folder)
+        if path is not None and member.isdir():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif path is not None:
+            files += 1
+            _write(stream, member, path, abandoned)
     _drain(source)
     return Unpacked(files=files, bytes=total)
 
@@ -141,7 +87,7 @@ def _checked(member: tarfile.TarInfo, folder: Path) -> Path | None:
         raise BadArchive(f"{member.name!r} may not be unpacked: {error}") from error
 
 
-def _write(stream: _Forward, member: tarfile.TarInfo, path: Path, abandoned: threading.Event) -> None:
+def _write(stream: Forward, member: tarfile.TarInfo, path: Path, abandoned: threading.Event) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     mode = 0o700 if member.mode & 0o100 else 0o600
     left = member.size
@@ -149,7 +95,7 @@ def _write(stream: _Forward, member: tarfile.TarInfo, path: Path, abandoned: thr
         while left > 0:
             if abandoned.is_set():
                 raise Abandoned
-            chunk = stream.read(min(CHUNK, left))
+            chunk = stream.content(min(CHUNK, left))
             if not chunk:
                 raise BadArchive(f"the archive ends inside {member.name!r}")
             file.write(chunk)
@@ -158,5 +104,5 @@ def _write(stream: _Forward, member: tarfile.TarInfo, path: Path, abandoned: thr
 
 def _drain(source: BinaryIO) -> None:
     """Read to the end, so that a cut or damaged stream is noticed; padding is short."""
-    if len(source.read(MAX_HEADER_BYTES)) == MAX_HEADER_BYTES:
+    if len(source.read(MAX_PADDING_BYTES)) == MAX_PADDING_BYTES:
         raise BadArchive("more follows after the end of the archive")

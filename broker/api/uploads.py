@@ -20,11 +20,12 @@ from broker.api.fields import Text
 from broker.api.reading import Query
 from broker.api.routes import Media, Route, Scope
 from broker.api.streaming import CHUNK
-from broker.api.unpack import BadArchive, TooLarge, Unpacked, unpack
+from broker.api.unpack import Unpacked, unpack
 from broker.client import answers
 from broker.core.identity import base32
 from broker.store import datasets
 from broker.store.datasets import NewDataset
+from broker.tar import BadArchive, TooLarge
 
 MAX_TITLE = 255
 UPLOAD_QUERY = (Text("title", "Name of the data set.", "数据集名称。", required=True, longest=MAX_TITLE),)
