@@ -15,7 +15,7 @@ from pathlib import Path
 from broker.adapter import Adapter, AdapterError, ResultFile, RunRef
 from broker.connections import Connections
 from broker.core.retry import debt_pause_s
-from broker.files import DataDirectory, OutsideDirectory, inside
+from broker.files import MAX_RESULT_FILES, DataDirectory, OutsideDirectory, inside
 from broker.leader import Lease
 from broker.logs import append_log
 from broker.store import LostLease, Store, debts
@@ -26,6 +26,10 @@ AT_ONCE = 4
 TIMEOUT_S = 3600
 TRIES = 20
 """After so many failed tries, about an hour and a half, what could not be copied is given up."""
+
+
+class TooMuch(Exception):
+    """A center gives more results than are kept; it would give them again."""
 
 
 class Collect:
@@ -75,7 +79,7 @@ class Collect:
             adapter = await self._connections.adapter(debt.center)
             async with asyncio.timeout(TIMEOUT_S):
                 await self._copy(adapter, debt)
-        except (AdapterError, TimeoutError, OSError) as failure:
+        except (AdapterError, TimeoutError, OSError, TooMuch) as failure:
             error = failure
         except Exception as failure:
             log.exception("collect_defect", run=debt.run, center=debt.center)
@@ -84,7 +88,7 @@ class Collect:
             await self._record(debt, error)
 
     async def _record(self, debt: Debt, error: Exception | None) -> None:
-        if error is None or debt.tries >= TRIES:
+        if error is None or debt.tries >= TRIES or isinstance(error, TooMuch):
             if error is not None:
                 log.error("collect_given_up", run=debt.run, center=debt.center, error=str(error))
             await self._store.write(debts.settle, debt.run, epoch=self._lease.epoch, collect=True)
@@ -102,27 +106,45 @@ class Collect:
         ref = RunRef(debt.run, debt.job, debt.remote, debt.nodes)
         if adapter.traits.logs:
             for node in range(debt.nodes):
-                await append_log(adapter, ref, node, self._files.log(debt.run, node))
+                file = self._files.log(debt.run, node)
+                await append_log(adapter, ref, node, file, most=self._files.max_log_bytes)
         if adapter.traits.results:
             fresh = self._files.incoming(f"results-{debt.run}")
             await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
-            async for result in adapter.results(ref):
-                await _save(fresh, result)
+            try:
+                await self._save_all(adapter, ref, fresh)
+            except TooMuch:
+                await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
+                raise
             await asyncio.to_thread(_swap, fresh, self._files.results(debt.run))
 
+    async def _save_all(self, adapter: Adapter, ref: RunRef, folder: Path) -> None:
+        left, files = self._files.max_result_bytes, 0
+        async for result in adapter.results(ref):
+            files += 1
+            if files > MAX_RESULT_FILES:
+                raise TooMuch(f"more than {MAX_RESULT_FILES} files")
+            left -= await _save(folder, result, left)
 
-async def _save(folder: Path, result: ResultFile) -> None:
+
+async def _save(folder: Path, result: ResultFile, most: int) -> int:
+    """The bytes that were written.  Raises TooMuch for more than `most`."""
     try:
         path = inside(folder, result.path)
     except OutsideDirectory as error:
         raise OSError(f"a result has a path that leaves its folder: {error}") from error
     await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
     out = await asyncio.to_thread(path.open, "wb")
+    written = 0
     try:
         async for chunk in result.chunks:
+            written += len(chunk)
+            if written > most:
+                raise TooMuch("more than max_result_bytes of the configuration")
             await asyncio.to_thread(out.write, chunk)
     finally:
         await asyncio.to_thread(out.close)
+    return written
 
 
 def _swap(fresh: Path, final: Path) -> None:

@@ -10,6 +10,11 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
+MAX_LOG_BYTES = 10 << 30
+MAX_RESULT_BYTES = 1 << 40
+MAX_RESULT_FILES = 1_000_000
+"""Of one run."""
+
 
 class OutsideDirectory(ValueError):
     """A relative path that would leave its directory."""
@@ -18,12 +23,22 @@ class OutsideDirectory(ValueError):
 class DataDirectory:
     """`logs/<run>/<node>.log`, `results/<run>/…`, `datasets/<id>/…`, `incoming/` for what arrives."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        max_log_bytes: int = MAX_LOG_BYTES,
+        max_result_bytes: int = MAX_RESULT_BYTES,
+    ) -> None:
+        """`max_log_bytes` of one node's output and `max_result_bytes` of one run's results are kept."""
         self.root = root
+        self.max_log_bytes = max_log_bytes
+        self.max_result_bytes = max_result_bytes
 
     def create(self) -> None:
         """Make the folders, readable by the broker's user only, and forget what arrived half."""
         shutil.rmtree(self.root / "incoming", ignore_errors=True)
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in ("logs", "results", "datasets", "incoming"):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 

@@ -11,15 +11,25 @@ import os
 from pathlib import Path
 
 from broker.adapter import Adapter, RunRef
+from broker.telemetry import log
 
 
-async def append_log(adapter: Adapter, run: RunRef, node: int, file: Path) -> int:
-    """Append what is new; returns the bytes added.  Raises AdapterError, OSError."""
+async def append_log(adapter: Adapter, run: RunRef, node: int, file: Path, *, most: int) -> int:
+    """Append what is new, until the file has `most` bytes; returns the bytes added.
+
+    Raises AdapterError, OSError.
+    """
     offset = await asyncio.to_thread(_length, file)
     added = 0
+    if offset >= most:
+        return 0
     async for chunk in adapter.logs(run, node, offset):
-        await asyncio.to_thread(_write, file, offset + added, chunk)
-        added += len(chunk)
+        kept = chunk[: most - offset - added]
+        await asyncio.to_thread(_write, file, offset + added, kept)
+        added += len(kept)
+        if offset + added >= most:
+            log.warning("log_cut", run=run.id, node=node, bytes=most)
+            break
     return added
 
 

@@ -208,7 +208,9 @@ class Track:
             try:
                 async with asyncio.timeout(LOG_TIMEOUT_S):
                     for node in range(run.nodes):
-                        await append_log(adapter, ref, node, self._files.log(run.run, node))
+                        await append_log(
+                            adapter, ref, node, self._files.log(run.run, node), most=self._files.max_log_bytes
+                        )
             except (AdapterError, TimeoutError, OSError) as error:
                 log.warning("log_not_copied", run=run.run, center=self._center, error=str(error))
                 continue  # the next look goes on where this copy ended

@@ -73,6 +73,9 @@ class StoreSettings:
     url: Annotated[str, v.store_url] = field(default=f"sqlite:///{DATA}/broker.db", repr=False)
     # Folder of uploads, logs and results; shared by all replicas.
     data_dir: Annotated[Path, v.path] = Path(f"{DATA}/data")
+    # Bytes of one node's output, and of one run's results, that are copied from a center.
+    max_log_bytes: Annotated[int, v.whole(1, 1 << 50)] = 10 << 30
+    max_result_bytes: Annotated[int, v.whole(1, 1 << 50)] = 1 << 40
     # Days that logs and results of an ended job are kept.
     log_retention_days: Annotated[int, v.whole(1, 36_500), RELOAD] = 30
     # Days that event rows, which are the audit, are kept.
