@@ -103,7 +103,10 @@ class Files:
         """§7.4.4: what the temporary link opens, which needs no token."""
         path = f"{JOBS}/{job}/tasks/{task}/logs/url"
         found = await self._wire.get("logs.url", path, {"contentType": "text/plain"})
-        url = urljoin(f"{self._wire.base}/", str(found.get("logUrl") or ""))
+        try:
+            url = urljoin(f"{self._wire.base}/", str(found.get("logUrl") or ""))
+        except ValueError:
+            raise Unavailable(f"logUrl is {found.get('logUrl')!r}, expected a web address") from None
         if not found.get("logUrl") or urlsplit(url).scheme not in ("http", "https"):
             raise Unavailable(f"logUrl is {found.get('logUrl')!r}, expected a web address")
         if (

@@ -28,6 +28,7 @@ from broker import service, telemetry
 from broker.adapter import MAY_CALL, Adapter, AdapterFactory, Connection, Unavailable
 from broker.api.app import application, finish
 from broker.api.context import Context
+from broker.api.reach import own_hosts
 from broker.companions import read_settings
 from broker.config import CenterSettings, ConfigError, Settings
 from broker.core.hops import hop
@@ -93,7 +94,7 @@ def _lock(settings: Settings) -> IO[str] | None:
         return None
     path = Path(settings.store.url.removeprefix(prefix) + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = path.open("a")
+    lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -169,7 +170,10 @@ class Daemon:
         return installation, bytes.fromhex(key)
 
     def _share(self, store: Store, installation: str) -> Shared:
-        files = DataDirectory(self._settings.store.data_dir)
+        kept = self._settings.store
+        files = DataDirectory(
+            kept.data_dir, max_log_bytes=kept.max_log_bytes, max_result_bytes=kept.max_result_bytes
+        )
         files.create()
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         return Shared(
@@ -211,6 +215,7 @@ class Daemon:
             adapter=self._adapter,
             open_adapters=self._open_adapters,
             platform_paths=_platform_paths(self._settings.centers),
+            own_hosts=self._own_hosts,
             server_name=server.name,
             installation=installation,
             public_url=server.public_url.rstrip("/"),
@@ -268,6 +273,9 @@ class Daemon:
 
     def _open_adapters(self) -> list[Adapter]:
         return [] if self._leading is None else self._leading.connections.opened()
+
+    def _own_hosts(self, center: str) -> frozenset[str]:
+        return own_hosts(next((each for each in self._settings.centers if each.id == center), None))
 
     # ------------------------------------------------------------ running
 

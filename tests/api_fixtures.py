@@ -333,6 +333,7 @@ async def open_world(folder: Path, **settings: Any) -> World:
         "freeze_after": 3,
         "submit_image": "img.example/default",
         "extra_specs": (EXTRA_SPEC,),
+        "own_hosts": lambda _center: frozenset({"127.0.0.1"}),
         "clock": clock,
         "hasher": HASHER,
     }

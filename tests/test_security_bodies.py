@@ -6,6 +6,7 @@ each field may be (test_api_create.py and its neighbours).
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import json
 import zlib
@@ -16,7 +17,6 @@ import pytest
 from adapters.http import MAX_ANSWER_BYTES, Request
 from adapters.values import number, parse_json
 from broker.adapter import Unavailable
-from broker.api import errors
 from broker.api.dataset_upload import MAX_PARTS
 from broker.api.reading import MAX_DEPTH
 from tests.api_fixtures import World, create_body, token_of, world
@@ -55,13 +55,13 @@ async def test_a_huge_number_is_refused(world: World, digits: str) -> None:
 async def test_ten_thousands_of_keys_cost_one_wording(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would be compared with every name that is known, and one alone is told."""
     worded = []
-    compared = errors.difflib.get_close_matches
+    compared = difflib.get_close_matches
 
-    def counted(*arguments: Any, **more: Any) -> list[str]:
+    def counted(*arguments: Any, **more: Any) -> Any:
         worded.append(arguments[0])
         return compared(*arguments, **more)
 
-    monkeypatch.setattr(errors.difflib, "get_close_matches", counted)
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
     many = {f"k{i}": 1 for i in range(10_000)}
     for path, body, who in (("/auth/tokens", LOGIN, None), ("/trainjob", create_body(), "alice")):
         status, code, detail = await world.refused("POST", path, {**body, **many}, as_=who)

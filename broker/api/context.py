@@ -44,6 +44,7 @@ class Context:
     `registration_tenant` is the tenant of those who register, None when nobody may.
     `installation` tells this broker from others of its name (core/hops.py).
     `leader` says whether this daemon leads, which only one of several on a database does.
+    `own_hosts` are those of a center (reach.py).
     `adapter` gives the adapter of a center, opened if need be (Unavailable when it cannot be), and
     `open_adapters` those that are open.  `platform_paths` are method and path of their callbacks.
     """
@@ -76,6 +77,7 @@ class Context:
     adapter: Callable[[CenterId], Awaitable[Adapter]] = _no_adapter
     open_adapters: Callable[[], Sequence[Adapter]] = tuple
     platform_paths: tuple[tuple[str, str], ...] = ()
+    own_hosts: Callable[[str], frozenset[str]] = lambda center: frozenset()
     clock: Callable[[], int] = now_ms
     hasher: PasswordHasher = field(default_factory=PasswordHasher)
     version: str = broker.__version__

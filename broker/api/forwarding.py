@@ -74,9 +74,20 @@ def below(address: str, rest: str, query: str) -> URL | None:
     bad = "\\" in rest or not (rest + query).isascii() or not (rest + query).isprintable() or " " in rest
     if bad or "." in steps or ".." in steps:
         return None
-    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+    if not usable(address):
         return None
     return URL(f"{address.rstrip('/')}/{rest}" + (f"?{query}" if query else ""), encoded=True)
+
+
+def usable(address: str) -> bool:
+    """Whether a center's word is an address, with nothing in it that would become more than one."""
+    if not address.isascii() or not address.isprintable() or any(c in address for c in " \\@?#"):
+        return False
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 # ---------------------------------------------------------------- to the service

@@ -25,6 +25,7 @@ from yarl import URL
 from broker.api import forwarding
 from broker.api.context import REQUEST_ID, STARTED, STOPPING
 from broker.api.errors import error_response
+from broker.api.reach import Forbidden, Guarded, forbidden
 from broker.config import ServiceSettings
 from broker.once import NEVER_CONNECTED, send_once
 
@@ -40,6 +41,8 @@ RETRY_AFTER_S = 2
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _NO_AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+_NEVER = "its center tells an address that services are never asked at (docs/security.md)"
 
 T = TypeVar("T")
 WebSocket: TypeAlias = "aiohttp.ClientWebSocketResponse[bool] | web.WebSocketResponse"
@@ -81,13 +84,15 @@ _MESSAGES = {
 @dataclass(frozen=True, slots=True)
 class Onward:
     """A request as it is passed on.  `prefix` is the service's path at the broker, with a slash at its
-    end; `header` is complete but for what belongs to the body and the connection."""
+    end; `header` is complete but for what belongs to the body and the connection.  `trusted`: the host
+    is the center's own (reach.py)."""
 
     service: str
     url: URL
     address: str
     prefix: str
     header: CIMultiDict[str]
+    trusted: bool
 
 
 @dataclass(slots=True)
@@ -110,23 +115,26 @@ class Proxy:
     def __init__(self, limits: ServiceSettings) -> None:
         self._limits = limits
         self._under_way: dict[str, int] = {}
-        self._reading: aiohttp.ClientSession | None = None
-        self._acting: aiohttp.ClientSession | None = None
+        self._clients: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
 
     async def open(self) -> None:
-        self._reading, self._acting = self._client(keep=True), self._client(keep=False)
+        self._clients = {
+            (keep, trusted): self._client(keep=keep, trusted=trusted)
+            for keep in (True, False)
+            for trusted in (True, False)
+        }
 
     async def close(self) -> None:
-        for client in (self._reading, self._acting):
-            if client is not None:
-                await client.close()
+        for client in self._clients.values():
+            await client.close()
 
-    def _client(self, *, keep: bool) -> aiohttp.ClientSession:
+    def _client(self, *, keep: bool, trusted: bool) -> aiohttp.ClientSession:
         # No limit of its own: `_slot` has counted the request already.
+        names = None if trusted else Guarded()
         connector = (
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S)
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S, resolver=names)
             if keep
-            else aiohttp.TCPConnector(limit=0, force_close=True)
+            else aiohttp.TCPConnector(limit=0, force_close=True, resolver=names)
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -162,6 +170,8 @@ class Proxy:
 
     async def pass_on(self, request: web.Request, onward: Onward) -> web.StreamResponse:
         """The service's answer, sent.  Raises Unserved before anything of it was, ConnectionError after."""
+        if not onward.trusted and forbidden(onward.url.host or ""):
+            raise Unserved(502, _NEVER)
         with self._slot(onward.service):
             try:
                 if _is_websocket(request):
@@ -170,6 +180,8 @@ class Proxy:
             except aiohttp.ClientSSLError as error:
                 raise Unserved(502, f"no TLS with the service: {type(error).__name__}") from None
             except NEVER_CONNECTED as error:
+                if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, Forbidden):
+                    raise Unserved(502, _NEVER) from None
                 if isinstance(error, TimeoutError):
                     raise Unserved(504, "the service cannot be connected to in time", retry=True) from None
                 raise Unserved(503, "the service does not accept connections (yet)", retry=True) from None
@@ -188,8 +200,7 @@ class Proxy:
         self, request: web.Request, onward: Onward, progress: _Progress
     ) -> web.StreamResponse:
         """The request to the service and its answer to the client."""
-        client = self._reading if request.method in SAFE and not request.body_exists else self._acting
-        assert client is not None, "the application has started"
+        client = self._clients[request.method in SAFE and not request.body_exists, onward.trusted]
         header, body = onward.header.copy(), None
         if request.body_exists:
             body = self._body(request, progress)
@@ -272,8 +283,7 @@ class Proxy:
         most = self._limits.max_message_bytes + 1  # aiohttp's limit is the first size that is too much
         if not web.WebSocketResponse(protocols=offered).can_prepare(request).ok:
             raise web.HTTPBadRequest
-        assert self._acting is not None, "the application has started"
-        connecting = self._acting.ws_connect(
+        connecting = self._clients[False, onward.trusted].ws_connect(
             onward.url,
             protocols=[protocol for protocol in offered if protocol],
             headers=onward.header,

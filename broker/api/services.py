@@ -25,6 +25,7 @@ from broker.api.auth import GATE, caller_of
 from broker.api.context import CALLER, CONTEXT, REQUEST_ID, Context
 from broker.api.errors import ApiError, shown
 from broker.api.proxy import Onward, Proxy, Unserved
+from broker.api.reach import trusted
 from broker.api.reading import no_query
 from broker.api.routes import Route
 from broker.api.trainjob import path_job, read_job
@@ -169,6 +170,8 @@ async def _forward(request: web.Request) -> web.StreamResponse:
     # 2. who asks
     if request.method == "GET" and LINK in request.rel_url.query:
         return _let_in(request, job, rest, query)
+    if LINK in request.rel_url.query:
+        raise ApiError("0202", f"{LINK}: a link is opened by GET")  # the service must not see it
     visitor = _signer(context, "cookie", job, request.cookies.get(COOKIE, ""))
     service = await found.find(job, visitor)
     authorization = await _authorization(request)
@@ -180,11 +183,14 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         raise Unserved(410, f"service {job} has ended: {service.status}")
     if service.status is not PublicStatus.RUNNING or not service.address:
         raise Unserved(503, f"service {job} is {service.status}, not serving yet", retry=True)
+    if not forwarding.usable(service.address):
+        raise Unserved(502, "its center tells an address that is none")
     url = forwarding.below(service.address, rest, query)
     if url is None:
         raise ApiError("0202", f"path: {shown(rest)} is none that can be passed on")
     header = _header(request, job, url, authorization)
-    onward = Onward(job, url, service.address, _prefix(context, job), header)
+    own = trusted(url, context.own_hosts(service.center))
+    onward = Onward(job, url, service.address, _prefix(context, job), header, own)
     return await found.proxy.pass_on(request, onward)
 
 

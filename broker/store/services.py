@@ -14,7 +14,8 @@ from broker.tables import Job, Run
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`address` is that of its running run, "" when there is none or its center has not told it.
+    """`address` is that of its running run, "" when there is none or its center has not told it, and
+    `center` is who told it.
 
     `visitor` is the account that was asked for, None when it does not exist or is frozen.
     """
@@ -25,6 +26,7 @@ class Service:
     status: PublicStatus
     public: bool
     address: str
+    center: str
     visitor: Caller | None
 
 
@@ -34,13 +36,15 @@ def find(session: Session, job: JobId, visitor: str = "") -> Service | None:
     row = session.exec(query.where(col(Job.deleted_ms).is_(None))).first()
     if row is None:
         return None
-    running = select(Run.address).where(Run.job_id == job).where(Run.state == RunState.RUNNING.value)
+    runs = select(Run.address, Run.center_id).where(Run.job_id == job)
+    address, center = session.exec(runs.where(Run.state == RunState.RUNNING.value)).first() or ("", "")
     return Service(
         job=job,
         account=row.account_id,
         tenant=row.tenant_id,
         status=PublicStatus(row.status),
         public=bool(row.request.get("public")),
-        address=session.exec(running).first() or "",
+        address=address or "",
+        center=center or "",
         visitor=accounts.unfrozen(session, visitor) if visitor else None,
     )
