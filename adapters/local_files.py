@@ -5,7 +5,9 @@ Here: making and writing one.  Not here: what is in them (local_runner.py).
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import IO
 
@@ -19,17 +21,27 @@ def make_dir(path: Path, owner: Owner | None) -> None:
     except FileExistsError:
         return
     if owner is not None:
-        os.chown(path, owner.uid, owner.gid)
+        # Not through a link: where the folder it is in is the owner's too, it may be one by now.
+        os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
 
 
 def open_private(path: Path, flags: int, owner: Owner | None = None) -> IO[bytes]:
     """A file made 0600 and, where given, its owner's: a job may open its /dev/stdout again by name.
 
-    Links are not followed: other ranks of the job may already be writing beside it.
+    Links are not followed, a second name of another file and what is no file are not opened: other
+    ranks of the job may already be writing beside it.  Raises OSError.
     """
-    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    if owner is not None:
-        os.fchown(fd, owner.uid, owner.gid)
+    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise OSError(errno.EINVAL, "not a plain file of one name", str(path))
+        os.set_blocking(fd, True)
+        if owner is not None:
+            os.fchown(fd, owner.uid, owner.gid)
+    except OSError:
+        os.close(fd)
+        raise
     return os.fdopen(fd, "r+b" if flags & os.O_RDWR else "wb")
 
 

@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from adapters.files import open_below
 from adapters.local_command import PATH, Owner, environment_of, launcher
 from adapters.local_files import make_dir, open_private, write_whole
 from adapters.nodes import Held
@@ -314,12 +315,13 @@ class LocalRun:
         return Rank(False, seen.started_ms, how=How.LOST, why=why)
 
     def _last_line(self, rank: int) -> str:
-        try:
-            with (self.path / f"node-{rank}" / "log").open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                lines = log.read().decode(errors="replace").split("\n")
-        except OSError as error:
-            return f"no log: {error.strerror}"
+        folder = self.path / f"node-{rank}"  # the job's own: the log's name may lead anywhere by now
+        fd = open_below(os.path.realpath(folder), folder / "log")
+        if fd is None:
+            return "no log"
+        with os.fdopen(fd, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = log.read(_TAIL_BYTES).decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     # ------------------------------------------------------------ stopping
