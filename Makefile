@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test unit soak chaos contract openapi lint types imports format lock install uninstall clean
+.PHONY: help demo test unit soak chaos contract openapi lint types imports audit format lock install uninstall clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ lint: $(READY) ## style
 
 types: $(READY) ## mypy --strict
 	$(BIN)/mypy
+
+audit: $(READY) ## known vulnerabilities of what the locks name, where the network leads to a service that knows
+	$(BIN)/python .ci/audit.py
 
 imports: $(READY) ## the layers
 	$(BIN)/lint-imports
