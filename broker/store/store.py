@@ -11,6 +11,7 @@ take turns, and each sees all that was committed before it.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -243,6 +244,8 @@ def _engine(url: str, *, begin: str, pool_size: int = 1) -> Engine:
         return _postgresql(url, writes=begin == "IMMEDIATE", pool_size=pool_size)
     if (path := database_file(url)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Whatever the umask is: it has the key that signs links.  SQLite makes its WAL with the same mode.
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))
     engine = create_engine(
         url,
         pool_size=pool_size,
