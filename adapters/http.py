@@ -315,6 +315,8 @@ class Http:
             return None
         try:
             used = await request.session.current()
+            if not all(value.isprintable() for value in used.headers.values()):  # the platform's word
+                raise Unavailable("the session that it gives has characters that no header has")
         except Unavailable as error:
             text = f"{request.operation}: not sent, no login: {error}"
             raise (NotSent(text) if request.effect else Unavailable(text)) from None
