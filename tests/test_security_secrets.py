@@ -23,7 +23,7 @@ from broker.daemon import _lock
 from broker.files import DataDirectory
 from broker.store import accounts
 from broker.store.store import Store
-from tests.api_fixtures import World, token_of, world
+from tests.api_fixtures import World, world
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually
 from tests.emulators.tai123 import Service
 from tests.raw_server import Answer, Arrived, answer, document, raw_server
