@@ -23,6 +23,10 @@ from broker.config import LimitSettings
 MOST_BUCKETS = 100_000
 """Of one kind; beyond it full ones are forgotten, and all when that leaves too many."""
 
+LONGEST_NAME = 256
+"""Characters of a name that a bucket is kept for: no account has so long a one, and anybody may send one
+as long as a body."""
+
 IPV6_BITS = 64
 """What one subscriber has of IPv6: its addresses count as one."""
 
@@ -103,6 +107,7 @@ class Limits:
 
         A right one is given back (`logged_in`), so only failures count.  Raises TooMany.
         """
+        name = name[:LONGEST_NAME]
         wait_s = self._addresses.take(address)
         if not wait_s and (wait_s := self._names.take(name)):
             self._addresses.give_back(address)
@@ -114,7 +119,7 @@ class Limits:
             )
 
     def logged_in(self, name: str, address: str) -> None:
-        self._names.give_back(name)
+        self._names.give_back(name[:LONGEST_NAME])
         self._addresses.give_back(address)
 
     def registration(self, address: str) -> None:

@@ -7,6 +7,7 @@ program is refused.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -65,6 +66,9 @@ def upgrade(engine: Engine, file: Path | None) -> None:
 
 
 def _copy(file: Path, copy: Path) -> None:
+    os.close(
+        os.open(copy, os.O_RDONLY | os.O_CREAT, 0o600)
+    )  # readable by whom the file is, whatever the umask
     with sqlite3.connect(file) as source, sqlite3.connect(copy) as target:
         source.backup(target)
     source.close()
