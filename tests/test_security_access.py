@@ -16,6 +16,7 @@ from argon2 import PasswordHasher, extract_parameters
 
 from broker.api import auth
 from broker.api.auth import GATE, KEY_PREFIX
+from broker.api.limits import LIMITS, LONGEST_NAME
 from broker.api.services import _signed
 from broker.store import accounts, keys
 from tests.api_fixtures import HASHER, World, close_world, open_world, token_of, world
@@ -69,6 +70,19 @@ async def test_guesses_freeze_the_account_and_tell_nothing(world: World) -> None
     right = await world.refused("POST", "/auth/tokens", login("alice", "pw-alice"), as_=None)
     assert right[:2] == (401, "0103")  # after the failures, which the writer counts in order
     assert (await world.refused("GET", "/broker/v1/me"))[:2] == (401, "0103")
+
+
+async def test_names_that_are_guessed_take_little_memory(world: World) -> None:
+    """Each is counted; one of the length of a body would be kept as long."""
+    app = world.client.app
+    assert app is not None
+    for i in range(3):
+        name = f"{i}" + "n" * 100_000
+        answer = await world.call("POST", "/auth/tokens", login(name, "wrong"), as_=None)
+        assert answer.status == 401
+    kept = app[LIMITS]._names._buckets
+    assert len(kept) == 3
+    assert max(map(len, kept)) == LONGEST_NAME
 
 
 # ---------------------------------------------------------------- tokens

@@ -21,6 +21,8 @@ from adapters.session import LoggedIn, Session
 from broker import telemetry
 from broker.adapter import AdapterError, Unavailable
 from broker.api import cors
+from broker.cli.display import clean, json_lines
+from broker.cli.vendor import _pretty, _shown
 from tests.api_fixtures import World, close_world, create_body, open_world, token_of, world
 from tests.http_center import OK, call, failing, opened
 from tests.raw_server import raw_server
@@ -230,3 +232,23 @@ def test_what_others_wrote_is_no_log_line(capsys: pytest.CaptureFixture[str], as
     assert not [line for line in lines if line.startswith("action=forged")]
     if as_json:
         assert json.loads(lines[0])["center"] == "c1"
+
+
+# ---------------------------------------------------------------- terminals
+
+
+@pytest.mark.parametrize(
+    "value", [FORGED, [FORGED], {FORGED: FORGED}, {"body": FORGED, "bidi": "a\u202eb\U000e0001"}]
+)
+def test_what_others_wrote_steers_no_terminal(value: Any) -> None:
+    """Answers of centers and texts of jobs, as commands show them to operators and users."""
+    shown = json_lines(value)
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert json.loads(shown) == value
+    for text in (
+        _pretty(json.dumps(value, ensure_ascii=False)),
+        _pretty(FORGED),
+        _shown(value),
+        clean(FORGED),
+    ):
+        assert all(line.isprintable() for line in text.split("\n"))

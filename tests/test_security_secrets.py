@@ -22,6 +22,7 @@ import pytest
 from broker.daemon import _lock
 from broker.files import DataDirectory
 from broker.store import accounts
+from broker.store.schema import _copy
 from broker.store.store import Store
 from tests.api_fixtures import World, world
 from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually
@@ -232,6 +233,9 @@ async def test_the_database_is_its_users_alone(tmp_path: Path) -> None:
     assert {mode(path) for path in sorted(folder.iterdir())} == {"0o600"}
     assert len(list(folder.iterdir())) == 3
     await store.close()
+    copy = folder / "broker.db.before-1"
+    _copy(folder / "broker.db", copy)  # what an upgrade leaves
+    assert mode(copy) == "0o600"
 
 
 @pytest.mark.usefixtures("generous")

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from broker.cli.display import json_lines
 from broker.client import Client, RequestFailed, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8238"
@@ -54,7 +55,7 @@ def notice(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """The one JSON document of a command with --json."""
-    print(json.dumps(document, ensure_ascii=False, indent=2))
+    print(json_lines(document))
 
 
 def tell_rest(shown: int, total: int) -> None:

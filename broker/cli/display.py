@@ -7,6 +7,7 @@ terminal, so that it can be searched and piped.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -25,6 +26,12 @@ def clean(value: Any) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def json_lines(document: Any) -> str:
+    """A document as JSON in lines, in which no text steers the terminal: what is not printable is escaped."""
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def width(text: str) -> int:
     """Columns of a terminal that `text` takes: two for East Asian wide characters."""
     return sum(
@@ -35,6 +42,7 @@ def width(text: str) -> int:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Aligned columns under `headings`; numbers stand to the right."""
+    headings = [clean(heading) for heading in headings]
     body = [list(row) for row in rows]
     cells = [[clean(value) for value in row] for row in body]
     numeric = [
@@ -55,7 +63,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def fields(pairs: Iterable[tuple[str, Any]], *, indent: str = "") -> str:
     """`name: value` lines with aligned values; what is empty is left out."""
-    known = [(name, clean(value)) for name, value in pairs if value not in (None, "", [], {})]
+    known = [(clean(name), clean(value)) for name, value in pairs if value not in (None, "", [], {})]
     longest = max((len(name) for name, _ in known), default=0)
     return "\n".join(f"{indent}{name + ':':<{longest + 1}} {value}" for name, value in known)
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from broker.cli.app import OPERATORS, Command, Failed, WrongUsage, app, connect, notice, print_json
-from broker.cli.display import clean, fields, table
+from broker.cli.display import clean, fields, json_lines, table
 from broker.cli.options import CenterArgument, Json
 from broker.client import Client, RequestFailed, Unreachable
 
@@ -79,7 +79,7 @@ def _read(file: Path) -> str:
 def _pretty(text: str) -> str:
     """JSON in lines; anything else without what would steer the terminal."""
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+        return json_lines(json.loads(text))
     except ValueError:
         return "\n".join(map(clean, text.splitlines()))
 
@@ -225,7 +225,7 @@ def _shown(result: Any) -> str:
         return fields((name, _cell(value)) for name, value in result.items())
     if isinstance(result, str):
         return _pretty(result) if result[:1] in ("{", "[") else "\n".join(map(clean, result.splitlines()))
-    return json.dumps(result, ensure_ascii=False, indent=2)
+    return json_lines(result)
 
 
 def _cell(value: Any) -> Any:
