@@ -73,6 +73,8 @@ MAX_ANSWER_BYTES = 16 << 20
 MAX_RAW_BYTES = 2 << 20
 """Of an operator's call; twice what the API shows."""
 CHUNK_BYTES = 64 << 10
+MAX_TOLD = 2000
+"""Characters of an error that are told on: a platform's words may be as long as an answer."""
 MAX_RETRY_AFTER_S = 3600.0
 USER_AGENT = f"computing-broker/{__version__}"
 
@@ -389,7 +391,9 @@ class Http:
 
     def _clean(self, error: AdapterError) -> None:
         """Platforms quote what they were sent, and envelopes quote platforms."""
-        error.args = (self.redact(str(error)), *error.args[1:])
+        text = str(error)
+        text = self.redact.excerpt(text, MAX_TOLD) if len(text) > MAX_TOLD else self.redact(text)
+        error.args = (text, *error.args[1:])
 
     def _unintelligible(self, response: aiohttp.ClientResponse, body: bytes, why: str) -> Unintelligible:
         start = self.redact.excerpt(body.decode(errors="replace"))

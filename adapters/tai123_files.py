@@ -30,7 +30,7 @@ from broker.tar import BadArchive, Forward, TooLarge, members
 
 T = TypeVar("T")
 
-MAX_BYTES: Final = 1 << 40
+MAX_BYTES: Final = 100 << 30
 """Of one log, and of one job's results, packed as well as unpacked."""
 _DATASETS: Final = "/datasets"
 _PLAIN_NAME = re.compile(r'filename="?([^";]+)"?')

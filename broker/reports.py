@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from broker.adapter import Inventory, PoolReport, Unavailable
+from broker.adapter import Inventory, PoolReport, Sighting, Unavailable
 from broker.core.model import Accuracy, FreeNodes, NodeShape, Price, Spec
 
 MOST: Mapping[str, int] = {
@@ -34,6 +34,12 @@ MOST_PARTS = 100_000
 """Groups of free nodes, specs, prices and names of one pool."""
 MOST_TEXT = 255
 """Characters of a name."""
+MOST_MESSAGE = 2000
+"""Characters that are kept of what a center says of a run."""
+MOST_ADDRESS = 2048
+"""Characters of the address of a service."""
+MOST_REMOTE = 1024
+"""Characters of a center's name for a run."""
 _SHOWN = 80
 _REASON = 500
 _DAY_MIN = 24 * 60
@@ -60,6 +66,25 @@ def checked(report: Inventory, now_ms: int) -> Inventory:
             kept.append(pool)
     once = tuple(dict.fromkeys(told))
     return replace(report, pools=tuple(kept), queue_length=length, quarantined=once)
+
+
+def readable(seen: Sighting, now_ms: int) -> Sighting:
+    """A look at a run without what cannot be kept: texts are cut, times of the future and codes that are
+    none are left out.  A center's clock may be fast, but not by a day."""
+    return replace(
+        seen,
+        message=seen.message if len(seen.message) <= MOST_MESSAGE else f"{seen.message[:MOST_MESSAGE]}…",
+        address=seen.address if len(seen.address) <= MOST_ADDRESS else "",
+        evicted_by=seen.evicted_by[:MOST_TEXT],
+        started_ms=_moment(seen.started_ms, now_ms),
+        ended_ms=_moment(seen.ended_ms, now_ms),
+        checkpoint_ms=_moment(seen.checkpoint_ms, now_ms),
+        exit_code=seen.exit_code if seen.exit_code is not None and abs(seen.exit_code) < MOST_OTHER else None,
+    )
+
+
+def _moment(at_ms: int | None, now_ms: int) -> int | None:
+    return at_ms if at_ms is not None and 0 <= at_ms <= now_ms + _DAY_MS else None
 
 
 def distinct(pools: Sequence[PoolReport]) -> tuple[tuple[PoolReport, ...], tuple[tuple[str, str], ...]]:

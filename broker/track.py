@@ -31,6 +31,7 @@ from broker.core.model import CenterId, FailureKind, OnLost, RunId, RunState, St
 from broker.files import DataDirectory
 from broker.leader import Lease
 from broker.logs import append_log
+from broker.reports import readable
 from broker.store import Store, debts, runs
 from broker.store.runs import Watched
 from broker.telemetry import log
@@ -107,9 +108,9 @@ class Track:
             await asyncio.gather(*(self._record(w, seen) for w in batch))
 
     async def _record(self, watched: Watched, seen: Mapping[RunId, Sighting]) -> None:
-        sighting = seen.get(watched.run)
-        if sighting is None:
+        if watched.run not in seen:
             return  # no news
+        sighting = readable(seen[watched.run], self._store.clock())
         if not watched.state.live:
             unstarted = sighting.state is RemoteState.CREATED and self._store.clock() > watched.not_after_ms
             if unstarted or sighting.state not in _AT_WORK:

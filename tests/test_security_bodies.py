@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from adapters.http import MAX_ANSWER_BYTES, Request
+from adapters.http import MAX_ANSWER_BYTES, MAX_TOLD, Request
 from adapters.values import number, parse_json
-from broker.adapter import Unavailable
+from broker.adapter import Refused, RemoteState, Sighting, Unavailable
 from broker.api.dataset_upload import MAX_PARTS
 from broker.api.reading import MAX_DEPTH
+from broker.reports import MOST_MESSAGE, readable
 from tests.api_fixtures import World, create_body, token_of, world
 from tests.http_center import call, collected, failing, opened
-from tests.raw_server import Answer, Arrived, answer
+from tests.raw_server import Answer, Arrived, answer, document
 
 __all__ = ["world"]
 
@@ -179,3 +180,39 @@ async def test_a_download_has_its_own_limit() -> None:
         request = Request("file", "GET", f"{server.url}/f", effect=False, max_bytes=50_000)
         with pytest.raises(Unavailable, match="more than 50000 bytes"):
             await collected(made.download(request))
+
+
+# ---------------------------------------------------------------- what is kept of a center's words
+
+NOW_MS = 1_740_794_400_000
+
+
+def test_what_a_center_says_of_a_run_is_cut_to_what_is_kept() -> None:
+    seen = readable(
+        Sighting(
+            RemoteState.FAILED,
+            started_ms=10**25,
+            ended_ms=NOW_MS + 2 * 86_400_000,
+            exit_code=10**30,
+            evicted_by="x" * 10**6,
+            address="http://" + "a" * 10**6,
+            message="m" * 10**6,
+            checkpoint_ms=-5,
+        ),
+        NOW_MS,
+    )
+    assert (seen.started_ms, seen.ended_ms, seen.exit_code, seen.checkpoint_ms) == (None, None, None, None)
+    assert seen.address == ""
+    assert len(seen.message) == MOST_MESSAGE + 1
+    assert len(seen.evicted_by) <= 255
+    told = Sighting(RemoteState.FAILED, NOW_MS - 5, NOW_MS + 1000, 137, message="m", address="http://a")
+    assert readable(told, NOW_MS) == told
+
+
+async def test_an_error_of_megabytes_is_told_in_a_line() -> None:
+    words = "no " * 10**6
+    refusal = document({"code": 9, "msg": words}, status=400)
+    async with opened(refusal) as (server, made):
+        text = await failing(made, call(server.url, "POST", effect=True), Refused)
+        assert len(text) <= MAX_TOLD + 1
+        assert text.startswith("no no no")

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from adapters.http import MAX_ANSWER_BYTES, MAX_RAW_BYTES
+from adapters.tai123_files import MAX_BYTES
 from broker.api.dataset_upload import MAX_PARTS
 from broker.api.models import MAX_INTEGER_DIGITS
 from broker.api.reading import MAX_DEPTH
 from broker.files import MAX_RESULT_FILES
+from broker.reports import MOST_MESSAGE
 from broker.tar import MAX_ENTRIES, MAX_HEADER_BYTES, MAX_HEADERS_BYTES
 from tests.pages import ROOT, both, prose
 
@@ -27,6 +29,8 @@ LIMITS = {
     "MAX_RESULT_FILES": MAX_RESULT_FILES,
     "MAX_ANSWER_BYTES": MAX_ANSWER_BYTES,
     "MAX_RAW_BYTES": MAX_RAW_BYTES,
+    "MAX_BYTES": MAX_BYTES,
+    "MOST_MESSAGE": MOST_MESSAGE,
 }
 PAGES = both("security.md")
 
@@ -66,7 +70,7 @@ def test_both_languages_name_the_same_tests() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_its_limits_are_those_of_the_code(page: Path) -> None:
-    found = re.findall(r"^\| `(MAX_\w+)` \| (\d+) \|", prose(page), re.MULTILINE)
+    found = re.findall(r"^\| `(M[AO]\w+_\w+)` \| (\d+) \|", prose(page), re.MULTILINE)
     assert {name: int(value) for name, value in found} == LIMITS
     assert f" {MAX_DEPTH} " in prose(page)
     assert f" {MAX_INTEGER_DIGITS} " in prose(page)
