@@ -7,6 +7,7 @@ configuration (broker.config), which are imported only by the command that needs
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,4 +89,8 @@ def check_config(
                 f"warning: whoever may submit to the local center {each.id} has the rights of the daemon's"
                 " user there: give it run_as, or let only people submit whom you would give that login"
             )
+    known = [pair for each in settings.centers for pair in each.credentials.items()]
+    secrets = [secret for name, secret in known if not name.endswith("username")]
+    if config.stat().st_mode & stat.S_IROTH and any(map(config.read_text(encoding="utf-8").count, secrets)):
+        notice(f"warning: {config} has credentials of centers and every user of this machine can read it")
     print(f"ok: listens at {settings.server.listen}; centers: {centers}; stated pools: {pools}")
