@@ -73,8 +73,7 @@ MAX_ANSWER_BYTES = 16 << 20
 MAX_RAW_BYTES = 2 << 20
 """Of an operator's call; twice what the API shows."""
 CHUNK_BYTES = 64 << 10
-MAX_TOLD = 2000
-"""Characters of an error that are told on: a platform's words may be as long as an answer."""
+MAX_TOLD = 2000  # characters of an error: a platform's words may be as long as an answer
 MAX_RETRY_AFTER_S = 3600.0
 USER_AGENT = f"computing-broker/{__version__}"
 
@@ -317,8 +316,6 @@ class Http:
             return None
         try:
             used = await request.session.current()
-            if not all(value.isprintable() for value in used.headers.values()):  # the platform's word
-                raise Unavailable("the session that it gives has characters that no header has")
         except Unavailable as error:
             text = f"{request.operation}: not sent, no login: {error}"
             raise (NotSent(text) if request.effect else Unavailable(text)) from None
@@ -391,9 +388,8 @@ class Http:
 
     def _clean(self, error: AdapterError) -> None:
         """Platforms quote what they were sent, and envelopes quote platforms."""
-        text = str(error)
-        text = self.redact.excerpt(text, MAX_TOLD) if len(text) > MAX_TOLD else self.redact(text)
-        error.args = (text, *error.args[1:])
+        text, tell = str(error), self.redact
+        error.args = (tell(text) if len(text) <= MAX_TOLD else tell.excerpt(text, MAX_TOLD), *error.args[1:])
 
     def _unintelligible(self, response: aiohttp.ClientResponse, body: bytes, why: str) -> Unintelligible:
         start = self.redact.excerpt(body.decode(errors="replace"))

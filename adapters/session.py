@@ -137,6 +137,8 @@ class Session:
         outcome = "ok"
         try:
             found = await self._login()
+            if not all(value.isprintable() for value in found.headers.values()):  # the platform's word
+                raise Unavailable(f"login of {self.account}: a session with characters that no header has")
         except BaseException as error:
             outcome = type(error).__name__
             if isinstance(error, Denied):
