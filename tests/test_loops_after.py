@@ -237,7 +237,7 @@ async def test_a_log_that_is_read_is_copied_while_the_run_goes_on(tmp_path: Path
         assert broker.files.log(run, 0).read_bytes() == b"epoch 1\nepoch 2\n"
 
 
-async def _hang(*_args: object) -> int:
+async def _hang(*_args: object, **_more: object) -> int:
     await asyncio.Event().wait()
     return 0
 
