@@ -40,6 +40,10 @@ IDENTITY = (
 )
 """Connection and credential keys that say whose account at which platform a center is."""
 
+ROUNDS_REST = 1.0
+"""A round follows another no sooner than after so many times what that one took: while jobs come by the
+thousand, each round takes many, and those who ask have the interpreter for the other half of the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -162,8 +166,9 @@ class Leading:
             catalogue=shared.catalogue,
         )
         scheduler = self._settings.scheduler
+        cycle = service.watched(self._cycle.once)
+        loops.start("cycle", cycle, scheduler.interval_s, rest=ROUNDS_REST)
         for name, once, period_s in (
-            ("cycle", service.watched(self._cycle.once), scheduler.interval_s),
             ("dispatch", self._dispatch.once, DISPATCH_PERIOD_S),
             ("collect", self._collect.once, COLLECT_PERIOD_S),
             ("stage", self._stage.once, COLLECT_PERIOD_S),

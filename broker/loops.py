@@ -53,7 +53,7 @@ class Loops:
         self._of_center: dict[CenterId, list[asyncio.Task[None]]] = {}
 
     def start(
-        self, name: str, once: Callable[[], Awaitable[float | None]], period_s: float
+        self, name: str, once: Callable[[], Awaitable[float | None]], period_s: float, *, rest: float = 0.0
     ) -> asyncio.Task[None]:
         """Turn `once` until the daemon stops; `name` is also the wake-up that it listens to."""
         wake = self._store.wakeup(name)
@@ -64,7 +64,7 @@ class Loops:
                 return LAPSED_S
             return await once()
 
-        turning = loop(name, led, period_s=period_s, wake=wake, stopping=self._stopping)
+        turning = loop(name, led, period_s=period_s, wake=wake, stopping=self._stopping, rest=rest)
         return self._group.create_task(turning, name=name)
 
     def turn(

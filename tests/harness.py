@@ -60,10 +60,11 @@ from broker.leader import Lease
 from broker.mirror import Mirror
 from broker.reconcile import Reconcile
 from broker.stage import Stage
-from broker.store import Store, accounts, centers, feed, jobs, outbox, runs
+from broker.store import Store, accounts, centers, creates, feed, jobs, outbox, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
-from broker.store.jobs import JobView, NewJob
+from broker.store.creates import NewJob
+from broker.store.jobs import JobSummary, JobView
 from broker.track import Track
 from tests.builders import ACCELERATORS, NOW_MS, node, policy_set, spec
 from tests.databases import database
@@ -201,7 +202,10 @@ class Harness:
             class_key=class_key(wanted, TenantId(caller.tenant)),
             processor="GPU",
         )
-        return (await self.store.write(jobs.create_job, new)).id
+        return (await self.create(new)).id
+
+    async def create(self, new: NewJob) -> JobSummary:
+        return await self.store.write_together(creates.create_jobs, new)
 
     async def stop(self, job: JobId, *, by: str = "alice") -> None:
         await self.store.write(jobs.stop_job, await self.caller(by), job, None)

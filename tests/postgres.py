@@ -41,6 +41,8 @@ SETTINGS = {
     "max_wal_size": "256MB",
     "log_min_messages": "fatal",
 }
+DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "autovacuum": "on"}
+"""What SETTINGS has to be brought up to date with, before a server starts, where durable writes are timed."""
 
 
 class NoPostgres(Exception):

@@ -6,7 +6,7 @@ import pytest
 
 from broker.adapter import Asset, CopyState
 from broker.core.events import SeenRunning
-from broker.store import copies, datasets
+from broker.store import copies
 from broker.store.writer import Tx
 from broker.tables import Copy
 from tests.api_fixtures import World, create_body, world
@@ -177,13 +177,6 @@ async def test_copies_are_shown_and_outlive_a_deletion_until_they_are_removed(wo
     assert work.evicting
     await world.store.write(copies.record_removed, work.ref, epoch=world.epoch)
     await nothing_is_left(world)
-
-
-async def test_a_data_set_that_goes_while_a_job_is_judged(world: World) -> None:
-    made = await uploaded(world)
-    await world.store.write(datasets.delete_dataset, world.accounts["alice"], made)
-    with pytest.raises(datasets.NoSuchDataset):
-        await world.store.write(datasets.name_for_job, "j-1", [made])
 
 
 async def test_a_job_may_read_a_centers_own_data_if_jobs_can_be_given_it(world: World) -> None:

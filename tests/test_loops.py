@@ -95,6 +95,38 @@ async def test_a_loop_that_is_woken_during_its_pass_makes_another_at_once() -> N
     assert rounds == 2
 
 
+async def test_a_loop_that_rests_is_not_woken_and_stops_at_once() -> None:
+    wake, stopping, first, rounds = asyncio.Event(), asyncio.Event(), asyncio.Event(), 0
+
+    async def once() -> None:
+        nonlocal rounds
+        rounds += 1
+        first.set()
+
+    resting = loop("test", once, period_s=3600, wake=wake, stopping=stopping, rest=1e9)
+    task = asyncio.ensure_future(resting)
+    await first.wait()
+    for _ in range(10):
+        wake.set()
+        await asyncio.sleep(0.001)
+    stopping.set()
+    await asyncio.wait_for(task, 20)
+    assert rounds == 1
+
+
+async def test_a_loop_rests_no_longer_than_its_period() -> None:
+    wake, stopping, rounds = asyncio.Event(), asyncio.Event(), 0
+
+    async def once() -> None:
+        nonlocal rounds
+        rounds += 1
+        (wake if rounds < 5 else stopping).set()
+
+    resting = loop("test", once, period_s=0.001, wake=wake, stopping=stopping, rest=1e9)
+    await asyncio.wait_for(resting, 20)
+    assert rounds == 5
+
+
 async def test_a_loop_comes_back_when_its_work_says_so() -> None:
     rounds = 0
 

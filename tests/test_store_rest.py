@@ -47,7 +47,6 @@ from broker.store.accounts import NameInUse, NoSuchAccount
 from broker.store.centers import AdapterChanged, CenterEntry, NoSuchCenter
 from broker.store.copies import RETRY_S
 from broker.store.datasets import NewDataset
-from broker.store.jobs import create_job
 from broker.store.schema import SchemaTooNew, configuration
 from broker.tables import Center, Copy, Event, Idempotency, Pool, Run, Token
 from tests.builders import node
@@ -321,8 +320,7 @@ async def test_a_copy_is_wanted_moves_fails_and_is_wanted_again(broker: Harness)
 
 async def test_keys_are_kept_as_long_as_their_jobs_live(broker: Harness) -> None:
     lives, ended = [
-        (await broker.store.write(create_job, await new_job(broker, i, f"j{i}", idempotency_key=f"k{i}"))).id
-        for i in (1, 2)
+        (await broker.create(await new_job(broker, i, f"j{i}", idempotency_key=f"k{i}"))).id for i in (1, 2)
     ]
     await broker.stop(ended)
     assert await broker.store.write(retention.forget_keys, broker.clock()) == 0

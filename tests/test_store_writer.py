@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,46 @@ async def test_a_defect_fails_its_own_write_only(store: Store, bad: Any) -> None
 
 async def test_a_conflict_stays_with_its_own_row(store: Store) -> None:
     outcomes = await one_batch(store, tenant("a"), tenant("same"), tenant("same"), tenant("b"))
+    assert [o for o in outcomes if not isinstance(o, Exception)] == ["a", "same", "b"]
+    assert await store.read(names) == ["a", "b", "same"]
+
+
+async def test_what_is_asked_for_together_is_one_write_with_an_answer_for_each(store: Store) -> None:
+    seen: list[list[str]] = []
+
+    def made(tx: Tx, items: Sequence[str]) -> list[str | Rejected]:
+        seen.append(list(items))
+        for item in items:
+            tx.event("made", data={"name": item})
+        return [Declined(item) if item == "no" else item for item in items]
+
+    gate = Gate(store)
+    await gate.shut()
+    asked = [asyncio.ensure_future(store.write_together(made, item)) for item in ("a", "no", "b")]
+    await asyncio.sleep(0)
+    asked[2].cancel()  # whoever leaves undoes nothing
+    await gate.open()
+    one, no, left = await asyncio.gather(*asked, return_exceptions=True)
+    assert one == "a"
+    assert isinstance(no, Declined)
+    assert isinstance(left, asyncio.CancelledError)
+    assert seen == [["a", "no", "b"]]
+    assert [name for _, name in await store.read(events)] == ["a", "no", "b"]
+
+
+async def test_of_what_is_asked_for_together_a_defect_fails_its_own_only(store: Store) -> None:
+    def made(tx: Tx, items: Sequence[str]) -> list[str | Rejected]:
+        for item in items:
+            tx.session.add(Tenant(id=item))
+            tx.session.flush()
+        return list(items)
+
+    gate = Gate(store)
+    await gate.shut()
+    asked = [asyncio.ensure_future(store.write_together(made, item)) for item in ("a", "same", "same", "b")]
+    await asyncio.sleep(0)
+    await gate.open()
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert [o for o in outcomes if not isinstance(o, Exception)] == ["a", "same", "b"]
     assert await store.read(names) == ["a", "b", "same"]
 

@@ -31,7 +31,7 @@ from broker.core.model import (
 from broker.core.resources import effective_gflops, same_card_memory, slot_size
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView
-from broker.store.views import Admission
+from broker.store.creates import Admission
 
 slices = lru_cache(maxsize=4096)(resources.slices)
 
@@ -49,7 +49,7 @@ def admit(config: Config, kind: Kind, caller: Caller, facts: Admission, context:
         raise ApiError("0220", "config.imageId or config.imageUrl: exactly one must be given")
     centers = _candidates(config.center_id or [], facts.centers)
     spec = _spec(config, centers, context)
-    if config.image_id and facts.image_centers.isdisjoint(center.id for center in centers):
+    if config.image_id and not any(center.id in facts.image_centers for center in centers):
         where = "the centers named" if config.center_id else "any center"
         raise ApiError("0221", f"config.imageId: {shown(config.image_id)} is not offered by {where}")
     return request_of(config, kind, spec)

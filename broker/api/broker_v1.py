@@ -21,8 +21,8 @@ from broker.api.trainjob import expected, new_job, path_job, read_admission, rea
 from broker.client import answers
 from broker.core.events import Resolved
 from broker.core.model import CenterState, JobState, Kind, PublicStatus, RemoteId, RunState
-from broker.store import centers, jobs, purses, rounds, views
-from broker.store.jobs import NameTaken
+from broker.store import centers, creates, jobs, purses, rounds, views
+from broker.store.creates import NameTaken
 
 RETRY_OF = "retryOf"
 """Label of a job that repeats another one."""
@@ -129,7 +129,7 @@ async def retry(request: web.Request) -> web.Response:
             estimated_micro=expected(context, request_again, facts),
         )
         try:
-            created = await context.store.write(jobs.create_job, new)
+            created = await context.store.write_together(creates.create_jobs, new)
         except NameTaken:
             continue  # somebody took it meanwhile; the next name is another one
         answer = wire.created(created, context.timezone)

@@ -23,8 +23,9 @@ from aiohttp.typedefs import Handler
 from broker.api.context import CALLER, REQUEST_ID, STARTED
 from broker.store.accounts import NameInUse, NoSuchAccount, StrongerAccount, TenantInUse
 from broker.store.centers import NoSuchCenter
+from broker.store.creates import KeyReused, NameTaken
 from broker.store.datasets import DatasetRefused, NoSuchDataset
-from broker.store.jobs import KeyReused, NameTaken, NoSuchJob, WrongState
+from broker.store.jobs import NoSuchJob, WrongState
 from broker.store.keys import KeyNameTaken, NoSuchApplication, NoSuchKey, TooManyKeys
 from broker.store.links import LinkTaken, NoSuchLink
 from broker.store.purses import NoSuchTenant, TooMuch

@@ -29,10 +29,10 @@ from broker.client import answers
 from broker.core.identity import job_id
 from broker.core.localtime import minute_of_week
 from broker.core.model import JobId, JobRequest, Kind, PublicStatus, TenantId
-from broker.store import codec, jobs, views
+from broker.store import codec, creates, jobs, views
 from broker.store.accounts import Caller
-from broker.store.jobs import JobFilter, JobSummary, JobView, NewJob, NoSuchJob
-from broker.store.views import Admission
+from broker.store.creates import Admission, Asked, NewJob
+from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob
 
 STOP_WAIT_S = 2.0
 STOP_POLL_S = 0.07
@@ -87,14 +87,13 @@ async def create_job(request: web.Request, model: type[CreateJob], kind: Kind) -
         body_hash=body_hash,
         estimated_micro=expected(context, accepted, facts),
     )
-    return await context.store.write(jobs.create_job, new)
+    return await context.store.write_together(creates.create_jobs, new)
 
 
 async def read_admission(context: Context, caller: Caller, body: CreateJob, key: str = "") -> Admission:
     config = body.config
-    return await context.store.read(
-        views.admission, caller, image=config.image_id, wanted_data=config.dataset_ids, key=key
-    )
+    asked = Asked(caller, config.image_id, config.dataset_ids, key)
+    return await context.store.look_together(creates.admissions, asked)
 
 
 def new_job(

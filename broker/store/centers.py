@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import delete, func, update
+from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
 from broker.adapter import Image, Inventory, PoolReport
@@ -29,6 +30,7 @@ from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Reservation, Run
 from broker.tables import Image as ImageRow
 from broker.tables import Pool as PoolRow
+from broker.tables.columns import table
 from broker.tables.jobs import run_lives
 
 RESTRICTION = {CenterState.ACTIVE: 0, CenterState.DRAIN: 1, CenterState.INACTIVE: 2}
@@ -281,13 +283,14 @@ WAIT_HALF_LIFE_S = 3600
 def pools(session: Session, center: CenterId | None = None, *, now_ms: int | None = None) -> list[Pool]:
     """Pools by id.  With `now_ms`, the learned wait is aged to that moment: else a pool that once was
     slow would be avoided for good, and nothing would ever be learned there again."""
-    query = select(PoolRow).order_by(col(PoolRow.id))
+    query = plain_select(table(PoolRow)).order_by(col(PoolRow.id))
     if center is not None:
-        query = query.where(PoolRow.center_id == center)
-    return [_pool(row, now_ms) for row in session.exec(query).all()]
+        query = query.where(col(PoolRow.center_id) == center)
+    return [_pool(row, now_ms) for row in session.execute(query).all()]
 
 
-def _shape(row: PoolRow) -> NodeShape:
+def _shape(row: Any) -> NodeShape:
+    """`row` is a PoolRow, or a plain row with its columns."""
     return NodeShape(
         arch=row.arch,
         cores=row.cores,
@@ -309,7 +312,7 @@ def tariff(session: Session, pool: PoolId, shape: NodeShape, nodes: int) -> list
     return [codec.price_to_json(price) for price in resources.tariff(prices, _shape(row), shape, nodes)]
 
 
-def _pool(row: PoolRow, now_ms: int | None) -> Pool:
+def _pool(row: Any, now_ms: int | None) -> Pool:
     specs = [codec.spec_from_json(spec) for spec in row.specs]
     # Whole half-lives only: the figure, and with it the pool's cost, changes once an hour.
     half_lives = 0 if now_ms is None else max(0, now_ms - row.wait_at_ms) // (WAIT_HALF_LIFE_S * 1000)
@@ -328,7 +331,7 @@ def _pool(row: PoolRow, now_ms: int | None) -> Pool:
     )
 
 
-def effective_state(row: Center) -> CenterState:
+def effective_state(row: Any) -> CenterState:
     """The more restrictive of the file's word and an operator's command."""
     states = [CenterState(row.file_state)]
     if row.operator_state:
@@ -382,14 +385,15 @@ def _count_runs(session: Session, states: list[str]) -> dict[str, int]:
     return {str(center): int(count) for center, count in session.exec(query).all()}
 
 
-def list_centers(session: Session) -> list[CenterView]:
-    """Every center that is not archived, by id, with its pools."""
-    in_flight = _in_flight(session)
-    running = _count_runs(session, [RunState.RUNNING.value])
+def list_centers(session: Session, *, counts: bool = True) -> list[CenterView]:
+    """Every center that is not archived, by id, with its pools; without `counts` runs are not counted, but
+    0."""
+    in_flight = _in_flight(session) if counts else {}
+    running = _count_runs(session, [RunState.RUNNING.value]) if counts else {}
     by_center: dict[str, list[Pool]] = {}
     for pool in pools(session):
         by_center.setdefault(pool.center, []).append(pool)
-    rows = session.exec(select(Center).where(col(Center.archived_ms).is_(None)).order_by(Center.id))
+    query = plain_select(table(Center)).where(col(Center.archived_ms).is_(None)).order_by(Center.id)
     return [
         CenterView(
             id=CenterId(row.id),
@@ -410,7 +414,7 @@ def list_centers(session: Session) -> list[CenterView]:
             running=running.get(row.id, 0),
             pools=tuple(by_center.get(row.id, ())),
         )
-        for row in rows.all()
+        for row in session.execute(query).all()
     ]
 
 
@@ -446,6 +450,15 @@ def list_images(session: Session, center: CenterId | None = None) -> list[ImageV
             **{name: getattr(told, name) for name in names},
         )
         found.append(ImageView(image, min(row.created_ms for row in rows), offered))
+    return found
+
+
+def places_of(session: Session, images: Collection[str]) -> dict[str, set[str]]:
+    """The centers that offer each logical image."""
+    found: dict[str, set[str]] = {}
+    query = select(ImageRow.id, ImageRow.center_id).where(col(ImageRow.id).in_(images))
+    for image, center in session.exec(query).all():
+        found.setdefault(image, set()).add(center)
     return found
 
 

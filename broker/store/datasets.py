@@ -136,17 +136,6 @@ def delete_dataset(tx: Tx, caller: Caller, dataset: str) -> None:
         tx.session.delete(row)
 
 
-def name_for_job(tx: Tx, job: str, datasets: Collection[str]) -> None:
-    """Write down what a new job reads.  Raises NoSuchDataset for what went since it was looked at."""
-    for dataset in datasets:
-        row = tx.session.get(Dataset, dataset)
-        if (row is None or row.deleted_ms is not None) and not assets.find(
-            tx.session, AssetKind.DATASET, dataset
-        ):
-            raise NoSuchDataset(f"there is no data set {dataset!r} any more")
-        tx.session.add(JobDataset(job_id=job, dataset_id=dataset))
-
-
 # ---------------------------------------------------------------- read
 
 
@@ -160,6 +149,13 @@ def in_use(session: Session, datasets: Collection[str]) -> set[str]:
         .distinct()
     )
     return set(session.exec(query).all())
+
+
+def gone(session: Session, datasets: Collection[str]) -> set[str]:
+    """Those that neither exist here nor at a center."""
+    query = select(Dataset.id).where(col(Dataset.id).in_(datasets)).where(col(Dataset.deleted_ms).is_(None))
+    there = {id for id, _, _ in assets.places(session, AssetKind.DATASET, datasets)}
+    return set(datasets) - there - set(session.exec(query).all())
 
 
 def unusable(session: Session, caller: Caller, datasets: Collection[str]) -> list[str]:

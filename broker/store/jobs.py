@@ -1,12 +1,11 @@
-"""Jobs as people see and change them: create, list, show, stop, delete."""
+"""Jobs as people see and change them: list, show, stop, delete.  How they are created is in creates.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, or_, true
+from sqlalchemy import bindparam, func, or_, true
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
@@ -26,23 +25,15 @@ from broker.core.model import (
     StopReason,
     public_run_status,
 )
-from broker.store import datasets, debts, meters, runs
+from broker.store import debts, meters, runs
 from broker.store.accounts import Caller, visible
-from broker.store.codec import request_from_json, request_to_json, spec_from_json
+from broker.store.codec import request_from_json, spec_from_json
 from broker.store.meters import Metering
 from broker.store.writer import Rejected, Tx
-from broker.tables import Account, Center, Deferral, Idempotency, Job, JobLabel, Run
-from broker.tables.columns import plain, table
+from broker.tables import Account, Center, Deferral, Job, Run
+from broker.tables.columns import table
 
 LIVE_STATES = frozenset(s.value for s in RunState if s.live)
-
-
-class NameTaken(Rejected):
-    """The account has a job of that name that is not deleted."""
-
-
-class KeyReused(Rejected):
-    """The idempotency key came with another body before."""
 
 
 class NoSuchJob(Rejected):
@@ -55,24 +46,6 @@ class WrongState(Rejected):
     def __init__(self, status: PublicStatus, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A validated create request.  `id` is chosen outside: the write may run twice."""
-
-    id: JobId
-    name: str
-    desc: str
-    account: str
-    tenant: str
-    request: JobRequest
-    class_key: str
-    processor: str
-    idempotency_key: str = ""
-    body_hash: str = ""
-    actor: str = ""
-    estimated_micro: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,69 +144,6 @@ SORTS: dict[str, Any] = {
 
 
 _JOB, _RUN, _ACCOUNT, _CENTER = (table(model) for model in (Job, Run, Account, Center))
-_NAMED = plain_select(_JOB.c.id).where(
-    _JOB.c.account_id == bindparam("account"), _JOB.c.name == bindparam("name"), _JOB.c.deleted_ms.is_(None)
-)
-
-
-def create_job(tx: Tx, new: NewJob) -> JobSummary:
-    """Write the job, its first run, the event and the idempotency key in one transaction.
-
-    A repeated key with the same body gives the earlier job with its present status.
-    Raises NameTaken, KeyReused, NoSuchDataset.
-    """
-    if new.idempotency_key:
-        before = tx.session.get(Idempotency, (new.account, new.idempotency_key))
-        if before is not None:
-            if before.body_hash != new.body_hash:
-                raise KeyReused(
-                    f"Idempotency-Key {new.idempotency_key!r} was used with another body"
-                    f" (job {before.job_id})"
-                )
-            return summary(tx.session.get_one(Job, before.job_id))
-    tx.session.flush()  # what is read and written below knows nothing of changes that wait in the session
-    asked = {"account": new.account, "name": new.name}
-    if (other := tx.session.execute(_NAMED, asked).scalar()) is not None:
-        raise NameTaken(f"you have a job named {new.name!r} already ({other})")
-    request = new.request
-    row = plain(
-        Job,
-        id=new.id,
-        kind=request.kind.value,
-        name=new.name,
-        desc=new.desc,
-        account_id=new.account,
-        tenant_id=new.tenant,
-        state=JobState.QUEUED.value,
-        status=PublicStatus.PENDING.value,
-        tier=int(request.tier),
-        class_key=new.class_key,
-        request=request_to_json(request),
-        spec_id=request.spec.id if request.spec else "",
-        processor=new.processor,
-        created_ms=tx.now_ms,
-        queued_ms=tx.now_ms,
-        estimated_micro=new.estimated_micro,
-    )
-    tx.session.execute(insert(_JOB), row)
-    runs.insert_run(tx, new.id, 1)
-    datasets.name_for_job(tx, new.id, request.datasets)
-    if request.labels:
-        labels = [{"job_id": new.id, "key": key, "value": value} for key, value in request.labels]
-        tx.session.execute(insert(table(JobLabel)), labels)
-    if new.idempotency_key:
-        tx.session.add(
-            Idempotency(
-                account_id=new.account,
-                key=new.idempotency_key,
-                body_hash=new.body_hash,
-                job_id=new.id,
-                created_ms=tx.now_ms,
-            )
-        )
-    tx.event("job.created", job=new.id, actor=new.actor or new.account)
-    tx.wake("cycle")
-    return summary(SimpleNamespace(**row))
 
 
 def summary(row: Any) -> JobSummary:

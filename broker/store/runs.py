@@ -7,6 +7,7 @@ to be made (outbox.py) and what is owed to centers afterwards (debts.py).
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -273,9 +274,9 @@ def new_run(tx: Tx, job: str, attempt: int) -> Run:
     return Run(**_new_run(tx, job, attempt))
 
 
-def insert_run(tx: Tx, job: str, attempt: int) -> None:
-    """Write a `new_run` at once, without an object of the session: creates are many."""
-    tx.session.execute(insert(table(Run)), plain(Run, **_new_run(tx, job, attempt)))
+def insert_first(tx: Tx, jobs: Sequence[str]) -> None:
+    """Write the first run of new jobs at once, without objects of the session: creates are many."""
+    tx.session.execute(insert(table(Run)), [plain(Run, **_new_run(tx, job, 1)) for job in jobs])
 
 
 def _new_run(tx: Tx, job: str, attempt: int) -> dict[str, Any]:

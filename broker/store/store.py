@@ -14,7 +14,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -27,10 +27,12 @@ from broker.store import schema
 from broker.store.job_pages import TOTALS, Totals
 from broker.store.looks import Looks
 from broker.store.notices import CONNECT_S, KEEPALIVE, Notices
-from broker.store.writer import StoreUnavailable, Tx, Writer
+from broker.store.writer import Rejected, StoreUnavailable, Tx, Write, Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Item = TypeVar("Item")
+Where = TypeVar("Where", Tx, Session)
 
 READERS = 4
 """Threads that read; SQLite readers do not wait for the writer."""
@@ -94,7 +96,7 @@ class Store:
         self._writer = Writer(
             self._write_engine,
             clock=self.clock,
-            woken=self._on_commit,
+            told=self._on_commit,
             max_batch=self._max_batch,
             guard=_same_file(database_file(self._url)),
             notices=notices,
@@ -102,6 +104,7 @@ class Store:
         self._writer.start()
         self._looks = Looks(self._readers, self._session)
         self._pages = Looks(self._readers, self._session)
+        self._joint = Looks(self._readers, self._session)
         self._listening = (
             None
             if notices is None
@@ -127,8 +130,19 @@ class Store:
         A caller that is cancelled meanwhile does not undo it.  Raises what `op` raises, and
         StoreUnavailable.
         """
-        done = self._writer.submit(lambda tx: op(tx, *args, **kwargs))
-        return await asyncio.shield(asyncio.wrap_future(done))
+        return await self._written(_alone(op, *args, **kwargs), None)
+
+    async def write_together(
+        self, op: Callable[[Tx, Sequence[Item]], Sequence[T | Rejected]], item: Item
+    ) -> T:
+        """As `write`, for what many ask for at the same time: `op` is given the items of all who wait, and
+        answers or refuses each.  Raises the refusal."""
+        return await self._written(op, item)
+
+    async def _written(self, op: Callable[[Tx, Sequence[Item]], Sequence[T | Rejected]], item: Item) -> T:
+        waiting: asyncio.Future[T] = self._loop.create_future()
+        self._writer.submit(Write(op, item, waiting))
+        return await waiting
 
     async def read(
         self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -152,7 +166,7 @@ class Store:
         self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """As `read`, for a query of a few rows: those that come together share a transaction."""
-        return await self._share(self._looks, lambda session: query(session, *args, **kwargs))
+        return await self._share(self._looks, _alone(query, *args, **kwargs), None)
 
     async def page(
         self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -160,12 +174,18 @@ class Store:
         """As `look`, for a page of rows in the order of an index.  Pages come one batch after the other,
         since threads that read rows side by side fight for the interpreter at each, and beside the looks,
         so that nobody who wants one row waits for fifty."""
-        return await self._share(self._pages, lambda session: query(session, *args, **kwargs))
+        return await self._share(self._pages, _alone(query, *args, **kwargs), None)
 
-    async def _share(self, looks: Looks, query: Callable[[Session], T]) -> T:
+    async def look_together(self, query: Callable[[Session, Sequence[Item]], Sequence[T]], item: Item) -> T:
+        """As `look`, for what many ask for at the same time: `query` is given the items of all who wait."""
+        return await self._share(self._joint, query, item)
+
+    async def _share(
+        self, looks: Looks, query: Callable[[Session, Sequence[Item]], Sequence[T]], item: Item
+    ) -> T:
         self._reads += 1
         try:
-            return await looks.look(query)
+            return await looks.look(query, item)
         finally:
             self._reads -= 1
 
@@ -196,12 +216,28 @@ class Store:
         for name in self._wakeups if names is None else names:
             self.wakeup(name).set()
 
-    def _on_commit(self, names: Iterable[str]) -> None:
-        def wake() -> None:
-            for name in names:
+    def _on_commit(self, writes: Sequence[Write], woken: Iterable[str]) -> None:
+        """In the writer's thread: one hop to the loop for all who wait."""
+
+        def tell() -> None:
+            for write in writes:
+                if write.waiting.done():
+                    continue  # whoever asked has left
+                if isinstance(write.answer, BaseException):
+                    write.waiting.set_exception(write.answer)
+                else:
+                    write.waiting.set_result(write.answer)
+            for name in woken:
                 self.wakeup(name).set()
 
-        self._loop.call_soon_threadsafe(wake)
+        self._loop.call_soon_threadsafe(tell)
+
+
+def _alone(
+    work: Callable[Concatenate[Where, P], T], *args: P.args, **kwargs: P.kwargs
+) -> Callable[[Where, Sequence[None]], list[T]]:
+    """Work of one, as work that may be of many."""
+    return lambda where, _items: [work(where, *args, **kwargs)]
 
 
 def driver_url(url: str) -> str:

@@ -6,7 +6,7 @@ not: rules; those are in the modules named by the nouns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,27 +15,17 @@ from sqlmodel import Session, col, select
 from broker.core.model import CenterId, JobId, Pool, RunId, RunState, TenantId
 from broker.store import accounts, centers, datasets, jobs, purses
 from broker.store.accounts import Caller
-from broker.store.centers import CenterView, NoSuchCenter
+from broker.store.centers import NoSuchCenter
 from broker.store.datasets import CopyView
 from broker.store.job_pages import list_jobs
 from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob
 from broker.store.paging import Paging
 from broker.store.writer import Rejected, Tx
-from broker.tables import Account, Center, Idempotency, Job, Run, UserLink
+from broker.tables import Account, Center, Job, Run, UserLink
 
 
 class LoginChanged(Rejected):
     """The account was frozen or got another password while the login was checked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """What a create is judged by.  `earlier` is the job of a repeated key, with its body's hash."""
-
-    centers: tuple[CenterView, ...]
-    image_centers: frozenset[str]
-    unusable_datasets: tuple[str, ...]
-    earlier: tuple[str, JobSummary] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +58,6 @@ def login(tx: Tx, account: str, password_hash: str, token_hash: str, expires_ms:
         raise LoginChanged(f"account {row.name!r} has changed meanwhile")
     accounts.add_token(tx, account, token_hash, expires_ms)
     tx.event("account.login", actor=row.name, tenant=row.tenant_id, data={"account": row.name})
-
-
-def admission(
-    session: Session, caller: Caller, *, image: str, wanted_data: Collection[str], key: str
-) -> Admission:
-    """Everything a create is judged by."""
-    earlier = None
-    if key and (before := session.get(Idempotency, (caller.id, key))) is not None:
-        earlier = before.body_hash, job_summary(session, JobId(before.job_id))
-    return Admission(
-        centers=tuple(centers.list_centers(session)),
-        image_centers=frozenset(centers.image_centers(session, image)) if image else frozenset(),
-        unusable_datasets=tuple(datasets.unusable(session, caller, wanted_data)) if wanted_data else (),
-        earlier=earlier,
-    )
 
 
 def job_summary(session: Session, job: JobId) -> JobSummary:

@@ -3,16 +3,17 @@
 Writes queue to one thread, which takes what is waiting and runs it in one transaction: one fsync
 for many writes.  A write is a function of a Tx that may run twice: when one of a batch fails, the
 batch is rolled back and each write runs again in a savepoint of its own, so that a conflict stays
-with its own row.  Event numbers are taken from a counter row inside the transaction, so number order
-is commit order, on PostgreSQL too (the row lock is held until the commit).
+with its own row.  What many ask for at the same time (creates) is one write of all their items.  Event
+numbers are taken from a counter row inside the transaction, so number order is commit order, on
+PostgreSQL too (the row lock is held until the commit).
 """
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,15 +98,23 @@ class Tx:
             raise LostLease(f"epoch {epoch} no longer leads; epoch {self._epoch} does")
 
 
-@dataclass(slots=True)
-class _Write:
-    op: Callable[[Tx], Any]
-    done: Future[Any]
+@dataclass(slots=True, eq=False)
+class Write:
+    """`op` is given the items of all writes of a batch that have it, and answers each.  `answer` is the
+    result once it is on disk, or the exception that undid or refused it, for who awaits `waiting`, which
+    the thread does not touch.
+    """
+
+    op: Callable[[Tx, Sequence[Any]], Sequence[Any]]
+    item: Any
+    waiting: asyncio.Future[Any]
+    answer: Any = None
 
 
 class Writer:
-    """The thread.  `woken` is called in it after a commit with the names of the loops to wake, `guard`
-    before a transaction: it raises StoreUnavailable when what would be written is lost.
+    """The thread.  `told` is called in it after a transaction with its writes, answered, and the names of
+    the loops to wake; `guard` before a transaction: it raises StoreUnavailable when what would be written
+    is lost.
 
     `trouble` is why the database refused the last transaction, "" while it takes them.
     """
@@ -115,7 +124,7 @@ class Writer:
         engine: Engine,
         *,
         clock: Callable[[], int],
-        woken: Callable[[Iterable[str]], None],
+        told: Callable[[Sequence[Write], Iterable[str]], None],
         max_batch: int = 256,
         guard: Callable[[], None] = lambda: None,
         notices: Notices | None = None,
@@ -125,22 +134,20 @@ class Writer:
         self._engine = engine
         self._notices = notices
         self._clock = clock
-        self._woken = woken
+        self._told = told
         self._max_batch = max_batch
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._closed = False
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, op: Callable[[Tx], Any]) -> Future[Any]:
-        """Queue a write; the future has its result once it is on disk."""
+    def submit(self, write: Write) -> None:
+        """Queue a write.  Raises StoreUnavailable."""
         if self._closed:
             raise StoreUnavailable("the store is closed")
-        done: Future[Any] = Future()
-        self._queue.put(_Write(op, done))
-        return done
+        self._queue.put(write)
 
     def close(self) -> None:
         """Finish what is queued, then end the thread."""
@@ -169,36 +176,30 @@ class Writer:
             if closing:
                 return
 
-    def _commit(self, batch: list[_Write]) -> None:
-        trouble = ""
+    def _commit(self, batch: list[Write]) -> None:
+        trouble, woken = "", set[str]()
         try:
             self._guard()
             try:
-                answers, woken = self._together(batch)
+                woken = self._together(batch)
             except OperationalError:
                 raise  # the database itself, not one of the writes
             except Exception:
-                answers, woken = self._apart(batch)
+                woken = self._apart(batch)
         except DBAPIError as error:
             gone = StoreUnavailable(f"the database refused the transaction: {error.orig}")
             gone.__cause__ = error
-            answers, woken = [gone] * len(batch), set()
+            _answer(batch, [gone] * len(batch))
             trouble = str(gone)
         except StoreUnavailable as error:
-            answers, woken = [error] * len(batch), set()
+            _answer(batch, [error] * len(batch))
             trouble = str(error)
         except Exception as error:  # whatever it is, the thread must live and the callers must know
-            answers, woken = [error] * len(batch), set()
+            _answer(batch, [error] * len(batch))
         else:
             COMMITS.inc()
         self._state(trouble)
-        for write, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, BaseException):
-                write.done.set_exception(answer)
-            else:
-                write.done.set_result(answer)
-        if woken:
-            self._woken(woken)
+        self._told(batch, woken)
 
     def _state(self, trouble: str) -> None:
         """Whether the database takes writes; a change is told."""
@@ -209,47 +210,60 @@ class Writer:
         self.trouble = trouble
         STORE_WRITABLE.set(not trouble)
 
-    def _together(self, batch: list[_Write]) -> tuple[list[Any], set[str]]:
+    def _together(self, batch: list[Write]) -> set[str]:
         """All in one transaction; any error but Rejected undoes all of them."""
-        answers: list[Any] = []
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             tx = Tx(session, self._clock())
-            for write in batch:
+            for writes in _alike(batch):
                 try:
-                    answers.append(write.op(tx))
+                    _answer(writes, writes[0].op(tx, [write.item for write in writes]))
                 except Rejected as refusal:
-                    answers.append(refusal)
+                    _answer(writes, [refusal] * len(writes))
             session.flush()
             _number(tx)
             self._tell(tx)
-        return answers, tx.woken
+        return tx.woken
 
-    def _apart(self, batch: list[_Write]) -> tuple[list[Any], set[str]]:
+    def _apart(self, batch: list[Write]) -> set[str]:
         """One transaction, a savepoint for each: an error undoes its own write only."""
-        answers: list[Any] = []
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             tx = Tx(session, self._clock())
             for write in batch:
                 woken, epoch = set(tx.woken), tx._epoch
                 try:
                     with session.begin_nested():
-                        answer = write.op(tx)
+                        (answer,) = write.op(tx, [write.item])
+                        if isinstance(answer, BaseException):
+                            raise answer
                         session.flush()
                         _number(tx)
-                    answers.append(answer)
+                    write.answer = answer
                 except OperationalError:
                     raise
                 except Exception as error:
                     tx.woken, tx._epoch = woken, epoch
-                    answers.append(error)
+                    write.answer = error
                 tx.events.clear()
             self._tell(tx)
-        return answers, tx.woken
+        return tx.woken
 
     def _tell(self, tx: Tx) -> None:
         """Other processes' loops are woken by the commit, too."""
         if tx.woken and self._notices is not None:
             self._notices.send(tx.session, tx.woken)
+
+
+def _alike(batch: Sequence[Write]) -> Iterable[Sequence[Write]]:
+    """The writes of each `op`, in the order of their first ones: nobody has been told of any of them yet."""
+    found: dict[Any, list[Write]] = {}
+    for write in batch:
+        found.setdefault(write.op, []).append(write)
+    return found.values()
+
+
+def _answer(writes: Sequence[Write], answers: Sequence[Any]) -> None:
+    for write, answer in zip(writes, answers, strict=True):
+        write.answer = answer
 
 
 def _number(tx: Tx) -> None:

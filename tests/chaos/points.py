@@ -132,7 +132,7 @@ def install(kill: str, record: Path) -> None:
 
 
 def _count_commits(points: Points) -> None:
-    write = Store.write
+    write, together = Store.write, Store.write_together
     commit: Callable[[DefaultDialect, Any], None] = DefaultDialect.do_commit
     batch: dict[str, None] = {}  # the writes of the transaction that the writer has under way
 
@@ -144,6 +144,17 @@ def _count_commits(points: Points) -> None:
             return op(tx, *inner, **named)
 
         return write(store, noted, *args, **kwargs)
+
+    @functools.cache  # those that are alike stay so
+    def noting(op: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(tx: Any, items: Any) -> Any:
+            batch[f"{op.__module__.rpartition('.')[2]}.{op.__qualname__}"] = None
+            return op(tx, items)
+
+        return noted
+
+    def noted_together(store: Store, op: Callable[..., Any], item: Any) -> Any:
+        return together(store, noting(op), item)
 
     def noted_commit(dialect: DefaultDialect, connection: Any) -> None:
         if threading.current_thread().name != WRITER:
@@ -158,4 +169,5 @@ def _count_commits(points: Points) -> None:
             points.passed(f"after COMMIT of {name}")
 
     Store.write = noted_write  # type: ignore[method-assign]
+    Store.write_together = noted_together  # type: ignore[method-assign, assignment]
     DefaultDialect.do_commit = noted_commit  # type: ignore[method-assign]
