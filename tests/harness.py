@@ -63,7 +63,7 @@ from broker.stage import Stage
 from broker.store import Store, accounts, centers, creates, feed, jobs, outbox, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
-from broker.store.creates import NewJob
+from broker.store.creates import Asked, NewJob
 from broker.store.jobs import JobSummary, JobView
 from broker.track import Track
 from tests.builders import ACCELERATORS, NOW_MS, node, policy_set, spec
@@ -98,6 +98,12 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now_ms
+
+
+def asked_for(new: NewJob, *, key: str = "", body_hash: str = "") -> Asked:
+    """A create request that is judged to be this job."""
+    caller = Caller(new.account, "", new.tenant, Role.USER, vip=False)
+    return Asked(caller, new.name, lambda _facts: new, key=key, body_hash=body_hash)
 
 
 class Harness:
@@ -204,8 +210,10 @@ class Harness:
         )
         return (await self.create(new)).id
 
-    async def create(self, new: NewJob) -> JobSummary:
-        return await self.store.write_together(creates.create_jobs, new)
+    async def create(self, new: NewJob, *, key: str = "", body_hash: str = "") -> JobSummary:
+        return await self.store.write_together(
+            creates.create_jobs, asked_for(new, key=key, body_hash=body_hash)
+        )
 
     async def stop(self, job: JobId, *, by: str = "alice") -> None:
         await self.store.write(jobs.stop_job, await self.caller(by), job, None)

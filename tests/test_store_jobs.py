@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from adapters.fake import Script
 from broker.core.identity import job_id
 from broker.core.model import CenterId, JobId, Kind, PublicStatus, Role, RunState, TenantId, Tier
 from broker.core.problem import class_key
-from broker.store import creates, jobs
-from broker.store.creates import KeyReused, NameTaken, NewJob
-from broker.store.datasets import NoSuchDataset
+from broker.store import Rejected, creates, jobs
+from broker.store.creates import Admission, KeyReused, NameTaken, NewJob
 from broker.store.job_pages import list_jobs
 from broker.store.jobs import (
     JobFilter,
@@ -27,9 +27,13 @@ from broker.store.jobs import (
 from broker.store.paging import Paging
 from broker.tables import Idempotency, Job, Outbox, Run
 from tests.builders import request
-from tests.harness import Harness, center, harness
+from tests.harness import Harness, asked_for, center, harness
 
 pytestmark = pytest.mark.both_databases
+
+
+class Declined(Rejected):
+    pass
 
 
 @pytest.fixture
@@ -97,52 +101,53 @@ async def test_a_free_name_is_found(broker: Harness) -> None:
 
 
 async def test_a_repeated_key_gives_the_same_job_with_its_present_status(broker: Harness) -> None:
-    keyed: dict[str, Any] = {"idempotency_key": "k", "body_hash": "h"}
-    first = await broker.create(await new_job(broker, 1, "train", **keyed))
+    keyed: dict[str, Any] = {"key": "k", "body_hash": "h"}
+    first = await broker.create(await new_job(broker, 1, "train"), **keyed)
     await broker.stop(first.id)
-    again = await broker.create(await new_job(broker, 2, "train", **keyed))
+    again = await broker.create(await new_job(broker, 2, "train"), **keyed)
     assert (again.id, again.status) == (first.id, PublicStatus.STOPPED)
-    other = await new_job(broker, 3, "train", **{**keyed, "body_hash": "other"})
+    other = await new_job(broker, 3, "train")
     with pytest.raises(KeyReused, match=first.id):
-        await broker.create(other)
+        await broker.create(other, key="k", body_hash="other")
     await broker.delete(first.id)
-    deleted = await broker.create(await new_job(broker, 4, "train", **keyed))
+    deleted = await broker.create(await new_job(broker, 4, "train"), **keyed)
     assert deleted.id == first.id  # a late repetition must not run the work again
     bob = await broker.caller("bob")
-    theirs = await new_job(broker, 5, "train", **keyed, account=bob.id)
-    assert (await broker.create(theirs)).id != first.id
+    theirs = await new_job(broker, 5, "train", account=bob.id)
+    assert (await broker.create(theirs, **keyed)).id != first.id
 
 
 async def test_a_key_repeated_at_once_makes_one_job(broker: Harness) -> None:
-    keyed: dict[str, Any] = {"idempotency_key": "k", "body_hash": "h"}
-    news = [await new_job(broker, i, "train", **keyed) for i in range(10)]
-    made = await asyncio.gather(*(broker.create(new) for new in news))
+    keyed: dict[str, Any] = {"key": "k", "body_hash": "h"}
+    news = [await new_job(broker, i, "train") for i in range(10)]
+    made = await asyncio.gather(*(broker.create(new, **keyed) for new in news))
     assert len({m.id for m in made}) == 1
     assert len(await broker.rows(Run)) == 1
 
 
 async def test_of_creates_that_wait_together_each_has_its_own_answer(broker: Harness) -> None:
-    keyed: dict[str, Any] = {"idempotency_key": "k", "body_hash": "h"}
-    gone = request(1, datasets=("gone",))
-    news = [
-        await new_job(broker, 1, "one", **keyed),
-        await new_job(broker, 2, "two", request=gone),
-        await new_job(broker, 3, "one"),
-        await new_job(broker, 4, "other", **keyed),
-        await new_job(broker, 5, "five", **{**keyed, "body_hash": "another"}),
-        await new_job(broker, 6, "six", request=request(1, labels=(("a", "b"),))),
+    def no(_facts: Admission) -> NewJob:
+        raise Declined("not this one")
+
+    labelled = request(1, labels=(("a", "b"),))
+    asked = [
+        asked_for(await new_job(broker, 1, "one"), key="k", body_hash="h"),
+        replace(asked_for(await new_job(broker, 2, "two")), judge=no),
+        asked_for(await new_job(broker, 3, "one")),
+        asked_for(await new_job(broker, 4, "other"), key="k", body_hash="h"),
+        asked_for(await new_job(broker, 5, "five"), key="k", body_hash="another"),
+        asked_for(await new_job(broker, 6, "six", request=labelled)),
     ]
-    one, two, taken, again, reused, six = await broker.store.write(creates.create_jobs, news)
+    one, two, taken, again, reused, six = await broker.store.write(creates.create_jobs, asked)
     assert isinstance(one, JobSummary)
-    assert isinstance(two, NoSuchDataset)
-    assert "'gone'" in str(two)
+    assert isinstance(two, Declined)
     assert isinstance(taken, NameTaken)
     assert one.id in str(taken)
     assert again == one
     assert isinstance(reused, KeyReused)
     assert isinstance(six, JobSummary)
-    assert {job.id for job in await broker.rows(Job)} == {run.job_id for run in await broker.rows(Run)}
     assert {job.id for job in await broker.rows(Job)} == {one.id, six.id}
+    assert {run.job_id for run in await broker.rows(Run)} == {one.id, six.id}
     assert (await page(broker, labels=(("a", "b"),)))[0] == ["six"]
     assert [key.job_id for key in await broker.rows(Idempotency)] == [one.id]
 

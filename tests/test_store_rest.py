@@ -319,9 +319,7 @@ async def test_a_copy_is_wanted_moves_fails_and_is_wanted_again(broker: Harness)
 
 
 async def test_keys_are_kept_as_long_as_their_jobs_live(broker: Harness) -> None:
-    lives, ended = [
-        (await broker.create(await new_job(broker, i, f"j{i}", idempotency_key=f"k{i}"))).id for i in (1, 2)
-    ]
+    lives, ended = [(await broker.create(await new_job(broker, i, f"j{i}"), key=f"k{i}")).id for i in (1, 2)]
     await broker.stop(ended)
     assert await broker.store.write(retention.forget_keys, broker.clock()) == 0
     assert await broker.store.write(retention.forget_keys, broker.clock() + 1) == 1

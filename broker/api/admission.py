@@ -91,23 +91,28 @@ def pool_specs(pool: Pool, extra: Sequence[Spec]) -> Iterator[Spec]:
 def offered_specs(centers: Sequence[CenterView], extra: Sequence[Spec]) -> dict[str, Spec]:
     """Specs of some centers by id, each once; the operator's own name for one wins."""
     found: dict[str, Spec] = {}
+    for spec in _offers(centers, extra):
+        found.setdefault(spec.id, spec)
+    return found
+
+
+def _offers(centers: Sequence[CenterView], extra: Sequence[Spec]) -> Iterator[Spec]:
     for center in centers:
         for pool in center.pools:
-            for spec in pool_specs(pool, extra):
-                found.setdefault(spec.id, spec)
-    return found
+            yield from pool_specs(pool, extra)
 
 
 def _spec(config: Config, centers: Sequence[CenterView], context: Context) -> Spec | None:
     """The spec asked for, or None where power is asked for and some spec has it."""
-    offered = offered_specs(centers, context.extra_specs)
     where = "by the centers named" if config.center_id else "by any center"
     if config.min_computing_power is None:
-        spec = offered.get(config.spec_id or "")
+        own = [spec for spec in context.extra_specs if spec.id == config.spec_id]
+        spec = next((spec for spec in _offers(centers, own) if spec.id == config.spec_id), None)
         if spec is None:
             raise ApiError("0211", f"config.specId: {shown(config.spec_id)} is not offered {where}")
         return spec
-    strongest = max((effective_gflops(s.shape, context.catalogue) for s in offered.values()), default=0)
+    offered = _offers(centers, context.extra_specs)
+    strongest = max((effective_gflops(spec.shape, context.catalogue) for spec in offered), default=0)
     if strongest < _gflops(config.min_computing_power):
         flops = strongest * wire.FLOPS_PER_GFLOPS
         raise ApiError(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from aiohttp import web
 
 from broker.api import models, wire, wire_catalogue, wire_explain, wire_money
-from broker.api.admission import admit
 from broker.api.auth import need_operator
 from broker.api.centers import chosen, path_center
 from broker.api.context import CALLER, CONTEXT, FORESIGHT
@@ -17,11 +14,11 @@ from broker.api.foresight import Foreseen
 from broker.api.models import CreateJob, Resolve
 from broker.api.reading import Query, no_query, parse, read_body
 from broker.api.routes import Route
-from broker.api.trainjob import expected, new_job, path_job, read_admission, read_job
+from broker.api.trainjob import make_job, path_job, read_job
 from broker.client import answers
 from broker.core.events import Resolved
 from broker.core.model import CenterState, JobState, Kind, PublicStatus, RemoteId, RunState
-from broker.store import centers, creates, jobs, purses, rounds, views
+from broker.store import centers, jobs, purses, rounds, views
 from broker.store.creates import NameTaken
 
 RETRY_OF = "retryOf"
@@ -115,21 +112,12 @@ async def retry(request: web.Request) -> web.Response:
     body = parse(
         CreateJob, {"jobName": job.name, "jobDesc": job.desc, "config": {**config, "labels": others}}
     )
-    facts = await read_admission(context, caller, body)
-    request_again = admit(body.config, job.request.kind, caller, facts, context)
-    labels = tuple(sorted({**others, RETRY_OF: job.id}.items()))
+    kind = job.request.kind
     while True:
         name = await context.store.read(jobs.free_name, caller.id, job.name)
-        new = new_job(
-            context,
-            caller,
-            replace(request_again, labels=labels),
-            name=name,
-            desc=job.desc,
-            estimated_micro=expected(context, request_again, facts),
-        )
+        named = body.model_copy(update={"job_name": name})
         try:
-            created = await context.store.write_together(creates.create_jobs, new)
+            created = await make_job(context, caller, named, kind, more_labels={RETRY_OF: job.id})
         except NameTaken:
             continue  # somebody took it meanwhile; the next name is another one
         answer = wire.created(created, context.timezone)

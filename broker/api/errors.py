@@ -91,7 +91,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
 """A request id of the caller's that is taken over, into answers and the log."""
 
 
-class ApiError(Exception):
+class ApiError(Rejected):
     """A row of Annex B.  `detail` names the field, the value and what would be right."""
 
     def __init__(self, code: str, detail: str, status: int = 400) -> None:

@@ -216,6 +216,8 @@ class Body(BaseModel):
     def _null_is_absent(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if None not in data.values():
+            return data
         fields = {to_camel(name) for name in cls.model_fields}
         return {key: value for key, value in data.items() if value is not None or key not in fields}
 

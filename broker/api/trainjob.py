@@ -10,7 +10,9 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -65,66 +67,59 @@ async def create(request: web.Request) -> web.Response:
 async def create_job(request: web.Request, model: type[CreateJob], kind: Kind) -> JobSummary:
     """The new job of the body, or the earlier one of a repeated key."""
     no_query(request)
-    context, caller = request.app[CONTEXT], request[CALLER]
     data = await read_object(request)
     body = parse(model, data)
     key = _idempotency_key(request)
-    facts = await read_admission(context, caller, body, key)
     body_hash = _body_hash(kind, data) if key else ""
-    if facts.earlier is not None:
-        before_hash, job = facts.earlier
-        if before_hash != body_hash:
-            raise ApiError("0202", f"Idempotency-Key: {shown(key)} came with another body (job {job.id})")
-        return job
-    accepted = admit(body.config, kind, caller, facts, context)
-    new = new_job(
-        context,
-        caller,
-        accepted,
-        name=body.job_name,
-        desc=body.job_desc,
-        key=key,
-        body_hash=body_hash,
-        estimated_micro=expected(context, accepted, facts),
-    )
-    return await context.store.write_together(creates.create_jobs, new)
+    return await make_job(request.app[CONTEXT], request[CALLER], body, kind, key=key, body_hash=body_hash)
 
 
-async def read_admission(context: Context, caller: Caller, body: CreateJob, key: str = "") -> Admission:
-    config = body.config
-    asked = Asked(caller, config.image_id, config.dataset_ids, key)
-    return await context.store.look_together(creates.admissions, asked)
-
-
-def new_job(
+async def make_job(
     context: Context,
     caller: Caller,
-    request: JobRequest,
+    body: CreateJob,
+    kind: Kind,
     *,
-    name: str,
-    desc: str,
     key: str = "",
     body_hash: str = "",
-    estimated_micro: int | None = None,
-) -> NewJob:
-    """A job ready to be written; its id is chosen here, because a write may run twice."""
-    return NewJob(
-        id=job_id(context.clock(), secrets.token_bytes(4)),
-        name=name,
-        desc=desc,
-        account=caller.id,
-        tenant=caller.tenant,
-        request=request,
-        class_key=context.class_key(request, TenantId(caller.tenant)),
-        processor=codec.kind_of(request.spec),
-        idempotency_key=key,
+    more_labels: Mapping[str, str] = MappingProxyType({}),
+) -> JobSummary:
+    """Judged and written in one transaction, together with what others ask for at the same time.
+
+    `more_labels` are the broker's own.
+    """
+    config = body.config
+
+    def judge(facts: Admission) -> NewJob:
+        wanted = admit(config, kind, caller, facts, context)
+        if more_labels:
+            wanted = replace(wanted, labels=tuple(sorted({**config.labels, **more_labels}.items())))
+        return NewJob(
+            id=job_id(context.clock(), secrets.token_bytes(4)),
+            name=body.job_name,
+            desc=body.job_desc,
+            account=caller.id,
+            tenant=caller.tenant,
+            request=wanted,
+            class_key=context.class_key(wanted, TenantId(caller.tenant)),
+            processor=codec.kind_of(wanted.spec),
+            actor=caller.actor,
+            estimated_micro=_expected(context, wanted, facts),
+        )
+
+    asked = Asked(
+        caller=caller,
+        name=body.job_name,
+        judge=judge,
+        image=config.image_id,
+        datasets=config.dataset_ids,
+        key=key,
         body_hash=body_hash,
-        actor=caller.actor,
-        estimated_micro=estimated_micro,
     )
+    return await context.store.write_together(creates.create_jobs, asked)
 
 
-def expected(context: Context, request: JobRequest, facts: Admission) -> int | None:
+def _expected(context: Context, request: JobRequest, facts: Admission) -> int | None:
     """Micro-CNY that a job is expected to cost where it is cheapest now."""
     minute = minute_of_week(context.clock(), context.timezone)
     return expected_micro(facts.centers, request, context.catalogue, minute)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, update
-from sqlalchemy import select as plain_select
+from sqlalchemy import bindparam, delete, func, update
+from sqlalchemy import select as columns_of
 from sqlmodel import Session, col, select
 
 from broker.adapter import Image, Inventory, PoolReport
@@ -280,13 +280,18 @@ WAIT_HALF_LIFE_S = 3600
 """What a pool was learned to make runs wait counts half after so long without a new start there."""
 
 
+_POOLS = columns_of(table(PoolRow)).order_by(col(PoolRow.id))
+_PRESENT = columns_of(table(Center)).where(col(Center.archived_ms).is_(None)).order_by(col(Center.id))
+_OFFERED = columns_of(col(ImageRow.id), col(ImageRow.center_id)).where(
+    col(ImageRow.id).in_(bindparam("images", expanding=True))
+)
+
+
 def pools(session: Session, center: CenterId | None = None, *, now_ms: int | None = None) -> list[Pool]:
     """Pools by id.  With `now_ms`, the learned wait is aged to that moment: else a pool that once was
     slow would be avoided for good, and nothing would ever be learned there again."""
-    query = plain_select(table(PoolRow)).order_by(col(PoolRow.id))
-    if center is not None:
-        query = query.where(col(PoolRow.center_id) == center)
-    return [_pool(row, now_ms) for row in session.execute(query).all()]
+    query = _POOLS if center is None else _POOLS.where(col(PoolRow.center_id) == center)
+    return [_pool(row, now_ms) for row in session.connection().execute(query).all()]
 
 
 def _shape(row: Any) -> NodeShape:
@@ -393,7 +398,6 @@ def list_centers(session: Session, *, counts: bool = True) -> list[CenterView]:
     by_center: dict[str, list[Pool]] = {}
     for pool in pools(session):
         by_center.setdefault(pool.center, []).append(pool)
-    query = plain_select(table(Center)).where(col(Center.archived_ms).is_(None)).order_by(Center.id)
     return [
         CenterView(
             id=CenterId(row.id),
@@ -414,7 +418,7 @@ def list_centers(session: Session, *, counts: bool = True) -> list[CenterView]:
             running=running.get(row.id, 0),
             pools=tuple(by_center.get(row.id, ())),
         )
-        for row in session.execute(query).all()
+        for row in session.connection().execute(_PRESENT).all()
     ]
 
 
@@ -456,8 +460,7 @@ def list_images(session: Session, center: CenterId | None = None) -> list[ImageV
 def places_of(session: Session, images: Collection[str]) -> dict[str, set[str]]:
     """The centers that offer each logical image."""
     found: dict[str, set[str]] = {}
-    query = select(ImageRow.id, ImageRow.center_id).where(col(ImageRow.id).in_(images))
-    for image, center in session.exec(query).all():
+    for image, center in session.connection().execute(_OFFERED, {"images": list(images)}).all():
         found.setdefault(image, set()).add(center)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from broker.core.model import (
@@ -20,7 +19,10 @@ from broker.core.model import (
 
 
 def spec_to_json(spec: Spec | None) -> dict[str, Any]:
-    return {} if spec is None else asdict(spec)
+    if spec is None:
+        return {}
+    shape = {name: getattr(spec.shape, name) for name in NodeShape.__slots__}
+    return {"id": spec.id, "name": spec.name, "shape": shape}
 
 
 def spec_from_json(data: dict[str, Any]) -> Spec | None:
@@ -29,14 +31,12 @@ def spec_from_json(data: dict[str, Any]) -> Spec | None:
     return Spec(SpecId(data["id"]), data["name"], NodeShape(**data["shape"]))
 
 
+_DEFAULTS = [(name, getattr(JobRequest(), name)) for name in JobRequest.__slots__]
+
+
 def request_to_json(request: JobRequest) -> dict[str, Any]:
     """Only what differs from the defaults, so that a million rows stay small."""
-    plain = JobRequest()
-    data = {
-        name: value
-        for name in JobRequest.__slots__
-        if (value := getattr(request, name)) != getattr(plain, name)
-    }
+    data = {name: value for name, default in _DEFAULTS if (value := getattr(request, name)) != default}
     if request.spec is not None:
         data["spec"] = spec_to_json(request.spec)
     return data

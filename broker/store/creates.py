@@ -1,18 +1,17 @@
 """New jobs: those that are asked for at the same time are one unit of work.
 
 What belongs here: reading what creates are judged by, once for all; what they may collide with, judged one
-after another; and the rows of what is taken, each kind written by one statement.  What does not: whether a
-request can be taken (api/admission.py).
+after another; and the rows of what is taken, each kind written by one statement.  What does not: the rules
+of what can be taken (api/admission.py), which are handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 from sqlmodel import Session
 
 from broker.core.model import JobId, JobRequest, JobState, PublicStatus
@@ -20,11 +19,10 @@ from broker.store import centers, datasets, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView
 from broker.store.codec import request_to_json
-from broker.store.datasets import NoSuchDataset
 from broker.store.jobs import JobSummary, summary
 from broker.store.writer import Rejected, Tx
 from broker.tables import Idempotency, Job, JobDataset, JobLabel
-from broker.tables.columns import plain, table
+from broker.tables.columns import insertion, table
 
 
 class NameTaken(Rejected):
@@ -37,7 +35,7 @@ class KeyReused(Rejected):
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A validated create request.  `id` is chosen outside: the write may run twice."""
+    """A job that is taken."""
 
     id: JobId
     name: str
@@ -47,31 +45,34 @@ class NewJob:
     request: JobRequest
     class_key: str
     processor: str
-    idempotency_key: str = ""
-    body_hash: str = ""
     actor: str = ""
     estimated_micro: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Who asks for a job, and what of the request the store knows."""
-
-    caller: Caller
-    image: str
-    datasets: Collection[str]
-    key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Admission:
-    """What a create is judged by.  Runs of `centers` are not counted.  `earlier` is the job of a repeated
-    key, with its body's hash."""
+    """What a create is judged by.  Runs of `centers` are not counted."""
 
     centers: Sequence[CenterView]
     image_centers: Collection[str]
     unusable_datasets: Sequence[str]
-    earlier: tuple[str, JobSummary] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A create request: who asks, and what of it the store knows.
+
+    `judge` makes the job of it, or raises a Rejected; it is called in the writer's thread, within the
+    transaction, maybe twice.
+    """
+
+    caller: Caller
+    name: str
+    judge: Callable[[Admission], NewJob]
+    image: str = ""
+    datasets: Collection[str] = ()
+    key: str = ""
+    body_hash: str = ""
 
 
 Keyed = dict[tuple[str, str], tuple[str, JobSummary]]
@@ -94,140 +95,149 @@ _KEYED = (
 )
 
 
-def admissions(session: Session, asked: Sequence[Asked]) -> list[Admission]:
-    """Everything that creates are judged by."""
-    known = centers.list_centers(session, counts=False)
-    images = centers.places_of(session, {each.image for each in asked if each.image})
-    earlier = _keyed(session, [(each.caller.id, each.key) for each in asked if each.key])
-    return [
-        Admission(
-            centers=known,
-            image_centers=images.get(each.image, ()),
-            unusable_datasets=datasets.unusable(session, each.caller, each.datasets) if each.datasets else (),
-            earlier=earlier.get((each.caller.id, each.key)),
-        )
-        for each in asked
-    ]
-
-
-def _keyed(session: Session, keys: Sequence[tuple[str, str]]) -> Keyed:
-    found = session.execute(_KEYED, _lists(keys)) if keys else ()
-    return {(row.account_id, row.key): (row.body_hash, summary(row)) for row in found}
-
-
-def _lists(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    return {"accounts": list({account for account, _ in pairs}), "names": [name for _, name in pairs]}
-
-
-def create_jobs(tx: Tx, news: Sequence[NewJob]) -> list[JobSummary | Rejected]:
+def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
     """Write jobs, each with its first run, its event and its idempotency key, judged one after another.
 
     A repeated key with the same body gives the earlier job with its present status.  What is refused is
-    answered with NameTaken, KeyReused or NoSuchDataset, and nothing of it is written.
+    answered with NameTaken, KeyReused or what `judge` raises, and nothing of it is written.
     """
     tx.session.flush()  # what is read and written below knows nothing of changes that wait in the session
-    known = _known(tx.session, news)
+    facts, connection = _facts(tx.session, asked), tx.session.connection()
+    taken: list[tuple[Asked, NewJob]] = []
     rows: list[dict[str, Any]] = []
     answers: list[JobSummary | Rejected] = []
-    taken: list[NewJob] = []
-    for new in news:
-        found = known.judge(new)
-        if found is None:
-            rows.append(row := _row(new, tx.now_ms))
-            taken.append(new)
-            found = summary(SimpleNamespace(**row))
-            known.add(new, found)
-        answers.append(found)
+    for each in asked:
+        try:
+            made = facts.judged(each)
+        except Rejected as refusal:
+            answers.append(refusal)
+            continue
+        if isinstance(made, NewJob):
+            taken.append((each, made))
+            rows.append(_row(made, tx.now_ms))
+            made = facts.add(each, _summary(made, tx.now_ms))
+        answers.append(made)
     if taken:
-        tx.session.execute(insert(_JOB), rows)
-        runs.insert_first(tx, [new.id for new in taken])
-        _insert_more(tx, taken)
-        for new in taken:
+        connection.execute(insertion(Job, tuple(rows[0])), rows)
+        runs.insert_first(connection, [new.id for _, new in taken], tx.now_ms)
+        _insert_more(connection, taken, tx.now_ms)
+        for _, new in taken:
             tx.event("job.created", job=new.id, actor=new.actor or new.account)
         tx.wake("cycle")
     return answers
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What creates may collide with: ids of live jobs by account and name, earlier creates by their keys, and
-    the data sets that went since they were looked at."""
+class _Facts:
+    """What the creates of one transaction are judged by: what centers offer, and what they may collide with,
+    which is ids of live jobs by account and name and earlier creates by their keys."""
 
+    session: Session
+    centers: Sequence[CenterView]
+    images: Mapping[str, Collection[str]]
     names: dict[tuple[str, str], str]
     keys: Keyed
-    gone: Collection[str]
 
-    def judge(self, new: NewJob) -> JobSummary | Rejected | None:
-        """The earlier job of a repeated key, or a refusal; None for a job to be made."""
-        if new.idempotency_key and (before := self.keys.get((new.account, new.idempotency_key))):
+    def judged(self, asked: Asked) -> JobSummary | NewJob:
+        """The earlier job of a repeated key, or a job to be made.  Raises Rejected."""
+        account = asked.caller.id
+        if asked.key and (before := self.keys.get((account, asked.key))) is not None:
             body_hash, job = before
-            if body_hash == new.body_hash:
+            if body_hash == asked.body_hash:
                 return job
-            return KeyReused(
-                f"Idempotency-Key {new.idempotency_key!r} was used with another body (job {job.id})"
-            )
-        if (other := self.names.get((new.account, new.name))) is not None:
-            return NameTaken(f"you have a job named {new.name!r} already ({other})")
-        if missing := [dataset for dataset in new.request.datasets if dataset in self.gone]:
-            return NoSuchDataset(f"there is no data set {missing[0]!r} any more")
-        return None
+            raise KeyReused(f'Idempotency-Key: "{asked.key}" came with another body (job {job.id})')
+        new = asked.judge(self._admission(asked))
+        if (other := self.names.get((account, asked.name))) is not None:
+            raise NameTaken(f"you have a job named {asked.name!r} already ({other})")
+        return new
 
-    def add(self, new: NewJob, made: JobSummary) -> None:
-        self.names[new.account, new.name] = new.id
-        if new.idempotency_key:
-            self.keys[new.account, new.idempotency_key] = new.body_hash, made
+    def _admission(self, asked: Asked) -> Admission:
+        read = asked.datasets
+        return Admission(
+            centers=self.centers,
+            image_centers=self.images.get(asked.image, ()),
+            unusable_datasets=datasets.unusable(self.session, asked.caller, read) if read else (),
+        )
+
+    def add(self, asked: Asked, made: JobSummary) -> JobSummary:
+        self.names[made.account, made.name] = made.id
+        if asked.key:
+            self.keys[made.account, asked.key] = asked.body_hash, made
+        return made
 
 
-def _known(session: Session, news: Sequence[NewJob]) -> _Known:
-    names = session.execute(_NAMED, _lists([(new.account, new.name) for new in news]))
-    read = {dataset for new in news for dataset in new.request.datasets}
-    return _Known(
+def _facts(session: Session, asked: Sequence[Asked]) -> _Facts:
+    connection = session.connection()
+    names = connection.execute(_NAMED, _lists([(each.caller.id, each.name) for each in asked]))
+    keys = [(each.caller.id, each.key) for each in asked if each.key]
+    keyed = connection.execute(_KEYED, _lists(keys)) if keys else ()
+    return _Facts(
+        session=session,
+        centers=centers.list_centers(session, counts=False),
+        images=centers.places_of(session, {each.image for each in asked if each.image}),
         names={(account, name): job for account, name, job in names},
-        keys=_keyed(session, [(new.account, new.idempotency_key) for new in news if new.idempotency_key]),
-        gone=datasets.gone(session, read) if read else (),
+        keys={(row.account_id, row.key): (row.body_hash, summary(row)) for row in keyed},
     )
+
+
+def _lists(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    return {"accounts": list({account for account, _ in pairs}), "names": [name for _, name in pairs]}
 
 
 def _row(new: NewJob, now_ms: int) -> dict[str, Any]:
     request = new.request
-    return plain(
-        Job,
+    return {
+        "id": new.id,
+        "kind": request.kind.value,
+        "name": new.name,
+        "desc": new.desc,
+        "account_id": new.account,
+        "tenant_id": new.tenant,
+        "state": JobState.QUEUED.value,
+        "status": PublicStatus.PENDING.value,
+        "tier": int(request.tier),
+        "class_key": new.class_key,
+        "request": request_to_json(request),
+        "spec_id": request.spec.id if request.spec else "",
+        "processor": new.processor,
+        "created_ms": now_ms,
+        "queued_ms": now_ms,
+        "estimated_micro": new.estimated_micro,
+    }
+
+
+def _summary(new: NewJob, now_ms: int) -> JobSummary:
+    return JobSummary(
         id=new.id,
-        kind=request.kind.value,
+        kind=new.request.kind,
         name=new.name,
         desc=new.desc,
-        account_id=new.account,
-        tenant_id=new.tenant,
-        state=JobState.QUEUED.value,
-        status=PublicStatus.PENDING.value,
-        tier=int(request.tier),
-        class_key=new.class_key,
-        request=request_to_json(request),
-        spec_id=request.spec.id if request.spec else "",
-        processor=new.processor,
+        account=new.account,
+        status=PublicStatus.PENDING,
         created_ms=now_ms,
-        queued_ms=now_ms,
-        estimated_micro=new.estimated_micro,
+        tier=int(new.request.tier),
     )
 
 
-def _insert_more(tx: Tx, news: Sequence[NewJob]) -> None:
+def _insert_more(connection: Connection, taken: Sequence[tuple[Asked, NewJob]], now_ms: int) -> None:
     """Labels, data sets and keys of new jobs, where they have some."""
     labels = [
-        {"job_id": new.id, "key": key, "value": value} for new in news for key, value in new.request.labels
+        {"job_id": new.id, "key": key, "value": value}
+        for _, new in taken
+        for key, value in new.request.labels
     ]
-    read = [{"job_id": new.id, "dataset_id": each} for new in news for each in new.request.datasets]
+    read = [{"job_id": new.id, "dataset_id": each} for _, new in taken for each in new.request.datasets]
     keys = [
         {
             "account_id": new.account,
-            "key": new.idempotency_key,
-            "body_hash": new.body_hash,
+            "key": asked.key,
+            "body_hash": asked.body_hash,
             "job_id": new.id,
-            "created_ms": tx.now_ms,
+            "created_ms": now_ms,
         }
-        for new in news
-        if new.idempotency_key
+        for asked, new in taken
+        if asked.key
     ]
     for kind, rows in ((JobLabel, labels), (JobDataset, read), (Idempotency, keys)):
         if rows:
-            tx.session.execute(insert(table(kind)), rows)
+            connection.execute(insert(table(kind)), rows)

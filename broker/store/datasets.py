@@ -151,13 +151,6 @@ def in_use(session: Session, datasets: Collection[str]) -> set[str]:
     return set(session.exec(query).all())
 
 
-def gone(session: Session, datasets: Collection[str]) -> set[str]:
-    """Those that neither exist here nor at a center."""
-    query = select(Dataset.id).where(col(Dataset.id).in_(datasets)).where(col(Dataset.deleted_ms).is_(None))
-    there = {id for id, _, _ in assets.places(session, AssetKind.DATASET, datasets)}
-    return set(datasets) - there - set(session.exec(query).all())
-
-
 def unusable(session: Session, caller: Caller, datasets: Collection[str]) -> list[str]:
     """Those of `datasets` that do not exist or that the caller may not read."""
     query = select(Dataset.id).where(col(Dataset.id).in_(datasets)).where(_readable(caller))

@@ -17,9 +17,12 @@ from broker.core.forecast import Eta
 from broker.core.model import JobId, JobState
 from broker.store.writer import Tx
 from broker.tables import Forecast, Job, Run
+from broker.tables.columns import insertion
 
 COMPARED = 5000
 """Jobs that started last whose forecasts tell how good forecasts are."""
+
+JOBS_PER_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,18 @@ class ForecastError:
 def keep(tx: Tx, made: Mapping[JobId, Eta], at_ms: int, *, epoch: int) -> int:
     """Keep the forecasts of jobs that have none yet and still wait; returns how many.  Raises LostLease."""
     tx.fence(epoch)
-    kept = 0
-    for job, eta in made.items():
-        row = tx.session.get(Job, job)
-        if row is None or row.state != JobState.QUEUED.value or tx.session.get(Forecast, job) is not None:
-            continue
-        tx.session.add(Forecast(job_id=job, at_ms=at_ms, p50_s=eta.p50_s, p90_s=eta.p90_s))
-        kept += 1
+    known = select(Forecast.job_id).where(col(Forecast.job_id) == col(Job.id)).exists()
+    waiting = select(Job.id).where(Job.state == JobState.QUEUED.value).where(~known)
+    jobs, kept = sorted(made), 0
+    for first in range(0, len(jobs), JOBS_PER_QUERY):
+        chunk = jobs[first : first + JOBS_PER_QUERY]
+        rows = [
+            {"job_id": job, "at_ms": at_ms, "p50_s": made[JobId(job)].p50_s, "p90_s": made[JobId(job)].p90_s}
+            for job in tx.session.exec(waiting.where(col(Job.id).in_(chunk))).all()
+        ]
+        if rows:
+            tx.session.connection().execute(insertion(Forecast, tuple(rows[0])), rows)
+        kept += len(rows)
     return kept
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import delete, func, insert, union_all, update
+from sqlalchemy import Connection, delete, func, union_all, update
+from sqlalchemy import select as columns_of
 from sqlmodel import Session, col, select
 
 from broker.core import events, machine
@@ -39,7 +40,7 @@ from broker.store import forecasts, learned, meters, preemptors
 from broker.store.codec import request_from_json
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
-from broker.tables.columns import plain, table
+from broker.tables.columns import insertion, table
 from broker.tables.jobs import run_lives
 
 PREFIX = "name_prefix"
@@ -269,25 +270,29 @@ def fix_prefix(tx: Tx, prefix: str) -> None:
     tx.session.merge(Setting(name=PREFIX, value=prefix))
 
 
+_PREFIX = columns_of(table(Setting).c.value).where(table(Setting).c.name == PREFIX)
+
+
 def new_run(tx: Tx, job: str, attempt: int) -> Run:
     """A run row without a center, with an id of its own."""
-    return Run(**_new_run(tx, job, attempt))
+    prefix = tx.session.execute(_PREFIX).scalar_one()
+    return Run(**_new_run(prefix, job, attempt, tx.now_ms))
 
 
-def insert_first(tx: Tx, jobs: Sequence[str]) -> None:
+def insert_first(connection: Connection, jobs: Sequence[str], now_ms: int) -> None:
     """Write the first run of new jobs at once, without objects of the session: creates are many."""
-    tx.session.execute(insert(table(Run)), [plain(Run, **_new_run(tx, job, 1)) for job in jobs])
+    prefix = connection.execute(_PREFIX).scalar_one()
+    rows = [_new_run(prefix, job, 1, now_ms) for job in jobs]
+    connection.execute(insertion(Run, tuple(rows[0])), rows)
 
 
-def _new_run(tx: Tx, job: str, attempt: int) -> dict[str, Any]:
-    prefix = tx.session.get_one(Setting, PREFIX)
-    tx.session.info[PREFIX] = prefix  # held, so that a batch reads it once
+def _new_run(prefix: str, job: str, attempt: int, now_ms: int) -> dict[str, Any]:
     return {
-        "id": run_id(prefix.value, secrets.token_bytes(7)),
+        "id": run_id(prefix, secrets.token_bytes(7)),
         "job_id": job,
         "attempt": attempt,
         "state": RunState.NEW.value,
-        "created_ms": tx.now_ms,
+        "created_ms": now_ms,
     }
 
 

@@ -32,7 +32,6 @@ from broker.store.writer import Rejected, StoreUnavailable, Tx, Write, Writer
 P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
-Where = TypeVar("Where", Tx, Session)
 
 READERS = 4
 """Threads that read; SQLite readers do not wait for the writer."""
@@ -67,6 +66,7 @@ class Store:
         self._max_batch = max_batch
         self._wakeups: dict[str, asyncio.Event] = {}
         self._engines: list[Engine] = []
+        self._asked: list[Write] = []
         self._reads = 0
         self._totals = Totals()
 
@@ -104,7 +104,6 @@ class Store:
         self._writer.start()
         self._looks = Looks(self._readers, self._session)
         self._pages = Looks(self._readers, self._session)
-        self._joint = Looks(self._readers, self._session)
         self._listening = (
             None
             if notices is None
@@ -116,6 +115,7 @@ class Store:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
+        self._submit()
         await asyncio.to_thread(self._writer.close)
         self._readers.shutdown(wait=True)
         self._dispose()
@@ -130,7 +130,7 @@ class Store:
         A caller that is cancelled meanwhile does not undo it.  Raises what `op` raises, and
         StoreUnavailable.
         """
-        return await self._written(_alone(op, *args, **kwargs), None)
+        return await self._written(lambda tx, _items: [op(tx, *args, **kwargs)], None)
 
     async def write_together(
         self, op: Callable[[Tx, Sequence[Item]], Sequence[T | Rejected]], item: Item
@@ -141,8 +141,19 @@ class Store:
 
     async def _written(self, op: Callable[[Tx, Sequence[Item]], Sequence[T | Rejected]], item: Item) -> T:
         waiting: asyncio.Future[T] = self._loop.create_future()
-        self._writer.submit(Write(op, item, waiting))
+        if not self._asked:
+            self._loop.call_soon(self._submit)  # with those that are ready to ask in this turn, too
+        self._asked.append(Write(op, item, waiting))
         return await waiting
+
+    def _submit(self) -> None:
+        asked, self._asked = self._asked, []
+        for write in asked:
+            try:
+                self._writer.submit(write)
+            except StoreUnavailable as error:
+                if not write.waiting.done():
+                    write.waiting.set_exception(error)
 
     async def read(
         self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -166,7 +177,7 @@ class Store:
         self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """As `read`, for a query of a few rows: those that come together share a transaction."""
-        return await self._share(self._looks, _alone(query, *args, **kwargs), None)
+        return await self._share(self._looks, lambda session: query(session, *args, **kwargs))
 
     async def page(
         self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -174,18 +185,12 @@ class Store:
         """As `look`, for a page of rows in the order of an index.  Pages come one batch after the other,
         since threads that read rows side by side fight for the interpreter at each, and beside the looks,
         so that nobody who wants one row waits for fifty."""
-        return await self._share(self._pages, _alone(query, *args, **kwargs), None)
+        return await self._share(self._pages, lambda session: query(session, *args, **kwargs))
 
-    async def look_together(self, query: Callable[[Session, Sequence[Item]], Sequence[T]], item: Item) -> T:
-        """As `look`, for what many ask for at the same time: `query` is given the items of all who wait."""
-        return await self._share(self._joint, query, item)
-
-    async def _share(
-        self, looks: Looks, query: Callable[[Session, Sequence[Item]], Sequence[T]], item: Item
-    ) -> T:
+    async def _share(self, looks: Looks, query: Callable[[Session], T]) -> T:
         self._reads += 1
         try:
-            return await looks.look(query, item)
+            return await looks.look(query)
         finally:
             self._reads -= 1
 
@@ -203,7 +208,7 @@ class Store:
     @property
     def backlog(self) -> int:
         """Writes that wait for the writer."""
-        return self._writer.backlog
+        return len(self._asked) + self._writer.backlog
 
     @property
     def reads_waiting(self) -> int:
@@ -231,13 +236,6 @@ class Store:
                 self.wakeup(name).set()
 
         self._loop.call_soon_threadsafe(tell)
-
-
-def _alone(
-    work: Callable[Concatenate[Where, P], T], *args: P.args, **kwargs: P.kwargs
-) -> Callable[[Where, Sequence[None]], list[T]]:
-    """Work of one, as work that may be of many."""
-    return lambda where, _items: [work(where, *args, **kwargs)]
 
 
 def driver_url(url: str) -> str:

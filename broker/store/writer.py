@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, bindparam, insert, update
 from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from broker.store.notices import Notices
 from broker.tables import Counter, Event, Lease
+from broker.tables.columns import table
 from broker.telemetry import COMMITS, STORE_WRITABLE, log
 
 LEADER = "leader"
@@ -266,17 +267,22 @@ def _answer(writes: Sequence[Write], answers: Sequence[Any]) -> None:
         write.answer = answer
 
 
+_COUNTER = table(Counter)
+_TAKE = (
+    update(_COUNTER)
+    .where(_COUNTER.c.name == EVENTS)
+    .values(value=_COUNTER.c.value + bindparam("count"))
+    .returning(_COUNTER.c.value)
+)
+_APPEND = insert(table(Event))
+
+
 def _number(tx: Tx) -> None:
     """Give the transaction's events the next numbers."""
     if not tx.events:
         return
     tx.wake(EVENTS)
-    taken = tx.session.execute(
-        update(Counter)
-        .where(col(Counter.name) == EVENTS)
-        .values(value=col(Counter.value) + len(tx.events))
-        .returning(col(Counter.value))
-    ).scalar_one()
+    taken = tx.session.execute(_TAKE, {"count": len(tx.events)}).scalar_one()
     first = taken - len(tx.events) + 1
     rows = [{"seq": first + i, **event} for i, event in enumerate(tx.events)]
-    tx.session.execute(insert(Event), rows)
+    tx.session.execute(_APPEND, rows)

@@ -1,9 +1,22 @@
 """Kinds of columns: moments, large integers, documents, texts of any length; and a row's table."""
 
 from functools import lru_cache
+from json import dumps
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Insert,
+    Table,
+    Text,
+    false,
+    insert,
+    literal_column,
+    null,
+    true,
+)
 from sqlmodel import Field, SQLModel
 
 
@@ -32,16 +45,29 @@ def table(row: type[SQLModel]) -> Table:
     return found
 
 
-def plain(row: type[SQLModel], **values: Any) -> dict[str, Any]:
-    """The values of a new row with its defaults, for an insert without an object; not to be changed."""
-    return {**_defaults(row), **values}
-
-
 @lru_cache
-def _defaults(row: type[SQLModel]) -> dict[str, Any]:
+def insertion(row: type[SQLModel], given: tuple[str, ...]) -> Insert:
+    """An insert of new rows without objects, which gives values for these columns; the defaults of all others
+    stand in the statement."""
     fields = row.model_fields.items()
-    return {
-        name: field.get_default(call_default_factory=True)
+    defaults = {
+        name: _literal(field.get_default(call_default_factory=True))
         for name, field in fields
-        if not field.is_required()
+        if name not in given
     }
+    return insert(table(row)).values(defaults)
+
+
+def _literal(value: Any) -> ColumnElement[Any]:
+    match value:
+        case None:
+            return null()
+        case bool():
+            return true() if value else false()
+        case int():
+            return literal_column(str(value))
+        case str():
+            return literal_column(f"'{value}'")
+        case dict() | list():
+            return literal_column(f"'{dumps(value)}'")
+    raise TypeError(f"{value!r} is no default of a column")
