@@ -152,6 +152,24 @@ async def test_of_creates_that_wait_together_each_has_its_own_answer(broker: Har
     assert [key.job_id for key in await broker.rows(Idempotency)] == [one.id]
 
 
+async def test_what_is_written_together_comes_back_as_it_was(broker: Harness) -> None:
+    odd = "a 'b' \"c\" \\ % : ? {} \t\n 作业 😀 \u2028 $.id"
+    wanted = request(1, command=odd, env=(("A", odd),), labels=(("k", odd), ("l", "")))
+    rich = await new_job(broker, 1, "rich", desc=odd, request=wanted, estimated_micro=2**62)
+    plain = await new_job(broker, 2, "plain", estimated_micro=None)
+    await broker.store.write(creates.create_jobs, [asked_for(rich), asked_for(plain, key=odd)])
+    first = await broker.show(rich.id)
+    assert (first.desc, first.request, first.estimated_micro) == (odd, wanted, 2**62)
+    assert (await broker.show(plain.id)).estimated_micro is None
+    assert (await page(broker, labels=(("k", odd), ("l", ""))))[0] == ["rich"]
+    assert [key.key for key in await broker.rows(Idempotency)] == [odd]
+    for row, default in ((Job, Job.model_fields), (Run, Run.model_fields)):
+        for name in ("version", "avoid", "attempts", "stop_reason", "message", "tariff", "placement", "slot"):
+            if name in default:
+                expected = default[name].get_default(call_default_factory=True)
+                assert {repr(getattr(each, name)) for each in await broker.rows(row)} == {repr(expected)}
+
+
 async def test_a_create_that_the_database_refuses_undoes_no_other(broker: Harness) -> None:
     news = [
         await new_job(broker, 1, "one"),

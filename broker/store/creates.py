@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, select
 from sqlmodel import Session
 
 from broker.core.model import JobId, JobRequest, JobState, PublicStatus
@@ -20,9 +20,10 @@ from broker.store.accounts import Caller
 from broker.store.centers import CenterView
 from broker.store.codec import request_to_json
 from broker.store.jobs import JobSummary, summary
+from broker.store.rows import insert_rows
 from broker.store.writer import Rejected, Tx
 from broker.tables import Idempotency, Job, JobDataset, JobLabel
-from broker.tables.columns import insertion, table
+from broker.tables.columns import table
 
 
 class NameTaken(Rejected):
@@ -118,7 +119,7 @@ def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
             made = facts.add(each, _summary(made, tx.now_ms))
         answers.append(made)
     if taken:
-        connection.execute(insertion(Job, tuple(rows[0])), rows)
+        insert_rows(connection, Job, rows)
         runs.insert_first(connection, [new.id for _, new in taken], tx.now_ms)
         _insert_more(connection, taken, tx.now_ms)
         for _, new in taken:
@@ -239,5 +240,4 @@ def _insert_more(connection: Connection, taken: Sequence[tuple[Asked, NewJob]], 
         if asked.key
     ]
     for kind, rows in ((JobLabel, labels), (JobDataset, read), (Idempotency, keys)):
-        if rows:
-            connection.execute(insert(table(kind)), rows)
+        insert_rows(connection, kind, rows)

@@ -15,9 +15,9 @@ from sqlmodel import Session, col, select
 
 from broker.core.forecast import Eta
 from broker.core.model import JobId, JobState
+from broker.store.rows import insert_rows
 from broker.store.writer import Tx
 from broker.tables import Forecast, Job, Run
-from broker.tables.columns import insertion
 
 COMPARED = 5000
 """Jobs that started last whose forecasts tell how good forecasts are."""
@@ -52,8 +52,7 @@ def keep(tx: Tx, made: Mapping[JobId, Eta], at_ms: int, *, epoch: int) -> int:
             {"job_id": job, "at_ms": at_ms, "p50_s": made[JobId(job)].p50_s, "p90_s": made[JobId(job)].p90_s}
             for job in tx.session.exec(waiting.where(col(Job.id).in_(chunk))).all()
         ]
-        if rows:
-            tx.session.connection().execute(insertion(Forecast, tuple(rows[0])), rows)
+        insert_rows(tx.session.connection(), Forecast, rows)
         kept += len(rows)
     return kept
 

@@ -38,9 +38,10 @@ from broker.core.model import (
 )
 from broker.store import forecasts, learned, meters, preemptors
 from broker.store.codec import request_from_json
+from broker.store.rows import insert_rows
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
-from broker.tables.columns import insertion, table
+from broker.tables.columns import table
 from broker.tables.jobs import run_lives
 
 PREFIX = "name_prefix"
@@ -282,8 +283,7 @@ def new_run(tx: Tx, job: str, attempt: int) -> Run:
 def insert_first(connection: Connection, jobs: Sequence[str], now_ms: int) -> None:
     """Write the first run of new jobs at once, without objects of the session: creates are many."""
     prefix = connection.execute(_PREFIX).scalar_one()
-    rows = [_new_run(prefix, job, 1, now_ms) for job in jobs]
-    connection.execute(insertion(Run, tuple(rows[0])), rows)
+    insert_rows(connection, Run, [_new_run(prefix, job, 1, now_ms) for job in jobs])
 
 
 def _new_run(prefix: str, job: str, attempt: int, now_ms: int) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _number(tx: Tx) -> None:
     if not tx.events:
         return
     tx.wake(EVENTS)
-    taken = tx.session.execute(_TAKE, {"count": len(tx.events)}).scalar_one()
+    connection = tx.session.connection()
+    taken = connection.execute(_TAKE, {"count": len(tx.events)}).scalar_one()
     first = taken - len(tx.events) + 1
-    rows = [{"seq": first + i, **event} for i, event in enumerate(tx.events)]
-    tx.session.execute(_APPEND, rows)
+    connection.execute(_APPEND, [{"seq": first + i, **event} for i, event in enumerate(tx.events)])
