@@ -192,7 +192,14 @@ image = "local"
 
 
 def local_center(
-    folder: Path, id: str, *, cores: int = 4, nodes: int = 2, price: str = "1.0", more: str = ""
+    folder: Path,
+    id: str,
+    *,
+    cores: int = 4,
+    nodes: int = 2,
+    price: str = "1.0",
+    poll_interval_s: float = 0.2,
+    more: str = "",
 ) -> str:
     """TOML of one local center with a stated CPU pool."""
     return f"""
@@ -200,7 +207,7 @@ def local_center(
 id = "{id}"
 name = "Center {id}"
 adapter = "local"
-poll_interval_s = 0.2
+poll_interval_s = {poll_interval_s}
 {more}
 [centers.connection]
 work_dir = "{folder}/work-{id}"
