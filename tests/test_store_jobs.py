@@ -152,8 +152,8 @@ async def test_of_creates_that_wait_together_each_has_its_own_answer(broker: Har
     assert [key.job_id for key in await broker.rows(Idempotency)] == [one.id]
 
 
-async def test_what_is_written_together_comes_back_as_it_was(broker: Harness) -> None:
-    odd = "a 'b' \"c\" \\ % : ? {} \t\n 作业 😀 \u2028 $.id"
+@pytest.mark.parametrize("odd", ["a 'b' \"c\" \\ % : ? {} \t\n 作业 \u2028 $.id", "😀"])
+async def test_what_is_written_together_comes_back_as_it_was(broker: Harness, odd: str) -> None:
     wanted = request(1, command=odd, env=(("A", odd),), labels=(("k", odd), ("l", "")))
     rich = await new_job(broker, 1, "rich", desc=odd, request=wanted, estimated_micro=2**62)
     plain = await new_job(broker, 2, "plain", estimated_micro=None)

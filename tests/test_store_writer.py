@@ -177,6 +177,12 @@ async def test_of_what_is_asked_for_together_a_defect_fails_its_own_only(store: 
     assert await store.read(names) == ["a", "b", "same"]
 
 
+@pytest.mark.parametrize("odd", ["\0", "\ud800", "\\u0000", "a 'b' 作业"])
+async def test_an_event_may_say_anything(store: Store, odd: str) -> None:
+    await store.write(lambda tx: tx.event("made", data={"name": odd}))
+    assert await store.read(events) == [(1, odd)]
+
+
 async def test_event_numbers_have_no_gaps_and_follow_the_commits(store: Store) -> None:
     finished: list[str] = []
 

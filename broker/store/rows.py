@@ -7,34 +7,49 @@ each.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from json import dumps
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, TextClause, insert, text
 from sqlalchemy.engine import Dialect
 from sqlmodel import SQLModel
 
 from broker.tables.columns import table
 
+_ODD = re.compile(r"\\u(?:0000|d[89a-f])")
+"""A NUL character, or half of a UTF-16 pair: databases do not take them out of JSON."""
+
 
 def insert_rows(connection: Connection, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows, in order.  All name the same columns, with JSON's values; others have their default.
 
-    No text may have a NUL character or half of a UTF-16 pair, which PostgreSQL does not take from JSON.
+    Not for documents of any depth, or with numbers that JSON has not: databases refuse to read those.
     """
-    if rows:
-        connection.execute(_insertion(connection.dialect, kind, tuple(rows[0])), {"rows": dumps(rows)})
+    if not rows:
+        return
+    said = dumps(rows)
+    if _ODD.search(said):
+        connection.execute(insert(table(kind)), [{**_defaults(kind), **row} for row in rows])
+    else:
+        connection.execute(_insertion(connection.dialect, kind, tuple(rows[0])), {"rows": said})
+
+
+@lru_cache
+def _defaults(kind: type[SQLModel]) -> dict[str, Any]:
+    fields = kind.model_fields.items()
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in fields
+        if not field.is_required()
+    }
 
 
 @lru_cache
 def _insertion(dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]) -> TextClause:
-    defaults = {
-        name: field.get_default(call_default_factory=True)
-        for name, field in kind.model_fields.items()
-        if name not in given
-    }
+    defaults = {name: value for name, value in _defaults(kind).items() if name not in given}
     quoted = dialect.identifier_preparer.quote_identifier
     into = quoted(table(kind).name)
     if dialect.name == "sqlite":

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import Session, select
 
 from broker.store.notices import Notices
+from broker.store.rows import insert_rows
 from broker.tables import Counter, Event, Lease
 from broker.tables.columns import table
 from broker.telemetry import COMMITS, STORE_WRITABLE, log
@@ -285,4 +286,7 @@ def _number(tx: Tx) -> None:
     connection = tx.session.connection()
     taken = connection.execute(_TAKE, {"count": len(tx.events)}).scalar_one()
     first = taken - len(tx.events) + 1
-    connection.execute(_APPEND, [{"seq": first + i, **event} for i, event in enumerate(tx.events)])
+    rows = [{"seq": first + i, **event} for i, event in enumerate(tx.events)]
+    insert_rows(connection, Event, [row for row in rows if not row["data"]])
+    if told := [row for row in rows if row["data"]]:  # anything at all, of any depth
+        connection.execute(_APPEND, told)
