@@ -26,6 +26,8 @@ from broker.api.limits import LIMITS
 from broker.api.reading import no_query
 from broker.api.routes import Media, Route
 from broker.api.streaming import open_stream
+from broker.api.turns import TURN
+from broker.config import LimitSettings
 from broker.store import Store, audit
 from broker.store.accounts import Caller
 from broker.store.audit import EventView
@@ -34,9 +36,6 @@ from broker.telemetry import log
 
 BUFFER = 10_000
 """Events that wait for one client; streams share them."""
-
-MOST_STREAMS = 1000
-"""Of one process."""
 
 PAGE = 500
 POLL_S = 1.0
@@ -95,18 +94,21 @@ class Feed:
         self._store = store
         self._streams: set[Stream] = set()
         self._of_account: Counter[str] = Counter()
+        self._open = 0
         self._starting = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self.position = 0
 
     @asynccontextmanager
-    async def stream(self, caller: Caller, most: int) -> AsyncIterator[Stream]:
+    async def stream(self, caller: Caller, limits: LimitSettings) -> AsyncIterator[Stream]:
         """A stream from now on.  Raises TooMany, Overloaded."""
+        most = limits.event_streams
         if self._of_account[caller.id] >= most:
             detail = f"more than {most} event streams of one account (limits.event_streams)"
             raise TooMany(STREAM_RETRY_S, detail)
-        if self._of_account.total() >= MOST_STREAMS:
-            raise Overloaded(f"{MOST_STREAMS} event streams are open")
+        if self._open >= limits.all_event_streams:
+            raise Overloaded(f"{self._open} event streams are open (limits.all_event_streams)")
+        self._open += 1
         self._of_account[caller.id] += 1
         stream: Stream | None = None
         try:
@@ -120,6 +122,7 @@ class Feed:
         finally:
             if stream is not None:
                 self._streams.discard(stream)
+            self._open -= 1
             self._of_account[caller.id] -= 1
             if not self._of_account[caller.id]:
                 del self._of_account[caller.id]
@@ -165,8 +168,8 @@ async def follow(request: web.Request) -> web.StreamResponse:
     if after is not None and after > (newest := await context.store.read(audit.newest)):
         told = f"{after} is newer than the newest event, {newest}; begin anew without it"
         raise ApiError("0202", f"Last-Event-ID: {told}")
-    most = request.app[LIMITS].settings.event_streams
-    async with feed.stream(request[CALLER], most) as stream:
+    async with feed.stream(request[CALLER], request.app[LIMITS].settings) as stream:
+        request[TURN].give_up()
         headers = {
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-store",
