@@ -56,10 +56,12 @@ def number(broker: DaemonProcess, name: str) -> float:
 
 @dataclass
 class Burst:
-    """What one account was answered: `made` are names and ids, `refused` names and the whole answers."""
+    """What one account was answered: `made` are names and ids, `refused` names and the whole answers,
+    `closed` names whose connection was closed without one."""
 
     made: dict[str, str] = field(default_factory=dict)
     refused: dict[str, tuple[int, str | None, Any]] = field(default_factory=dict)
+    closed: list[str] = field(default_factory=list)
 
 
 async def create_at_once(broker: DaemonProcess, token: str, names: Sequence[str], spec: str) -> Burst:
@@ -68,12 +70,16 @@ async def create_at_once(broker: DaemonProcess, token: str, names: Sequence[str]
 
     async def one(client: aiohttp.ClientSession, name: str) -> None:
         config = {"specId": spec, "imageId": "local", "command": "true"}
-        async with client.post("/trainjob", json={"jobName": name, "config": config}) as answer:
-            body = await answer.json()
-            if answer.status == 200:
-                burst.made[name] = body["metadata"]["id"]
-            else:
-                burst.refused[name] = answer.status, answer.headers.get("Retry-After"), body
+        try:
+            async with client.post("/trainjob", json={"jobName": name, "config": config}) as answer:
+                body = await answer.json()
+        except aiohttp.ClientError:
+            burst.closed.append(name)
+            return
+        if answer.status == 200:
+            burst.made[name] = body["metadata"]["id"]
+        else:
+            burst.refused[name] = answer.status, answer.headers.get("Retry-After"), body
 
     async with session(broker, token) as client:
         await asyncio.gather(*(one(client, name) for name in names))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -29,7 +29,7 @@ class _Line:
 
     free: asyncio.Semaphore
     waiting: int = 0
-    inside: int = field(default=0)  # with those that wait
+    inside: int = 0  # those that wait, too
 
 
 class Turns:
