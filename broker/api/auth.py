@@ -210,17 +210,7 @@ async def caller_of(request: web.Request, token: str) -> Caller:
     """
     if not token:
         raise ApiError("0101", "a token is needed: X-Auth-Token, or Authorization: Bearer", 401)
-    gate, limits = request.app[GATE], request.app[LIMITS]
-    guesser = ""
-
-    def guessed() -> None:
-        nonlocal guesser
-        guesser = limits.address(request)
-        limits.unknown_token(guesser)
-
-    session = await gate.find(token, guessed)
-    if session is not None and guesser:
-        limits.token_was_right(guesser)
+    session = await _session(request, token)
     if session is None:
         raise ApiError("0101", "the token is not known; POST /auth/tokens gives one", 401)
     if session.ended(request.app[CONTEXT].clock()):
@@ -230,8 +220,27 @@ async def caller_of(request: web.Request, token: str) -> Caller:
         raise ApiError("0103", f"account {session.caller.name!r} is frozen; an operator unfreezes it", 401)
     if session.scopes is not None:
         _need_scope(session.scopes, _needed(request))
-        gate.note_use(session)
+        request.app[GATE].note_use(session)
     return session.caller
+
+
+async def _session(request: web.Request, token: str) -> LoginSession | None:
+    """Whose token it is; one that is nobody's counts against the address.  Raises TooMany."""
+    limits, counted, wrong = request.app[LIMITS], "", False
+
+    def guessed() -> None:
+        nonlocal counted
+        address = limits.address(request)
+        limits.unknown_token(address)
+        counted = address
+
+    try:
+        session = await request.app[GATE].find(token, guessed)
+        wrong = session is None
+    finally:
+        if counted and not wrong:
+            limits.token_not_wrong(counted)
+    return session
 
 
 def _needed(request: web.Request) -> Scope:

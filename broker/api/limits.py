@@ -122,7 +122,7 @@ class Limits:
     def unknown_token(self, address: str) -> None:
         """Count a token that was never right before, before the store is asked for it.
 
-        A right one is given back (`token_was_right`).  Raises TooMany.
+        One that is right, or of which nothing is learned, is given back.  Raises TooMany.
         """
         wait_s = self._tokens.take(address)
         if wait_s:
@@ -132,7 +132,7 @@ class Limits:
                 f" ({self.settings.unknown_tokens_per_minute} a minute, limits.unknown_tokens_per_minute)",
             )
 
-    def token_was_right(self, address: str) -> None:
+    def token_not_wrong(self, address: str) -> None:
         self._tokens.give_back(address)
 
     def registration(self, address: str) -> None:
