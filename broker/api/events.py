@@ -30,7 +30,7 @@ from broker.api.turns import TURN
 from broker.config import LimitSettings
 from broker.store import Store, audit
 from broker.store.accounts import Caller
-from broker.store.audit import EventView
+from broker.store.audit import EventView, Sight
 from broker.store.writer import EVENTS, StoreUnavailable
 from broker.telemetry import log
 
@@ -68,7 +68,8 @@ class Stream:
         self.changed = asyncio.Event()
 
     def offer(self, event: EventView) -> None:
-        if self.overflowed or not audit.may_see(self.caller, event):
+        """An event that the caller may see."""
+        if self.overflowed:
             return
         if len(self.waiting) >= BUFFER:
             self.overflowed = True
@@ -93,6 +94,7 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._streams: set[Stream] = set()
+        self._seeing: dict[Sight, set[Stream]] = {}
         self._of_account: Counter[str] = Counter()
         self._open = 0
         self._starting = asyncio.Lock()
@@ -118,10 +120,12 @@ class Feed:
                     self._reader = asyncio.create_task(self._read())
             stream = Stream(caller, self.position)
             self._streams.add(stream)
+            self._seeing.setdefault(audit.sight(caller), set()).add(stream)
             yield stream
         finally:
             if stream is not None:
                 self._streams.discard(stream)
+                self._leave(stream)
             self._open -= 1
             self._of_account[caller.id] -= 1
             if not self._of_account[caller.id]:
@@ -149,9 +153,16 @@ class Feed:
 
     def _hand_out(self, page: Sequence[EventView], upto: int) -> None:
         for event in page:
-            for stream in self._streams:
-                stream.offer(event)
+            for seeing in audit.seen_in(event):
+                for stream in self._seeing.get(seeing, ()):
+                    stream.offer(event)
         self.position = upto
+
+    def _leave(self, stream: Stream) -> None:
+        seeing = audit.sight(stream.caller)
+        self._seeing[seeing].discard(stream)
+        if not self._seeing[seeing]:
+            del self._seeing[seeing]
 
 
 FEED = web.AppKey("feed", Feed)
