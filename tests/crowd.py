@@ -1,4 +1,4 @@
-"""Crowds of clients for a daemon: bursts of creates, idle event streams, bad tokens, slow ones.
+"""Crowds of clients for a daemon: bursts of creates, idle event streams, bad tokens.
 
 What belongs here: what a crowd does and what it was answered, and what a process takes meanwhile.  What
 does not: how large a crowd is, and what it may cost (tests/test_overload.py, bench/overload.py).
@@ -197,7 +197,7 @@ async def streams(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-# ---------------------------------------------------------------- bad tokens, slow clients
+# ---------------------------------------------------------------- bad tokens
 
 
 async def guess_tokens(broker: DaemonProcess, count: int, *, at_once: int) -> Counter[int]:
@@ -215,12 +215,3 @@ async def guess_tokens(broker: DaemonProcess, count: int, *, at_once: int) -> Co
     async with session(broker) as client:
         await asyncio.gather(*(guesser(client) for _ in range(at_once)))
     return statuses
-
-
-async def take_nothing(broker: DaemonProcess, path: str, *, times: int) -> tuple[Any, Any]:
-    """A connection that has asked for `path` so often and reads no answer.  Its reader and writer."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", broker.port, limit=1)
-    transport = writer.transport
-    transport.pause_reading()  # type: ignore[attr-defined]
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: b\r\n\r\n".encode() * times)
-    return reader, writer
