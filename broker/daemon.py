@@ -28,6 +28,7 @@ from broker import service, telemetry
 from broker.adapter import MAY_CALL, Adapter, AdapterFactory, Connection, Unavailable
 from broker.api.app import application, finish
 from broker.api.context import Context
+from broker.api.listener import Listener
 from broker.api.reach import own_hosts
 from broker.companions import read_settings
 from broker.config import CenterSettings, ConfigError, Settings
@@ -53,6 +54,9 @@ ADAPTERS = {
     "tai123": "adapters.tai123",
 }
 """Modules with a `connect(connection)`, by the configuration's word; loaded when first used."""
+
+LINGER_S = 10.0
+"""So long the rest of a body is read that nobody wants, so that the client sees its answer."""
 
 SIGNING_KEY = "signing_key"
 INSTALLATION = "installation"
@@ -242,11 +246,18 @@ class Daemon:
                 Spec(spec_id(spec.shape), spec.name, spec.shape) for spec in self._settings.specs
             ),
         )
-        runner = web.AppRunner(application(context), access_log=None, shutdown_timeout=server.shutdown_s)
+        limits = self._settings.limits
+        runner = web.AppRunner(
+            application(context),
+            access_log=None,
+            keepalive_timeout=limits.idle_connection_s,
+            lingering_time=min(LINGER_S, limits.stalled_s),
+            shutdown_timeout=server.shutdown_s,
+        )
         await runner.setup()
         host, port = server.address
         try:
-            await web.TCPSite(runner, host, port).start()
+            await Listener(runner, host, port, limits).start()
         except OSError as error:
             await runner.cleanup()
             raise StartupError(f"cannot listen on {server.listen}: {error.strerror}") from error

@@ -93,6 +93,8 @@ STORE_WRITABLE = Gauge("broker_store_writable", "1 unless the last transaction w
 STORE_WRITABLE.set(1)
 LOG_LINES_LOST = Counter("broker_log_lines_lost", "Log lines that could not be written")
 CLOCK_JUMPS = Counter("broker_clock_jumps", "Times that the wall clock was set by more than some seconds")
+CONNECTIONS_REFUSED = Counter("broker_connections_refused", "Connections beyond limits.connections")
+CONNECTIONS_CUT = Counter("broker_connections_cut", "Connections whose client took nothing of its answer")
 LEADS = Gauge("broker_leader", "1 while this daemon schedules and talks to centers, 0 on a standby")
 WRITER_BACKLOG = Gauge("broker_store_backlog", "Writes that wait for the writer")
 SERVICE_REQUESTS = Gauge("broker_service_requests", "Requests on their way to online services")

@@ -11,6 +11,8 @@ from aiohttp.test_utils import TestServer
 
 from broker.api.context import REQUEST_ID
 from broker.api.streaming import send
+from broker.api.turns import TURN, Turns
+from broker.config import LimitSettings
 
 
 async def test_a_client_that_leaves_while_a_thread_reads_leaves_nothing_open() -> None:
@@ -26,12 +28,13 @@ async def test_a_client_that_leaves_while_a_thread_reads_leaves_nothing_open() -
             closed.set()
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        request[REQUEST_ID] = "r"
+        request[REQUEST_ID], request[TURN] = "r", await turns.begin("alice")
         try:
             return await send(request, {}, chunks())
         finally:
             cancelled.set()
 
+    turns = Turns(LimitSettings())
     app = web.Application()
     app.router.add_get("/", handler)
     server = TestServer(app)  # handlers of clients that are gone are cancelled, as by a shutdown

@@ -15,7 +15,7 @@ from sqlalchemy import JSON, Boolean, Connection, Float, Integer, MetaData, Tabl
 from sqlmodel import SQLModel
 
 from broker.store import Store
-from broker.store.schema import configuration
+from broker.store.schema import configuration, steps
 from tests.databases import database
 
 pytestmark = pytest.mark.both_databases
@@ -79,6 +79,10 @@ async def test_a_store_of_any_step_comes_to_the_newest_with_its_data(tmp_path: P
             kept = {column: after[column] for column in row if column in after}
             assert kept == row, name
     engine.dispose()
+
+
+def test_a_step_is_known_by_the_name_of_its_file() -> None:
+    assert steps() == STEPS
 
 
 def test_the_steps_are_one_after_the_other() -> None:

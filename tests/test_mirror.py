@@ -225,3 +225,19 @@ async def snapshot(broker: Harness) -> Any:
     await broker.mirror.refresh(broker.store)
     world = await broker.store.read(feed.world)
     return broker.mirror.snapshot(world, now_ms=broker.clock(), minute_of_week=0, accelerators=ACCELERATORS)
+
+
+async def test_what_many_jobs_say_is_in_memory_once(tmp_path: Path) -> None:
+    async with harness(tmp_path, center("a")) as broker:
+        for number in range(4):
+            await broker.submit(command=f"train {number}", labels=(("part", str(number)),))
+        for index in (0, 1):
+            await place(index)(broker)
+        changes = await broker.store.read(feed.changes, None, frozenset())
+        (_, first), (_, second) = changes.claims
+        assert first.request is second.request
+        assert first.shape is second.shape
+        assert first.class_key is second.class_key
+        waits, waits_too = changes.queued
+        assert waits.class_key is waits_too.class_key
+        assert waits.tenant is waits_too.tenant

@@ -35,6 +35,7 @@ from broker.api import (
     services,
     tenants,
     trainjob,
+    turns,
     uploads,
 )
 from broker.api.context import CONTEXT, FORESIGHT, STOPPING, Context
@@ -84,7 +85,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def application(context: Context) -> web.Application:
     """The whole API.  Bodies are limited by their readers, not by aiohttp."""
     app = web.Application(
-        middlewares=[under_way, errors, cors.preflight, limits.shed, auth.authenticate, limits.throttle]
+        middlewares=[
+            *(under_way, errors, cors.preflight, limits.shed),
+            *(auth.authenticate, limits.throttle, turns.take_turns),
+        ]
     )
     log_unreadable()
     app[CONTEXT] = context
@@ -99,6 +103,7 @@ def application(context: Context) -> web.Application:
     )
     app[auth.GATE] = auth.Gate(context)
     app[limits.LIMITS] = limits.Limits(context.limits, context.trusted_proxies, time.monotonic)
+    app[turns.TURNS] = turns.Turns(context.limits)
     app[events.FEED] = events.Feed(context.store)
     open_routes = [(route.method, route.path) for route in ROUTES if route.open]
     passed_on = [(hdrs.METH_ANY, path) for path, _ in services.PASSED_ON]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -20,7 +21,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from broker.api import models, times, wire
 from broker.api.context import CALLER, CONTEXT, Context
-from broker.api.errors import ApiError
+from broker.api.errors import ApiError, Overloaded
 from broker.api.limits import LIMITS
 from broker.api.reading import no_query, read_body
 from broker.api.routes import Route, Scope
@@ -46,7 +47,10 @@ class Gate:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._argon2 = asyncio.Semaphore(ARGON2_AT_ONCE)
+        self._passwords = 0
         self._found: dict[str, tuple[float, LoginSession]] = {}
+        self._finding: dict[str, asyncio.Task[LoginSession | None]] = {}
+        self._known: dict[str, None] = {}
         self._decoy = ""
         self._noting: set[asyncio.Task[None]] = set()
         self._used_ms: dict[str, int] = {}
@@ -59,14 +63,27 @@ class Gate:
         """Wait for failed logins and uses of keys that are being written."""
         await asyncio.gather(*self._noting)
 
+    @asynccontextmanager
+    async def _password(self) -> AsyncIterator[None]:
+        """One password's turn to be checked or hashed.  Raises Overloaded when too many wait."""
+        most = self._context.limits.passwords_waiting + ARGON2_AT_ONCE
+        if self._passwords >= most:
+            raise Overloaded(f"{self._passwords} passwords wait to be checked (limits.passwords_waiting)")
+        self._passwords += 1
+        try:
+            async with self._argon2:
+                yield
+        finally:
+            self._passwords -= 1
+
     async def hash(self, password: str) -> str:
-        async with self._argon2:
+        async with self._password():
             return await asyncio.to_thread(self._context.hasher.hash, password)
 
     async def matches(self, login: Login | None, password: str) -> bool:
         """Whether the password is right; takes as long for a name that does not exist."""
         expected = login.password_hash if login is not None else self._decoy
-        async with self._argon2:
+        async with self._password():
             right = await asyncio.to_thread(_verify, self._context.hasher, expected, password)
         return right and login is not None
 
@@ -103,25 +120,46 @@ class Gate:
             log.error("login.failure_not_counted", accountId=account, error=str(error))
         self.forget()
 
-    async def find(self, token: str) -> LoginSession | None:
+    async def find(self, token: str, guessed: Callable[[], None] = lambda: None) -> LoginSession | None:
+        """Whose token it is, if anybody's.  `guessed` is called before the store is asked for one that
+        was never right here; what it raises goes to the caller."""
         digest = token_hash(token)
-        now = asyncio.get_running_loop().time()
         remembered = self._found.get(digest)
-        if remembered is not None and remembered[0] > now:
+        if remembered is not None and remembered[0] > asyncio.get_running_loop().time():
             return remembered[1]
+        if digest not in self._known:
+            guessed()
+        finding = self._finding.get(digest)
+        if finding is None:  # a burst of requests with one token asks once
+            finding = self._finding[digest] = asyncio.create_task(self._look_up(token, digest))
+        return await asyncio.shield(finding)
+
+    async def _look_up(self, token: str, digest: str) -> LoginSession | None:
+        found, under_way = self._found, self._finding  # what is older than a `forget` is not remembered
         look_up = keys.find_key if token.startswith(KEY_PREFIX) else accounts.find_token
-        session = await self._context.store.look(look_up, digest)
+        try:
+            session = await self._context.store.look(look_up, digest)
+        finally:
+            del under_way[digest]
         if session is None:
-            self._found.pop(digest, None)
-        else:
-            if len(self._found) >= REMEMBERED_TOKENS:
-                self._found.clear()
-            self._found[digest] = now + REMEMBER_S, session
+            found.pop(digest, None)
+            self._known.pop(digest, None)
+            return None
+        if len(found) >= REMEMBERED_TOKENS:
+            found.clear()
+        found[digest] = asyncio.get_running_loop().time() + REMEMBER_S, session
+        self.know(digest)
         return session
+
+    def know(self, digest: str) -> None:
+        """It is no guess: the store is asked for it whatever else comes from its address."""
+        if len(self._known) >= REMEMBERED_TOKENS:
+            self._known.clear()
+        self._known[digest] = None
 
     def forget(self) -> None:
         """An account or a token changed: look again."""
-        self._found.clear()
+        self._found, self._finding = {}, {}
 
 
 GATE = web.AppKey("gate", Gate)
@@ -167,12 +205,12 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 async def caller_of(request: web.Request, token: str) -> Caller:
     """Whose token or API key it is.
 
-    Raises ApiError 0101, 0102, 0103, and 0202 for a key whose scopes are not what the route asks for.
+    Raises ApiError 0101, 0102, 0103, and 0202 for a key whose scopes are not what the route asks for;
+    TooMany where too many come from one address that are neither.
     """
     if not token:
         raise ApiError("0101", "a token is needed: X-Auth-Token, or Authorization: Bearer", 401)
-    gate = request.app[GATE]
-    session = await gate.find(token)
+    session = await _session(request, token)
     if session is None:
         raise ApiError("0101", "the token is not known; POST /auth/tokens gives one", 401)
     if session.ended(request.app[CONTEXT].clock()):
@@ -182,8 +220,27 @@ async def caller_of(request: web.Request, token: str) -> Caller:
         raise ApiError("0103", f"account {session.caller.name!r} is frozen; an operator unfreezes it", 401)
     if session.scopes is not None:
         _need_scope(session.scopes, _needed(request))
-        gate.note_use(session)
+        request.app[GATE].note_use(session)
     return session.caller
+
+
+async def _session(request: web.Request, token: str) -> LoginSession | None:
+    """Whose token it is; one that is nobody's counts against the address.  Raises TooMany."""
+    limits, counted, wrong = request.app[LIMITS], "", False
+
+    def guessed() -> None:
+        nonlocal counted
+        address = limits.address(request)
+        limits.unknown_token(address)
+        counted = address
+
+    try:
+        session = await request.app[GATE].find(token, guessed)
+        wrong = session is None
+    finally:
+        if counted and not wrong:
+            limits.token_not_wrong(counted)
+    return session
 
 
 def _needed(request: web.Request) -> Scope:
@@ -251,6 +308,7 @@ async def log_in(request: web.Request) -> web.Response:
         if again is not None and again.frozen:
             raise ApiError("0103", f"account {body.user.name!r} is frozen", 401) from None
         raise wrong from None
+    gate.know(token_hash(token))
     return wire.answer({"token": token, "expiresAt": times.written(expires_ms, context.timezone)})
 
 

@@ -18,14 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from broker.api import wire
 from broker.api.context import CALLER, CONTEXT, to_the_end
 from broker.api.errors import ApiError, first, shown, unknown
-from broker.api.reading import no_query
+from broker.api.reading import arriving, no_query
 from broker.api.routes import Media, Part, Route, Scope
+from broker.api.turns import TURN
 from broker.client import answers
 from broker.core.identity import base32
 from broker.store import datasets
@@ -177,8 +178,9 @@ async def _received(request: web.Request, folder: Path) -> Form:
     form = Form()
     try:
         reader = await request.multipart()
+        request[TURN].transfer()
         parts = 0
-        while (part := await reader.next()) is not None:
+        while (part := await _next_part(request, reader)) is not None:
             parts += 1
             if parts > MAX_PARTS:
                 raise ApiError("0202", f"the body: must have at most {MAX_PARTS} parts")
@@ -186,7 +188,7 @@ async def _received(request: web.Request, folder: Path) -> Form:
                 if request.content.at_eof():
                     raise ValueError("it ends inside the head of a part")
                 raise ApiError("0202", "the body: each part must be a form field with a name")
-            await _take(form, part, part.name, folder, limit)
+            await _take(request, form, part, part.name, folder)
     except (ValueError, AssertionError, RuntimeError, HttpProcessingError) as error:
         # What aiohttp makes of a form that is cut off or no form.
         raise ApiError("0201", f"the body is not a whole multipart form: {error}") from error
@@ -194,7 +196,8 @@ async def _received(request: web.Request, folder: Path) -> Form:
     return form
 
 
-async def _take(form: Form, part: BodyPartReader, name: str, folder: Path, limit: int) -> None:
+async def _take(request: web.Request, form: Form, part: BodyPartReader, name: str, folder: Path) -> None:
+    limit = request.app[CONTEXT].max_upload_bytes
     if name != FILE and name not in LONGEST:
         form.fail("0202", name[:64], unknown(name, (FILE, *LONGEST)))
     if name in form.texts or (name == FILE and form.bytes is not None):
@@ -205,20 +208,34 @@ async def _take(form: Form, part: BodyPartReader, name: str, folder: Path, limit
         form.stop_here()
     if name == FILE:
         form.stop_here()  # rather than after gigabytes
-        await _take_file(form, part, folder, limit)
+        await _take_file(request, form, part, folder)
         return
-    raw = await _read_field(part, name)
+    raw = await _read_field(request, part, name)
     if name in LONGEST:
         _take_text(form, name, raw, is_file=part.filename is not None, limit=limit)
 
 
-async def _read_field(part: BodyPartReader, name: str) -> bytes:
+async def _read_field(request: web.Request, part: BodyPartReader, name: str) -> bytes:
     raw = bytearray()
-    while chunk := await part.read_chunk():
+    while chunk := await _read(request, part):
         raw += chunk
         if len(raw) > MAX_FIELD_BYTES:
             raise ApiError("0204", f"{name[:64]}: must have at most {LONGEST.get(name, 0)} characters")
     return bytes(raw)
+
+
+async def _next_part(
+    request: web.Request, reader: MultipartReader
+) -> MultipartReader | BodyPartReader | None:
+    """The head of the next part.  Raises TooSlow."""
+    async with arriving(request):
+        return await reader.next()
+
+
+async def _read(request: web.Request, part: BodyPartReader, size: int = BodyPartReader.chunk_size) -> bytes:
+    """What comes next of a part, b"" at its end.  Raises TooSlow."""
+    async with arriving(request):
+        return await part.read_chunk(size)
 
 
 def _take_text(form: Form, name: str, raw: bytes, *, is_file: bool, limit: int) -> None:
@@ -248,12 +265,12 @@ def _take_text(form: Form, name: str, raw: bytes, *, is_file: bool, limit: int) 
     form.texts[name] = text
 
 
-async def _take_file(form: Form, part: BodyPartReader, folder: Path, limit: int) -> None:
+async def _take_file(request: web.Request, form: Form, part: BodyPartReader, folder: Path) -> None:
     """Write the file, counted and hashed; ends as soon as it is longer than it may be."""
     if part.filename is None:
         form.fail("0201", FILE, "must be a file: the part has no filename")
         form.stop_here()
-    declared = form.size
+    declared, limit = form.size, request.app[CONTEXT].max_upload_bytes
     path = folder / _file_name(part.filename or "")
     await to_the_end(asyncio.to_thread(folder.mkdir, 0o700))
     digest, received, block = hashlib.md5(usedforsecurity=False), 0, bytearray()
@@ -266,7 +283,7 @@ async def _take_file(form: Form, part: BodyPartReader, folder: Path, limit: int)
             while left:
                 left = left[file.write(left) :]
 
-        while chunk := await part.read_chunk(BLOCK):
+        while chunk := await _read(request, part, BLOCK):
             received += len(chunk)
             if received > limit:
                 raise ApiError("0204", f"file: must have at most {limit} bytes (max_upload_bytes)")

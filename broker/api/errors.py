@@ -128,6 +128,16 @@ class Overloaded(TryLater):
         super().__init__(RETRY_AFTER_S, f"the broker has too much to do: {detail}; try again")
 
 
+class TooSlow(TryLater):
+    """The body of a request does not come."""
+
+    status = 408
+    message = "请求体接收超时"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(RETRY_AFTER_S, detail)
+
+
 def first(failures: Iterable[ApiError]) -> ApiError | None:
     """The failure to tell, by RANK; the earliest of equals."""
     return min(failures, key=lambda f: RANK.get(f.code, len(RANK)), default=None)
@@ -210,7 +220,7 @@ def _answer(request: web.Request, error: Exception) -> web.Response:
                 request, status=400, code=code, message=ANNEX_B[400, code], detail=str(error)
             )
         case TryLater():
-            return error_response(
+            answer = error_response(
                 request,
                 status=error.status,
                 code="",
@@ -218,6 +228,9 @@ def _answer(request: web.Request, error: Exception) -> web.Response:
                 detail=error.detail,
                 headers={"Retry-After": str(error.retry_after_s)},
             )
+            if isinstance(error, TooSlow):
+                answer.force_close()  # what may still come is the rest of this body
+            return answer
         case StoreUnavailable():
             log.error("store.unavailable", requestId=request[REQUEST_ID], error=str(error))
             return error_response(

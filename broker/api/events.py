@@ -26,17 +26,16 @@ from broker.api.limits import LIMITS
 from broker.api.reading import no_query
 from broker.api.routes import Media, Route
 from broker.api.streaming import open_stream
+from broker.api.turns import TURN
+from broker.config import LimitSettings
 from broker.store import Store, audit
 from broker.store.accounts import Caller
-from broker.store.audit import EventView
+from broker.store.audit import EventView, Sight
 from broker.store.writer import EVENTS, StoreUnavailable
 from broker.telemetry import log
 
 BUFFER = 10_000
 """Events that wait for one client; streams share them."""
-
-MOST_STREAMS = 1000
-"""Of one process."""
 
 PAGE = 500
 POLL_S = 1.0
@@ -69,7 +68,8 @@ class Stream:
         self.changed = asyncio.Event()
 
     def offer(self, event: EventView) -> None:
-        if self.overflowed or not audit.may_see(self.caller, event):
+        """An event that the caller may see."""
+        if self.overflowed:
             return
         if len(self.waiting) >= BUFFER:
             self.overflowed = True
@@ -94,19 +94,23 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._streams: set[Stream] = set()
+        self._seeing: dict[Sight, set[Stream]] = {}
         self._of_account: Counter[str] = Counter()
+        self._open = 0
         self._starting = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self.position = 0
 
     @asynccontextmanager
-    async def stream(self, caller: Caller, most: int) -> AsyncIterator[Stream]:
+    async def stream(self, caller: Caller, limits: LimitSettings) -> AsyncIterator[Stream]:
         """A stream from now on.  Raises TooMany, Overloaded."""
+        most = limits.event_streams
         if self._of_account[caller.id] >= most:
             detail = f"more than {most} event streams of one account (limits.event_streams)"
             raise TooMany(STREAM_RETRY_S, detail)
-        if self._of_account.total() >= MOST_STREAMS:
-            raise Overloaded(f"{MOST_STREAMS} event streams are open")
+        if self._open >= limits.all_event_streams:
+            raise Overloaded(f"{self._open} event streams are open (limits.all_event_streams)")
+        self._open += 1
         self._of_account[caller.id] += 1
         stream: Stream | None = None
         try:
@@ -116,10 +120,13 @@ class Feed:
                     self._reader = asyncio.create_task(self._read())
             stream = Stream(caller, self.position)
             self._streams.add(stream)
+            self._seeing.setdefault(audit.sight(caller), set()).add(stream)
             yield stream
         finally:
             if stream is not None:
                 self._streams.discard(stream)
+                self._leave(stream)
+            self._open -= 1
             self._of_account[caller.id] -= 1
             if not self._of_account[caller.id]:
                 del self._of_account[caller.id]
@@ -146,9 +153,16 @@ class Feed:
 
     def _hand_out(self, page: Sequence[EventView], upto: int) -> None:
         for event in page:
-            for stream in self._streams:
-                stream.offer(event)
+            for seeing in audit.seen_in(event):
+                for stream in self._seeing.get(seeing, ()):
+                    stream.offer(event)
         self.position = upto
+
+    def _leave(self, stream: Stream) -> None:
+        seeing = audit.sight(stream.caller)
+        self._seeing[seeing].discard(stream)
+        if not self._seeing[seeing]:
+            del self._seeing[seeing]
 
 
 FEED = web.AppKey("feed", Feed)
@@ -165,8 +179,8 @@ async def follow(request: web.Request) -> web.StreamResponse:
     if after is not None and after > (newest := await context.store.read(audit.newest)):
         told = f"{after} is newer than the newest event, {newest}; begin anew without it"
         raise ApiError("0202", f"Last-Event-ID: {told}")
-    most = request.app[LIMITS].settings.event_streams
-    async with feed.stream(request[CALLER], most) as stream:
+    async with feed.stream(request[CALLER], request.app[LIMITS].settings) as stream:
+        request[TURN].give_up()
         headers = {
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-store",

@@ -89,6 +89,8 @@ class Limits:
         failures = settings.login_failures_per_minute / 60
         self._names = Buckets(per_s=failures, burst=settings.login_failure_burst, clock_s=clock_s)
         self._addresses = Buckets(per_s=failures, burst=settings.login_failure_burst, clock_s=clock_s)
+        guesses = settings.unknown_tokens_per_minute / 60
+        self._tokens = Buckets(per_s=guesses, burst=settings.unknown_token_burst, clock_s=clock_s)
         hourly = settings.registrations_per_hour
         self._registrations = Buckets(per_s=hourly / 3600, burst=hourly, clock_s=clock_s)
 
@@ -121,6 +123,22 @@ class Limits:
     def logged_in(self, name: str, address: str) -> None:
         self._names.give_back(name[:LONGEST_NAME])
         self._addresses.give_back(address)
+
+    def unknown_token(self, address: str) -> None:
+        """Count a token that was never right before, before the store is asked for it.
+
+        One that is right, or of which nothing is learned, is given back.  Raises TooMany.
+        """
+        wait_s = self._tokens.take(address)
+        if wait_s:
+            raise TooMany(
+                _whole(wait_s),
+                "too many unknown tokens from this address"
+                f" ({self.settings.unknown_tokens_per_minute} a minute, limits.unknown_tokens_per_minute)",
+            )
+
+    def token_not_wrong(self, address: str) -> None:
+        self._tokens.give_back(address)
 
     def registration(self, address: str) -> None:
         """Count a registration.  Raises TooMany."""

@@ -211,6 +211,8 @@ def _responses(route: Route, schemas: Mapping[Any, dict[str, Any]]) -> dict[str,
         found[str(status)] = {**found["200"], "description": f"{route.en}: not so"}
     for status in sorted({status for status, _ in route.codes}):
         found[str(status)] = _refusals([pair for pair in route.codes if pair[0] == status], schemas)
+    if route.body is not None or route.sent is not None:
+        found["408"] = {"$ref": "#/components/responses/TooSlow"}
     found["429"] = {"$ref": "#/components/responses/TooMany"}
     if 503 not in route.others:
         found["503"] = {"$ref": "#/components/responses/Unavailable"}
@@ -326,6 +328,11 @@ def document(routes: Sequence[Route], *, version: str, max_page_size: int) -> di
             "responses": {
                 "TooMany": _later(
                     "Too many requests; errorCode is empty.", "请求过多，errorCode 为空。", schemas
+                ),
+                "TooSlow": _later(
+                    "The body did not come in time; errorCode is empty.",
+                    "请求体未按时到达，errorCode 为空。",
+                    schemas,
                 ),
                 "Unavailable": _later(
                     "The broker is overloaded or its database does not answer; errorCode is empty.",

@@ -6,9 +6,11 @@ does not: which fields there are (models.py, fields.py and the handlers).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from broker.api import times
 from broker.api.context import CONTEXT
-from broker.api.errors import RANK, ApiError, first, shown, unknown
+from broker.api.errors import RANK, ApiError, TooSlow, first, shown, unknown
 from broker.api.fields import Choice, Flag, Moment, QueryField, Text, Texts, Whole
 from broker.api.models import ANNEX, MAX_INTEGER_DIGITS, Body
 
@@ -104,11 +106,23 @@ async def read_bytes(request: web.Request) -> bytes:
     if (request.content_length or 0) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    async with arriving(request):
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
     return bytes(body)
+
+
+@asynccontextmanager
+async def arriving(request: web.Request) -> AsyncIterator[None]:
+    """Something of the body is waited for, but not for longer than `stalled_s`.  Raises TooSlow."""
+    within_s = request.app[CONTEXT].limits.stalled_s
+    try:
+        async with asyncio.timeout(within_s):
+            yield
+    except TimeoutError:
+        raise TooSlow(f"nothing more of the body came within {within_s:g} s (limits.stalled_s)") from None
 
 
 def _decoded(body: bytes) -> str:

@@ -29,6 +29,7 @@ from broker.api.reach import trusted
 from broker.api.reading import no_query
 from broker.api.routes import Route
 from broker.api.trainjob import path_job, read_job
+from broker.api.turns import TURN
 from broker.client import answers
 from broker.core.model import JobId, Kind, PublicStatus
 from broker.store import services
@@ -190,6 +191,7 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         raise ApiError("0202", f"path: {shown(rest)} is none that can be passed on")
     header = _header(request, job, url, authorization)
     own = trusted(url, context.own_hosts(service.center))
+    request[TURN].give_up()  # the proxy has limits of its own
     onward = Onward(job, url, service.address, _prefix(context, job), header, own)
     return await found.proxy.pass_on(request, onward)
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from broker.api.context import REQUEST_ID, STARTED
+from broker.api.turns import TURN
 
 CHUNK = 256 << 10
 _BLOCK = tarfile.BLOCKSIZE
@@ -30,7 +31,8 @@ def attachment(filename: str) -> str:
 
 
 async def open_stream(request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-    """Send headers; from here on an error can only cut the connection."""
+    """Send headers; from here on an error can only cut the connection.  Raises TooMany before."""
+    request[TURN].transfer()
     response = web.StreamResponse(headers={**headers, "X-Request-Id": request[REQUEST_ID]})
     await response.prepare(request)
     request[STARTED] = True

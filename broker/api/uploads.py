@@ -17,9 +17,10 @@ from broker.api import wire
 from broker.api.context import CALLER, CONTEXT, to_the_end
 from broker.api.errors import ApiError
 from broker.api.fields import Text
-from broker.api.reading import Query
+from broker.api.reading import Query, arriving
 from broker.api.routes import Media, Route, Scope
 from broker.api.streaming import CHUNK
+from broker.api.turns import TURN
 from broker.api.unpack import Unpacked, unpack
 from broker.client import answers
 from broker.core.identity import base32
@@ -76,9 +77,14 @@ async def _receive(request: web.Request, archive: Path) -> None:
     too_large = ApiError("0204", f"the body must have at most {limit} bytes (max_upload_bytes)")
     if (request.content_length or 0) > limit:
         raise too_large
+    request[TURN].transfer()
     received = 0
     with await asyncio.to_thread(archive.open, "xb") as file:
-        async for chunk in request.content.iter_chunked(CHUNK):
+        while True:
+            async with arriving(request):
+                chunk = await request.content.read(CHUNK)
+            if not chunk:
+                break
             received += len(chunk)
             if received > limit:
                 raise too_large

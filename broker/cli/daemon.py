@@ -40,7 +40,10 @@ def serve(
     ] = None,
 ) -> None:
     """Run the broker in the foreground."""
-    from broker.daemon import serve as run_daemon
+    from broker.interpreter import no_collection
+
+    with no_collection():  # loading makes many objects, and hardly any that could go again
+        from broker.daemon import serve as run_daemon
 
     with configuration_errors(config):
         raise typer.Exit(run_daemon(config))

@@ -142,6 +142,24 @@ class LimitSettings:
     registrations_per_hour: Annotated[int, v.whole(1, 1_000_000)] = 20
     # Open event streams of one account.
     event_streams: Annotated[int, v.whole(1, 10_000)] = 20
+    # Open event streams of all accounts.
+    all_event_streams: Annotated[int, v.whole(1, 100_000)] = 1000
+    # Requests of one account that are worked on at once, and that wait for their turn.
+    requests_at_once: Annotated[int, v.whole(1, 100_000)] = 64
+    requests_waiting: Annotated[int, v.whole(0, 1_000_000)] = 2000
+    # Uploads, downloads and open logs of one account.
+    transfers: Annotated[int, v.whole(1, 100_000)] = 64
+    # Tokens that are none, from one address: for long, and at once.
+    unknown_tokens_per_minute: Annotated[int, v.whole(1, 1_000_000)] = 60
+    unknown_token_burst: Annotated[int, v.whole(1, 1_000_000)] = 200
+    # Passwords that wait to be checked or hashed.
+    passwords_waiting: Annotated[int, v.whole(1, 100_000)] = 100
+    # Open connections.
+    connections: Annotated[int, v.whole(16, 1_000_000)] = 10_000
+    # A connection on which no whole request header comes for so long is closed.
+    idle_connection_s: Annotated[float, v.seconds(1, 3600)] = 75.0
+    # A body that has not come by then, a part of an upload, an answer of which nothing is taken.
+    stalled_s: Annotated[float, v.seconds(1, 3600)] = 30.0
     # Reads or writes that wait for the database from which on requests are refused (503).
     store_waiting: Annotated[int, v.whole(1, 1_000_000)] = 5000
 

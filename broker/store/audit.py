@@ -49,13 +49,27 @@ class AuditFilter:
     to_ms: int | None = None
 
 
+Sight = tuple[Role, str]
+"""What somebody sees of the events: a user those of the own jobs, a tenant-admin those of the tenant, an
+operator all."""
+
+
+def sight(caller: Caller) -> Sight:
+    match caller.role:
+        case Role.OPERATOR:
+            return Role.OPERATOR, ""
+        case Role.TENANT_ADMIN:
+            return Role.TENANT_ADMIN, caller.tenant
+    return Role.USER, caller.id
+
+
+def seen_in(event: EventView) -> tuple[Sight, ...]:
+    """Every sight that has the event."""
+    return (Role.OPERATOR, ""), (Role.TENANT_ADMIN, event.tenant), (Role.USER, event.account)
+
+
 def may_see(caller: Caller, event: EventView) -> bool:
-    """A user sees events of the own jobs, a tenant-admin those of the tenant, an operator all."""
-    if caller.role is Role.OPERATOR:
-        return True
-    if caller.role is Role.TENANT_ADMIN:
-        return event.tenant == caller.tenant
-    return event.account == caller.id
+    return sight(caller) in seen_in(event)
 
 
 def audit(session: Session, tenant: str, wanted: AuditFilter, paging: Paging) -> tuple[list[EventView], int]:

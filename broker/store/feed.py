@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import func
+from sqlalchemy import Executable, Result, func
+from sqlalchemy import select as columns
 from sqlmodel import Session, col, select
 
 from broker.core.model import (
@@ -19,6 +20,7 @@ from broker.core.model import (
     JobRequest,
     JobState,
     Kills,
+    NodeShape,
     Pool,
     PoolId,
     Reservation,
@@ -32,6 +34,21 @@ from broker.tables import Event, Job, Run
 from broker.tables import Reservation as ReservationRow
 
 IDS_PER_QUERY = 500
+
+ROWS_AT_ONCE = 5000
+"""Of everything that waits or runs: the rows of a million jobs are not in memory together."""
+
+T = TypeVar("T", bound=Hashable)
+
+
+class _Once(Generic[T]):
+    """Gives for equal values always the same one, so that what many rows say is in memory once."""
+
+    def __init__(self) -> None:
+        self._values: dict[T, T] = {}
+
+    def __call__(self, value: T) -> T:
+        return self._values.setdefault(value, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +119,7 @@ def _chunks(jobs: frozenset[JobId] | None) -> Iterable[list[JobId] | None]:
 
 
 def _queued(session: Session, jobs: list[JobId] | None) -> list[QueuedRow]:
-    query = select(Job.id, Job.class_key, Job.tenant_id, Job.queued_ms)
+    query = columns(col(Job.id), col(Job.class_key), col(Job.tenant_id), col(Job.queued_ms))
     avoiding = select(Job.id, Job.avoid)
     preempting = select(Job.id, Job.kill_sets, Job.last_kill_ms, Job.preempted)
     where: list[Any] = [Job.state == JobState.QUEUED.value]
@@ -117,10 +134,22 @@ def _queued(session: Session, jobs: list[JobId] | None) -> list[QueuedRow]:
         job: Kills(sets, last_ms, suffered)
         for job, sets, last_ms, suffered in session.exec(preempting.where(*where).where(touched)).all()
     }
+    once = _Once[str]()
     return [
-        QueuedRow(JobId(job), key, TenantId(tenant), queued_ms, avoid.get(job, ()), kills.get(job))
-        for job, key, tenant, queued_ms in session.exec(query.where(*where)).all()
+        QueuedRow(
+            id=JobId(row.id),
+            class_key=once(row.class_key),
+            tenant=TenantId(once(row.tenant_id)),
+            queued_ms=row.queued_ms,
+            avoid=avoid.get(row.id, ()),
+            kills=kills.get(row.id),
+        )
+        for row in _read(session, query.where(*where))
     ]
+
+
+def _read(session: Session, query: Executable) -> Result[Any]:
+    return session.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
 
 
 _AT_CENTER = [s.value for s in RunState if s.at_center]
@@ -128,44 +157,60 @@ _AT_CENTER = [s.value for s in RunState if s.at_center]
 
 def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Claim]]:
     """Live runs at centers, and ended ones that still owe a stop: both hold capacity (law 7)."""
+    run_columns: tuple[Any, ...] = (
+        *(col(Run.id), col(Run.job_id), col(Run.center_id), col(Run.pool_id), col(Run.spec), col(Run.nodes)),
+        *(col(Run.started_ms), col(Run.state), col(Run.stop_reason), col(Run.stop_for)),
+        *(col(Run.rate_micro_per_hour), col(Run.checkpoint_ms)),
+    )
+    job_columns: tuple[Any, ...] = (
+        *(col(Job.tier), col(Job.tenant_id), col(Job.class_key)),
+        *(col(Job.request), col(Job.queued_ms), col(Job.preempted)),
+    )
     query = (
-        select(Run, Job)
+        columns(*run_columns, *job_columns)
         .join(Job, col(Job.id) == col(Run.job_id))
         .where(col(Run.state).in_(_AT_CENTER) | col(Run.stop_owed_ms).is_not(None))
         .where(col(Run.pool_id).is_not(None))
     )
     if jobs is not None:
         query = query.where(col(Run.job_id).in_(jobs))
+    name, shape, request_of = _Once[str](), _Once[NodeShape](), _Once[JobRequest]()
     found = []
-    for run, job in session.exec(query).all():
-        spec = codec.spec_from_json(run.spec)
+    for row in _read(session, query):
+        spec = codec.spec_from_json(row.spec)
         assert spec is not None, "a placed run has a spec"
-        request = codec.request_from_json(job.request)
+        request = request_of(_placed(codec.request_from_json(row.request)))
+        job = JobId(row.job_id)
         claim = Claim(
-            run=RunId(run.id),
-            center=CenterId(run.center_id or ""),
-            pool=PoolId(run.pool_id or ""),
-            shape=spec.shape,
-            nodes=run.nodes,
-            started_ms=run.started_ms,
-            tier=Tier(job.tier),
-            tenant=TenantId(job.tenant_id),
-            job=JobId(job.id),
-            class_key=job.class_key,
-            state=RunState(run.state),
-            stopping=_to_end(run),
+            run=RunId(row.id),
+            center=CenterId(name(row.center_id or "")),
+            pool=PoolId(name(row.pool_id)),
+            shape=shape(spec.shape),
+            nodes=row.nodes,
+            started_ms=row.started_ms,
+            tier=Tier(row.tier),
+            tenant=TenantId(name(row.tenant_id)),
+            job=job,
+            class_key=name(row.class_key),
+            state=RunState(row.state),
+            stopping=_to_end(row),
             estimate_s=request.estimate_s,
-            rate_micro_per_hour=run.rate_micro_per_hour,
+            rate_micro_per_hour=row.rate_micro_per_hour,
             request=request,
-            queued_ms=job.queued_ms,
-            checkpoint_ms=run.checkpoint_ms if request.resumable else None,
-            preempted=job.preempted,
+            queued_ms=row.queued_ms,
+            checkpoint_ms=row.checkpoint_ms if request.resumable else None,
+            preempted=row.preempted,
         )
-        found.append((JobId(run.job_id), claim))
+        found.append((job, claim))
     return found
 
 
-def _to_end(run: Run) -> bool:
+def _placed(request: JobRequest) -> JobRequest:
+    """What of a request matters for placement: see core.problem.class_key."""
+    return replace(request, command="", env=(), labels=())
+
+
+def _to_end(run: Any) -> bool:
     """Asked to end, or to be asked once its preemptor was taken, or over and still owing a stop."""
     asked = run.stop_reason is not None or run.stop_for is not None
     return asked or not RunState(run.state).live

@@ -50,6 +50,9 @@ PREFIX = "name_prefix"
 WATCH_S = 24 * 3600
 """A run that was proven not to have arrived is looked for that much longer."""
 
+ROWS_AT_ONCE = 5000
+"""Of the runs of a center that are looked at."""
+
 SUBMIT, START = "submit", "start"
 
 
@@ -359,7 +362,12 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
     """
     here = Run.center_id == center
     query = (
-        select(Run, Job)
+        columns_of(
+            *(col(Run.id), col(Run.job_id), col(Run.state), col(Run.remote_id), col(Run.nodes)),
+            *(col(Run.started_ms), col(Run.not_after_ms), col(Run.stop_reason), col(Run.logs_wanted_ms)),
+            *(col(Run.missing_ms), col(Run.start_sent_ms), col(Run.address), col(Run.checkpoint_ms)),
+            col(Job.request),
+        )
         .join(Job, col(Job.id) == col(Run.job_id))
         .where(
             col(Run.id).in_(
@@ -372,28 +380,28 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
                 )
             )
         )
-        .where(Run.state != RunState.SUBMITTING.value)
+        .where(col(Run.state) != RunState.SUBMITTING.value)
     )
     return [
         Watched(
             run=RunId(run.id),
-            job=JobId(job.id),
+            job=JobId(run.job_id),
             center=center,
             state=RunState(run.state),
             remote=RemoteId(run.remote_id) if run.remote_id else None,
             nodes=run.nodes,
             started_ms=run.started_ms,
             not_after_ms=run.not_after_ms,
-            max_run_time_s=job.request.get("max_run_time_s"),
+            max_run_time_s=run.request.get("max_run_time_s"),
             stop=StopReason(run.stop_reason) if run.stop_reason else None,
             logs_wanted_ms=run.logs_wanted_ms,
-            on_lost=OnLost(job.request.get("on_lost", OnLost.WAIT)),
+            on_lost=OnLost(run.request.get("on_lost", OnLost.WAIT)),
             missing_ms=run.missing_ms,
             start_sent=run.start_sent_ms is not None,
             address=run.address,
             checkpoint_ms=run.checkpoint_ms,
         )
-        for run, job in session.exec(query).all()
+        for run in session.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
     ]
 
 
