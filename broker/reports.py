@@ -84,7 +84,8 @@ def readable(seen: Sighting, now_ms: int) -> Sighting:
 
 
 def _moment(at_ms: int | None, now_ms: int) -> int | None:
-    return at_ms if at_ms is not None and 0 <= at_ms <= now_ms + _DAY_MS else None
+    # Whatever its type says: an adapter may hand on what a platform wrote there.
+    return at_ms if type(at_ms) is int and 0 <= at_ms <= now_ms + _DAY_MS else None
 
 
 def distinct(pools: Sequence[PoolReport]) -> tuple[tuple[PoolReport, ...], tuple[tuple[str, str], ...]]:

@@ -134,6 +134,9 @@ class Contract:
             case.path_parameters[name] = ids[name]
         if label.endswith(("/link", "/unlink")) and isinstance(case.body, dict):
             case.body = {**case.body, "centerId": "one"}
+            if label.endswith("/unlink"):
+                case.body["user"] = "them"
+                Client(self.broker.url, self.token("")).link_user(ids["name"], "one", "them")
         if label in ("POST /trainjob", "POST /onlineJob") and isinstance(case.body, dict):
             config = {**case.body["config"], "specId": self.spec, "imageId": "local"}
             for name in ("minComputingPower", "imageUrl", "centerId", "datasetIds", "port", "public"):
@@ -152,9 +155,9 @@ class Contract:
         if "/centers/" in path:
             ids["id"] = "one"
         elif "/tenants/" in path:
-            ids["id"] = "default"
+            ids["id"] = "lab"
             if method == "DELETE":
-                client.set_budget("default", Decimal(1_000_000))
+                client.set_budget("lab", Decimal(1_000_000))
         elif path.startswith("/datasets/{id}"):
             ids["id"] = self.spare(label, client) if method == "DELETE" else self.file
         elif label in USES_UP:
@@ -213,6 +216,8 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
 freeze_after_failures = 1000
 [limits]
 login_failures_per_minute = 1000000
+unknown_tokens_per_minute = 1000000
+unknown_token_burst = 1000000
 login_failure_burst = 1000000
 """
     # the daemon looks and plans seldom by itself: its answers are what is tried here
