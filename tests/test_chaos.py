@@ -37,7 +37,8 @@ def test_kills_change_nothing(
         "before COMMIT of outbox.record_outcome#1",
     )
     told = tell(Plot(site, seed, kills), tmp_path, launcher, template)
-    assert told.killed == len(told.died) == KILLS
+    assert told.killed == len(told.died)
+    assert told.killed in (KILLS - 1, KILLS), "the last start may end before its kill"
     assert len(told.passed) > 50
 
 

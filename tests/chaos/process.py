@@ -85,6 +85,7 @@ class KilledDaemon(DaemonProcess):
         self.code: int | None = None  # how it ended by itself
         self._launcher = launcher
         self._kills = list(kills)
+        self._planned = len(kills)
         self._last = False
         self._pid = 0
         self._ended = threading.Event()
@@ -118,9 +119,14 @@ class KilledDaemon(DaemonProcess):
         eventually("the daemon is ready", ready, within_s=PATIENCE_S)
 
     def stop(self) -> int:
-        """SIGTERM; the exit code.  A kill on the way to the end is followed by another start and end."""
-        self._last = True
+        """SIGTERM, when all kills have happened but the last; the exit code.  That one may be on the way to
+        the end, and is followed by another start and end; or it never happens."""
         end = time.monotonic() + PATIENCE_S
+        while self.killed < self._planned - 1:
+            self.alive()
+            assert time.monotonic() < end, f"killed {self.killed} times, not {self._planned}"
+            time.sleep(0.02)
+        self._last = True
         while not self._ended.is_set():
             assert time.monotonic() < end, f"it did not end:\n{self.log.read_text()[-5000:]}"
             pid = self._pid
