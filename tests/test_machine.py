@@ -215,12 +215,14 @@ def test_a_stopped_run_that_was_only_created_has_ended() -> None:
     stop = stopping(StopReason.CANCEL)
     never_sent = step(job(), run(S.PENDING, stop=stop), SeenCreated(T0, start_waiting=False))
     assert (never_sent.run.state, never_sent.job.state) == (S.STOPPED, JobState.STOPPED)
+    assert OweStop() in never_sent.commands, "nor does it stand there as what could be started"
     for state in (S.PENDING, S.DOUBT, S.LOST):
         sent = run(state, remote=R, stop=stop, start_sent_ms=T0 - 1, not_after_ms=T0)
         first = step(job(), sent, SeenCreated(T0 + 1, start_waiting=False))
         assert first.run.state is state  # the start may have come after the look
         second = step(job(), first.run, SeenCreated(T0 + 1 + LAG_S * 1000, start_waiting=False))
         assert (second.run.state, second.job.state) == (S.STOPPED, JobState.STOPPED)
+        assert OweStop() in second.commands
 
 
 @pytest.mark.parametrize("state", [S.PENDING, S.RUNNING, S.LOST])

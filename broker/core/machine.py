@@ -227,8 +227,8 @@ def _seen_created(job: JobFacts, run: RunFacts, event: SeenCreated) -> Step:
             return Step(job, run)
         if not _second_miss(run, event.at_ms):
             return Step(job, replace(run, missing_ms=run.missing_ms or event.at_ms))
-    if run.stop is not None:  # nothing of it runs, and nobody starts it any more
-        return _stopped(job, run, event.at_ms)
+    if run.stop is not None:  # nothing of it runs or is started any more, nor is it left standing there
+        return _stopped(job, run, event.at_ms, OweStop())
     return Step(job, replace(run, state=RunState.PENDING, missing_ms=None, message=""), (Start(),))
 
 
@@ -299,7 +299,7 @@ def _seen_stopped(job: JobFacts, run: RunFacts, event: SeenStopped) -> Step:
     return _end(job, run, RunState.STOPPED, event.at_ms, message=message)
 
 
-def _stopped(job: JobFacts, run: RunFacts, at_ms: int) -> Step:
+def _stopped(job: JobFacts, run: RunFacts, at_ms: int, *commands: Command) -> Step:
     """A stop of ours is confirmed."""
     assert run.stop is not None
     if run.stop.reason is StopReason.DEADLINE:
@@ -309,10 +309,11 @@ def _stopped(job: JobFacts, run: RunFacts, at_ms: int) -> Step:
             run,
             RunState.FAILED,
             at_ms,
+            *commands,
             failure=FailureKind.DEADLINE,
             message=f"ran longer than maxRunTime ({limit} s)",
         )
-    return _end(job, run, RunState.STOPPED, at_ms, message=f"stopped: {run.stop.reason}")
+    return _end(job, run, RunState.STOPPED, at_ms, *commands, message=f"stopped: {run.stop.reason}")
 
 
 def _seen_gone(job: JobFacts, run: RunFacts, event: SeenGone) -> Step:
