@@ -83,9 +83,9 @@ class Packing:
         if usual is None:
             return np.zeros(len(nodes.of))
         # Cards first: a sum over the first axis is the fastest.
-        beyond = usual.beyond.take(nodes.cards.T, axis=0).sum(axis=0).T.take(nodes.of, axis=1)
+        beyond = np.add.reduce(usual.beyond.take(nodes.cards.T, axis=0)).T.take(nodes.of, axis=1)
         beyond += usual.prices @ nodes.host
-        wasted: FloatArray = beyond.min(axis=0) * (-self.price / 1000)
+        wasted: FloatArray = np.minimum.reduce(beyond) * (-self.price / 1000)
         return wasted
 
     def efficiency(self, mix: Mix, millicards: int) -> float:

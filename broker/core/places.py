@@ -350,7 +350,8 @@ class Places:
         host = self._host[state][:, None] - wanted.host
         waste = self._weigh(kind, left, given.take, host)
         room = had.take(given.take)
-        room &= host.min(axis=0) >= 0
+        room &= host[0] >= 0  # one by one: the least of two rows takes three times as long
+        room &= host[1] >= 0
         return np.where(room[:-1], waste[:-1] - waste[-1], np.inf)
 
     def _grown(self, kind: int, states: IntArray, wanted: Wanted, taken: _Taken, at: IntArray) -> FloatArray:
