@@ -43,12 +43,12 @@ class Fairshare:
         """What the snapshot's usage is decayed by."""
         return self.half_life_h * 3600
 
-    def factors(self, p: Problem) -> IntArray:
+    def factors(self, p: Problem) -> IntArray | None:
         """Thousandths, the same for all classes of a tenant."""
         used = self._used(p)
         total, tenants = sum(used.values()), len(used)
         if total == 0 or tenants < 2:
-            return np.full(len(p.classes), 1000, dtype=np.int64)
+            return None
         factor = {tenant: self._factor(mine, total, tenants) for tenant, mine in used.items()}
         return np.array([factor[c.tenant] for c in p.classes], dtype=np.int64)
 

@@ -73,8 +73,10 @@ class Quota:
         if len(set(named)) < len(named):
             raise ValueError(f"shares: {max(named, key=named.count)} is there twice")
 
-    def factors(self, p: Problem) -> IntArray:
+    def factors(self, p: Problem) -> IntArray | None:
         """Thousandths of the worth of every class."""
+        if not self.shares:
+            return None
         permille = np.full(len(p.classes), 1000, dtype=np.int64)
         covered = self._covered(p)
         for tenant, own, held in self._tenants(p):
@@ -89,6 +91,8 @@ class Quota:
 
     def limits(self, p: Problem) -> tuple[Limit, ...]:
         """A row for every ceiling of every tenant that has jobs waiting."""
+        if not self.shares:
+            return ()
         covered = self._covered(p)
         return tuple(
             limit
@@ -98,8 +102,6 @@ class Quota:
 
     def _tenants(self, p: Problem) -> Iterator[tuple[TenantId, IntArray, Mapping[str, int]]]:
         """Tenants that have jobs waiting, in order: their classes, and what they hold by product."""
-        if not self.shares:
-            return
         held: defaultdict[TenantId, dict[str, int]] = defaultdict(dict)
         for (tenant, product), millicards in Claims.of(p.snapshot.claims).held_millicards().items():
             held[tenant][product] = millicards

@@ -382,7 +382,7 @@ def _faults_alone(pool: Pool, free: Sequence[FreeNodes], counts: _Counts, checke
     ]
     if exact and slots:
         found.append(_MIXED.format(pool.id))
-    return found + _unpacked(pool, free, slots, nodes=checked.nodes(pool, free))
+    return found + (_unpacked(pool, free, slots, nodes=checked.nodes(pool, free)) if slots else [])
 
 
 def _faults_beside(
@@ -437,6 +437,7 @@ def pack(
     unpacked: dict[tuple[int, Spec], int] = {}
     for (slot, spec), count in sorted(wanted.items(), key=lambda w: (-w[0][0], w[0][1].id)):
         shape, left = spec.shape, count
+        # A slot of nothing is a fault of its kind, told there.
         a, b, c, d = max(1, slot), shape.accelerators, shape.cores, shape.memory_gib
         for state in sorted([s for s in nodes if s[0] >= a and s[1] >= b and s[2] >= c and s[3] >= d]):
             if not left:

@@ -175,8 +175,9 @@ class Policy(Protocol):
         """Micro-CNY per age bucket: what leaving a job of class `k` waiting is weighed at."""
         ...
 
-    def factors(self, p: Problem) -> IntArray:
-        """Thousandths, at least 1, per class that its worth is multiplied by; asked in every round."""
+    def factors(self, p: Problem) -> IntArray | None:
+        """Thousandths, at least 1, per class that its worth is multiplied by, None for 1000 of all;
+        asked in every round."""
         ...
 
     def limits(self, p: Problem) -> tuple[Limit, ...]:
@@ -270,10 +271,10 @@ class PolicySet:
             total = added(total, weighed(method(p, k), permille))
         return np.maximum.accumulate(total)
 
-    @property
-    def factored(self) -> bool:
-        """Whether any policy multiplies worth, by what may be another in every round."""
-        return bool(self._methods("factors"))
+    def factors(self, p: Problem) -> list[IntArray]:
+        """What each policy multiplies the worth of every class by, of those that do."""
+        told = (method(p) for _, method in self._methods("factors"))
+        return [factors for factors in told if factors is not None]
 
     def multiplied(self, p: Problem, worth: IntArray) -> IntArray:
         """[K,B] worth with factors, from that of every class without.
@@ -281,14 +282,15 @@ class PolicySet:
         Factors count on what a job is worth beyond its dearest option: they change who goes first, but
         nothing stands idle that nobody else wants.
         """
-        if not self.factored:
+        factors = self.factors(p)
+        if not factors:
             return worth
         dearest = np.zeros((len(p.classes), 1), dtype=np.int64)
         some = np.flatnonzero(np.diff(p.first))
         dearest[some, 0] = p.cost[p.by_cost[p.first[some + 1] - 1]]
         gain = np.maximum(worth - dearest, 0)
-        for _, method in self._methods("factors"):
-            gain = np.maximum(weighed(gain, method(p)[:, None]), np.minimum(gain, 1))
+        for permille in factors:
+            gain = np.maximum(weighed(gain, permille[:, None]), np.minimum(gain, 1))
         return np.where(worth > dearest, added(gain, dearest), worth)
 
     def depends(self, snapshot: Snapshot) -> tuple[Hashable, ...]:

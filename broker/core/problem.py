@@ -350,7 +350,8 @@ def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray
         if block is not None and block.worth is not None:
             worth[k] = block.worth
     unknown = [k for k, block in enumerate(blocks) if block is None or block.worth is None]
-    numbers = list(range(len(classes))) if p.policies.factored else unknown
+    factored = bool(p.policies.factors(p))  # if so, by what all these classes are
+    numbers = list(range(len(classes))) if factored else unknown
     if not numbers:
         return worth
     asked = tuple(classes[k] for k in numbers)
@@ -388,7 +389,7 @@ def weigh(p: Problem, classes: tuple[JobClass, ...], memory: Memory) -> IntArray
         if block.worth is None:
             worth[k] = asked_for = p.policies.worth(part, n)
             memory.blocks[block.job_class.key] = replace(block, worth=asked_for)
-    return p.policies.multiplied(part, worth)
+    return p.policies.multiplied(part, worth) if factored else worth
 
 
 def _with_rows(p: Problem, memory: Memory, limits: tuple[Limit, ...]) -> Problem:
