@@ -85,7 +85,8 @@ async def test_a_log_that_leads_elsewhere_is_told_by_no_message(
     """The last line of the log is the message of a run that cannot start; the job owns the log's name."""
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
-    command = f"cd {tmp_path}/work/runs/bk-1/node-0 && {trick.format(secret)}; exit 127"
+    node = tmp_path / "work" / "runs" / "bk-1" / "node-0"
+    command = f"cd {node} && {trick.format(secret)}; exit 127"
     ref, seen = await ended(local, spec(command))
     assert seen.state is RemoteState.FAILED
     assert SECRET not in seen.message
