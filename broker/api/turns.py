@@ -28,7 +28,6 @@ class _Line:
     """Requests of one account: those that have a free turn go on, the others wait in their order."""
 
     free: asyncio.Semaphore
-    waiting: int = 0
     inside: int = 0  # those that wait, too
 
 
@@ -42,23 +41,21 @@ class Turns:
 
     async def begin(self, who: str) -> Turn:
         """Wait for a turn.  Raises TooMany when too many wait already."""
+        at_once, most = self._settings.requests_at_once, self._settings.requests_waiting
         line = self._lines.get(who)
         if line is None:
-            line = self._lines[who] = _Line(asyncio.Semaphore(self._settings.requests_at_once))
-        if line.waiting >= self._settings.requests_waiting and line.free.locked():
+            line = self._lines[who] = _Line(asyncio.Semaphore(at_once))
+        if line.inside >= at_once + most:
             raise TooMany(
                 RETRY_AFTER_S,
-                f"{line.waiting} requests of one account wait for their turn (limits.requests_waiting)",
+                f"{most} requests of one account wait for their turn (limits.requests_waiting)",
             )
         line.inside += 1
-        line.waiting += 1
         try:
             await line.free.acquire()
         except BaseException:
             self._left(who, line)
             raise
-        finally:
-            line.waiting -= 1
         return Turn(self, who)
 
     def end(self, who: str) -> None:
