@@ -96,7 +96,6 @@ class Feed:
         self._streams: set[Stream] = set()
         self._seeing: dict[Sight, set[Stream]] = {}
         self._of_account: Counter[str] = Counter()
-        self._open = 0
         self._starting = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self.position = 0
@@ -108,9 +107,8 @@ class Feed:
         if self._of_account[caller.id] >= most:
             detail = f"more than {most} event streams of one account (limits.event_streams)"
             raise TooMany(STREAM_RETRY_S, detail)
-        if self._open >= limits.all_event_streams:
-            raise Overloaded(f"{self._open} event streams are open (limits.all_event_streams)")
-        self._open += 1
+        if (total := self._of_account.total()) >= limits.all_event_streams:
+            raise Overloaded(f"{total} event streams are open (limits.all_event_streams)")
         self._of_account[caller.id] += 1
         stream: Stream | None = None
         try:
@@ -126,7 +124,6 @@ class Feed:
             if stream is not None:
                 self._streams.discard(stream)
                 self._leave(stream)
-            self._open -= 1
             self._of_account[caller.id] -= 1
             if not self._of_account[caller.id]:
                 del self._of_account[caller.id]
