@@ -184,10 +184,10 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         raise Unserved(410, f"service {job} has ended: {service.status}")
     if service.status is not PublicStatus.RUNNING or not service.address:
         raise Unserved(503, f"service {job} is {service.status}, not serving yet", retry=True)
-    if not forwarding.usable(service.address):
-        raise Unserved(502, "its center tells an address that is none")
     url = forwarding.below(service.address, rest, query)
     if url is None:
+        if not forwarding.usable(service.address):
+            raise Unserved(502, "its center tells an address that is none")
         raise ApiError("0202", f"path: {shown(rest)} is none that can be passed on")
     header = _header(request, job, url, authorization)
     own = trusted(url, context.own_hosts(service.center))
