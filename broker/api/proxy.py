@@ -116,10 +116,10 @@ class Proxy:
         self._limits = limits
         self._under_way: dict[str, int] = {}
         self._clients: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
-        self._names: Guarded | None = None
+        self._resolver: Guarded | None = None
 
     async def open(self) -> None:
-        self._names = Guarded()
+        self._resolver = Guarded()
         self._clients = {
             (keep, trusted): self._client(keep=keep, trusted=trusted)
             for keep in (True, False)
@@ -129,16 +129,16 @@ class Proxy:
     async def close(self) -> None:
         for client in self._clients.values():
             await client.close()
-        if self._names is not None:
-            await self._names.close()
+        if self._resolver is not None:
+            await self._resolver.close()
 
     def _client(self, *, keep: bool, trusted: bool) -> aiohttp.ClientSession:
         # No limit of its own: `_slot` has counted the request already.
-        names = None if trusted else self._names
+        resolver = None if trusted else self._resolver
         connector = (
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S, resolver=names)
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S, resolver=resolver)
             if keep
-            else aiohttp.TCPConnector(limit=0, force_close=True, resolver=names)
+            else aiohttp.TCPConnector(limit=0, force_close=True, resolver=resolver)
         )
         return aiohttp.ClientSession(
             connector=connector,

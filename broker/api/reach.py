@@ -62,7 +62,6 @@ def forbidden(host: str) -> bool:
         or each.is_multicast
         or each.is_reserved
         or each in METADATA
-        or each == ipaddress.IPv4Address("255.255.255.255")
         for each in within
         if each not in _NAT64
     )
@@ -90,14 +89,14 @@ class Guarded(AbstractResolver):
     may lead elsewhere the next time it is asked."""
 
     def __init__(self) -> None:
-        self._names = DefaultResolver()
+        self._resolver = DefaultResolver()
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        found = await self._names.resolve(host, port, family)  # type: ignore[arg-type]
+        found = await self._resolver.resolve(host, port, family)  # type: ignore[arg-type]
         allowed = [each for each in found if not forbidden(each["host"])]
         if not allowed:
             raise Forbidden(f"{host} is an address that is never asked")
         return allowed
 
     async def close(self) -> None:
-        await self._names.close()
+        await self._resolver.close()
