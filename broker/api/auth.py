@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ class Gate:
         self._passwords = 0
         self._found: dict[str, tuple[float, LoginSession]] = {}
         self._finding: dict[str, asyncio.Task[LoginSession | None]] = {}
-        self._known: dict[str, None] = {}
+        self._known: set[str] = set()
         self._decoy = ""
         self._noting: set[asyncio.Task[None]] = set()
         self._used_ms: dict[str, int] = {}
@@ -120,15 +120,12 @@ class Gate:
             log.error("login.failure_not_counted", accountId=account, error=str(error))
         self.forget()
 
-    async def find(self, token: str, guessed: Callable[[], None] = lambda: None) -> LoginSession | None:
-        """Whose token it is, if anybody's.  `guessed` is called before the store is asked for one that
-        was never right here; what it raises goes to the caller."""
+    async def find(self, token: str) -> LoginSession | None:
+        """Whose token it is, if anybody's."""
         digest = token_hash(token)
         remembered = self._found.get(digest)
         if remembered is not None and remembered[0] > asyncio.get_running_loop().time():
             return remembered[1]
-        if digest not in self._known:
-            guessed()
         finding = self._finding.get(digest)
         if finding is None:  # a burst of requests with one token asks once
             finding = self._finding[digest] = asyncio.create_task(self._look_up(token, digest))
@@ -143,7 +140,7 @@ class Gate:
             del under_way[digest]
         if session is None:
             found.pop(digest, None)
-            self._known.pop(digest, None)
+            self._known.discard(digest)
             return None
         if len(found) >= REMEMBERED_TOKENS:
             found.clear()
@@ -155,7 +152,11 @@ class Gate:
         """It is no guess: the store is asked for it whatever else comes from its address."""
         if len(self._known) >= REMEMBERED_TOKENS:
             self._known.clear()
-        self._known[digest] = None
+        self._known.add(digest)
+
+    def knows(self, digest: str) -> bool:
+        """Whether it was right here before."""
+        return digest in self._known or digest in self._found
 
     def forget(self) -> None:
         """An account or a token changed: look again."""
@@ -226,20 +227,17 @@ async def caller_of(request: web.Request, token: str) -> Caller:
 
 async def _session(request: web.Request, token: str) -> LoginSession | None:
     """Whose token it is; one that is nobody's counts against the address.  Raises TooMany."""
-    limits, counted, wrong = request.app[LIMITS], "", False
-
-    def guessed() -> None:
-        nonlocal counted
-        address = limits.address(request)
-        limits.unknown_token(address)
-        counted = address
-
+    gate, limits, wrong = request.app[GATE], request.app[LIMITS], False
+    if gate.knows(token_hash(token)):
+        return await gate.find(token)
+    address = limits.address(request)
+    limits.unknown_token(address)
     try:
-        session = await request.app[GATE].find(token, guessed)
+        session = await gate.find(token)
         wrong = session is None
     finally:
-        if counted and not wrong:
-            limits.token_not_wrong(counted)
+        if not wrong:
+            limits.token_not_wrong(address)
     return session
 
 
