@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests import crowd
-from tests.daemon_process import PASSWORD, DaemonProcess, daemon, local_center
+from tests.daemon_process import DaemonProcess, daemon, local_center
 
 MOST_MIB = 1024
 """What the daemon may take at most."""
@@ -54,10 +54,6 @@ class Phase:
     late_p99_ms: float
     others: Counter[int]
     rounds: int
-
-
-def token_of(broker: DaemonProcess, name: str) -> str:
-    return str(broker.client(name).login(name, PASSWORD)["token"])
 
 
 @contextmanager
@@ -120,10 +116,10 @@ async def measured(name: str, broker: DaemonProcess, token: str, work: asyncio.T
 
 async def phases(broker: DaemonProcess, options: argparse.Namespace) -> list[Phase]:
     users = [f"user-{at}" for at in range(options.accounts)]
-    tokens = {name: token_of(broker, name) for name in users}
-    alice, spec = token_of(broker, "alice"), broker.client("alice").specs()["resourceSpecs"][0]
+    tokens = {name: crowd.token_of(broker, name) for name in users}
+    alice, spec = crowd.token_of(broker, "alice"), broker.client("alice").specs()["resourceSpecs"][0]
     found = []
-    listeners = [token_of(broker, f"listener-{at}") for at in range(options.streams // 20)]
+    listeners = [crowd.token_of(broker, f"listener-{at}") for at in range(options.streams // 20)]
     async with crowd.streams(broker, listeners, each=20) as opened:
         assert {each.status for each in opened} == {200}
         with slow_clients(broker, alice, options.slow):

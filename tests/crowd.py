@@ -18,7 +18,8 @@ from typing import Any
 
 import aiohttp
 
-from tests.daemon_process import DaemonProcess
+from broker.client import Client
+from tests.daemon_process import PASSWORD, DaemonProcess
 
 PATIENCE_S = 300
 
@@ -34,6 +35,10 @@ async def session(broker: DaemonProcess, token: str = "") -> AsyncIterator[aioht
         timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
     ) as client:
         yield client
+
+
+def token_of(broker: DaemonProcess, name: str) -> str:
+    return str(Client(broker.url).login(name, PASSWORD)["token"])
 
 
 def resident_kib(broker: DaemonProcess) -> int:

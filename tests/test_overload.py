@@ -18,7 +18,7 @@ from broker.api.turns import Turns
 from broker.config import LimitSettings
 from tests import api_fixtures, crowd
 from tests.api_fixtures import World, close_world, open_world, together
-from tests.daemon_process import PASSWORD, PATIENCE_S, DaemonProcess, daemon, eventually, local_center
+from tests.daemon_process import PATIENCE_S, DaemonProcess, daemon, eventually, local_center
 
 USERS = ("ada", "ben", "cyd", "dov", "eve")
 MORE_KIB = 200 << 10
@@ -40,10 +40,6 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
         yield running
 
 
-def token_of(broker: DaemonProcess, name: str) -> str:
-    return str(broker.client(name).login(name, PASSWORD)["token"])
-
-
 def is_refusal(answer: tuple[int, str | None, Any]) -> bool:
     """In the standard's form, and telling when to come again."""
     status, retry_after, body = answer
@@ -55,8 +51,8 @@ def is_refusal(answer: tuple[int, str | None, Any]) -> bool:
 
 
 async def test_a_burst_is_taken_or_refused_whole_and_others_go_on(broker: DaemonProcess) -> None:
-    tokens = {name: token_of(broker, name) for name in USERS[:4]}
-    alice, spec = token_of(broker, "alice"), broker.client("alice").specs()["resourceSpecs"][0]
+    tokens = {name: crowd.token_of(broker, name) for name in USERS[:4]}
+    alice, spec = crowd.token_of(broker, "alice"), broker.client("alice").specs()["resourceSpecs"][0]
     before, rounds = crowd.resident_kib(broker), crowd.number(broker, "broker_rounds_total")
     async with crowd.visiting(broker, alice, "/broker/v1/me") as visitor:
         bursts = await asyncio.gather(
@@ -79,14 +75,14 @@ async def test_a_burst_is_taken_or_refused_whole_and_others_go_on(broker: Daemon
 
 
 async def test_streams_outlast_a_flood_of_tokens_and_end_with_the_daemon(broker: DaemonProcess) -> None:
-    tokens = [token_of(broker, name) for name in USERS]
+    tokens = [crowd.token_of(broker, name) for name in USERS]
     spec = broker.client("alice").specs()["resourceSpecs"][0]["resourceSpecId"]
     before = crowd.resident_kib(broker)
     async with crowd.streams(broker, tokens, each=20) as opened:
         assert [each.status for each in opened] == [200] * 100
         async with crowd.streams(broker, tokens[:1], each=1) as one_more:
             assert one_more[0].status == 429, "of this account"
-        async with crowd.streams(broker, [token_of(broker, "alice")], each=1) as one_more:
+        async with crowd.streams(broker, [crowd.token_of(broker, "alice")], each=1) as one_more:
             assert one_more[0].status == 503, "of all accounts"
 
         async with crowd.visiting(broker, tokens[0], "/broker/v1/me") as visitor:
@@ -153,7 +149,7 @@ def test_a_header_that_does_not_come_ends_the_connection(impatient: DaemonProces
 
 
 def test_a_body_that_does_not_come_is_answered_408(impatient: DaemonProcess) -> None:
-    token = token_of(impatient, "alice")
+    token = crowd.token_of(impatient, "alice")
     with connected(impatient) as client:
         head = f"POST /trainjob HTTP/1.1\r\nHost: b\r\nX-Auth-Token: {token}\r\nContent-Length: 1000\r\n\r\n"
         client.sendall(head.encode() + b'{"jobName"')
