@@ -30,6 +30,11 @@ def cards_center(folder: Path, id: str = "c1") -> str:
 
 def center_toml(other: DaemonProcess, id: str = "up", more: str = "", connection: str = "") -> str:
     """TOML of another broker as a center."""
+    return center_at(other.url, id, more=more, connection=connection)
+
+
+def center_at(url: str, id: str, *, password: str = PASSWORD, more: str = "", connection: str = "") -> str:
+    """TOML of whoever answers there as a center."""
     return f"""
 [[centers]]
 id = "{id}"
@@ -37,12 +42,12 @@ adapter = "tai123"
 poll_interval_s = 0.3
 {more}
 [centers.connection]
-base_url = "{other.url}"
+base_url = "{url}"
 requests_per_s = 1000
 {connection}
 [centers.credentials]
 username = "{ACCOUNT}"
-password = "{PASSWORD}"
+password = '{password}'
 [[centers.images]]
 id = "local"
 """

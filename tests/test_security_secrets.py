@@ -30,6 +30,7 @@ from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually
 from tests.databases import database
 from tests.emulators.tai123 import Service
 from tests.raw_server import Answer, Arrived, answer, document, raw_server
+from tests.tai123_center import center_at
 
 __all__ = ["world"]
 
@@ -46,23 +47,6 @@ FORMS = (
     TOKEN,
     "Giraffe",
 )
-
-
-def center(id: str, url: str, password: str = SECRET) -> str:
-    return f"""
-[[centers]]
-id = "{id}"
-adapter = "tai123"
-poll_interval_s = 0.2
-[centers.connection]
-base_url = "{url}"
-requests_per_s = 1000
-[centers.credentials]
-username = "network"
-password = '{password}'
-[[centers.images]]
-id = "local"
-"""
 
 
 def echo(status: int) -> Any:
@@ -111,11 +95,11 @@ async def test_credentials_of_centers_are_nowhere_but_in_the_configuration(tmp_p
     ):
         centers = "".join(
             (
-                center("works", works.url, "correct horse"),
-                center("unauthorised", unauthorised.url),
-                center("denies", denies.url),
-                center("fails", fails.url),
-                center("refuses", refuses.url),
+                center_at(works.url, "works"),
+                center_at(unauthorised.url, "unauthorised", password=SECRET),
+                center_at(denies.url, "denies", password=SECRET),
+                center_at(fails.url, "fails", password=SECRET),
+                center_at(refuses.url, "refuses", password=SECRET),
             )
         )
         told = await asyncio.to_thread(_used, tmp_path, centers)
@@ -180,7 +164,7 @@ def _used(folder: Path, centers: str) -> str:
 def test_a_configuration_that_is_wrong_does_not_tell_its_secrets(tmp_path: Path, text: str) -> None:
     broken = DaemonProcess(
         tmp_path,
-        center("c", "http://c.example").split("[centers.credentials]")[0]
+        center_at("http://c.example", "c", password=SECRET).split("[centers.credentials]")[0]
         + f"[centers.credentials]\n{text}\n",
     )
     done = broken.command("check-config", "--config", str(broken.config))
@@ -260,7 +244,7 @@ def test_nobody_else_can_hold_the_lock(tmp_path: Path) -> None:
 
 
 def test_check_config_warns_of_credentials_that_everybody_can_read(tmp_path: Path) -> None:
-    made = DaemonProcess(tmp_path, center("c", "http://c.example"))
+    made = DaemonProcess(tmp_path, center_at("http://c.example", "c", password=SECRET))
     for allowed, warned in ((0o644, True), (0o640, False), (0o600, False)):
         made.config.chmod(allowed)
         done = made.command("check-config", "--config", str(made.config))
