@@ -76,18 +76,14 @@ def slow_clients(broker: DaemonProcess, token: str, count: int) -> Iterator[None
 
 async def burst(broker: DaemonProcess, tokens: dict[str, str], each: int, spec: str) -> Counter[int]:
     """Creates of all accounts at once; what was answered and what is listed must be the same."""
-    bursts = await asyncio.gather(
-        *(
-            crowd.create_at_once(broker, token, [f"{name}-{at}" for at in range(each)], spec)
-            for name, token in tokens.items()
-        )
-    )
+    bursts = await crowd.create_all_at_once(broker, tokens, each, spec)
     answers: Counter[int] = Counter()
-    for token, made in zip(tokens.values(), bursts, strict=True):
+    for name, made in bursts.items():
         answers.update(status for status, _, _ in made.refused.values())
         answers[200] += len(made.made)
         answers[0] += len(made.closed)
-        assert await crowd.listed(broker, token) == dict.fromkeys(made.made.items(), 1), "lost or doubled"
+        listed = await crowd.listed(broker, tokens[name])
+        assert listed == dict.fromkeys(made.made.items(), 1), "lost or doubled"
     return answers
 
 

@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +89,19 @@ async def create_at_once(broker: DaemonProcess, token: str, names: Sequence[str]
     async with session(broker, token) as client:
         await asyncio.gather(*(one(client, name) for name in names))
     return burst
+
+
+async def create_all_at_once(
+    broker: DaemonProcess, tokens: Mapping[str, str], each: int, spec: str
+) -> dict[str, Burst]:
+    """So many creates of every account at the same time.  `tokens` are by name, as is what comes back."""
+    bursts = await asyncio.gather(
+        *(
+            create_at_once(broker, token, [f"{name}-{at}" for at in range(each)], spec)
+            for name, token in tokens.items()
+        )
+    )
+    return dict(zip(tokens, bursts, strict=True))
 
 
 async def listed(broker: DaemonProcess, token: str) -> Counter[tuple[str, str]]:

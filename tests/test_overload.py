@@ -55,20 +55,13 @@ async def test_a_burst_is_taken_or_refused_whole_and_others_go_on(broker: Daemon
     alice, spec = crowd.token_of(broker, "alice"), broker.client("alice").specs()["resourceSpecs"][0]
     before, rounds = crowd.resident_kib(broker), crowd.number(broker, "broker_rounds_total")
     async with crowd.visiting(broker, alice, "/broker/v1/me") as visitor:
-        bursts = await asyncio.gather(
-            *(
-                crowd.create_at_once(
-                    broker, token, [f"{name}-{i}" for i in range(500)], spec["resourceSpecId"]
-                )
-                for name, token in tokens.items()
-            )
-        )
-    for (name, token), burst in zip(tokens.items(), bursts, strict=True):
+        bursts = await crowd.create_all_at_once(broker, tokens, 500, spec["resourceSpecId"])
+    for name, burst in bursts.items():
         assert len(burst.made) + len(burst.refused) == 500
         assert len(burst.made) >= 76, "what may be worked on and what may wait is taken"
         assert burst.refused, f"{name} asked for more than may wait"
         assert all(is_refusal(answer) for answer in burst.refused.values())
-        assert await crowd.listed(broker, token) == dict.fromkeys(burst.made.items(), 1)
+        assert await crowd.listed(broker, tokens[name]) == dict.fromkeys(burst.made.items(), 1)
     assert set(visitor.statuses) == {200}
     assert visitor.most_kib <= before + MORE_KIB
     assert crowd.number(broker, "broker_rounds_total") > rounds
