@@ -10,69 +10,31 @@ import errno
 import os
 import pwd
 import subprocess
-import time
-from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adapters.local import Local, connect
+from adapters.local import Local
 from adapters.local_command import Owner
 from adapters.local_files import make_dir, open_private
 from adapters.output import command_line
-from broker.adapter import Connection, Refused, RemoteState, RunRef, RunSpec, Sighting, StatedPool
-from broker.core.model import CenterId, JobId, NodeShape, RunId
-from broker.core.resources import make_spec
+from broker.adapter import Refused, RemoteState, RunSpec, Sighting
+from broker.core.model import JobId, RunId
+from tests.test_local import adapter, end_of, log_of, ref, spec
 
-SHAPE = NodeShape("X86", 4, 8)
+__all__ = ["adapter"]
+
 SECRET = "top-s3cret-of-the-broker"
 TRICKY = "a'b\"c $(touch INJECTED) `touch INJECTED`; touch INJECTED #\n\\ $HOME && touch INJECTED"
 
 
-@pytest.fixture
-async def local(tmp_path: Path) -> AsyncIterator[Local]:
-    pool = StatedPool("cpu", SHAPE, 2)
-    options = {"work_dir": str(tmp_path / "work")}
-    adapter = await connect(Connection(CenterId("c"), "bk", options, {}, pools=(pool,)))
-    assert isinstance(adapter, Local)
-    yield adapter
-    await adapter.aclose()
-
-
-def spec(command: str, **more: object) -> RunSpec:
-    known = RunSpec(
-        id=RunId("bk-1"),
-        job=JobId("j-1"),
-        attempt=1,
-        native_pool="cpu",
-        spec=make_spec(replace(SHAPE, cores=1, memory_gib=1)),
-        nodes=1,
-        command=command,
-        image="",
-        env=(),
-        max_run_time_s=None,
-        stop_grace_s=1,
-    )
-    return replace(known, **more)  # type: ignore[arg-type]
-
-
-async def ended(local: Local, run: RunSpec) -> tuple[RunRef, Sighting]:
-    ref = RunRef(run.id, run.job, await local.submit(run), 1)
-    end = time.monotonic() + 30
-    while True:
-        seen = (await local.observe([ref]))[run.id]
-        if seen.state not in (RemoteState.PENDING, RemoteState.RUNNING):
-            return ref, seen
-        assert time.monotonic() < end, seen
+async def ended(adapter: Local, run: RunSpec) -> Sighting:
+    await adapter.submit(run)
+    return await end_of(adapter, run)
 
 
 def injected(folder: Path) -> list[Path]:
     return list(folder.rglob("INJECTED"))
-
-
-async def log_of(local: Local, ref: RunRef) -> str:
-    return b"".join([chunk async for chunk in local.logs(ref, 0, 0)]).decode()
 
 
 # ---------------------------------------------------------------- what a job puts in place of its files
@@ -80,27 +42,29 @@ async def log_of(local: Local, ref: RunRef) -> str:
 
 @pytest.mark.parametrize("trick", ["ln -sf {0} log", "mkfifo pipe && mv pipe log", "rm log"])
 async def test_a_log_that_leads_elsewhere_is_told_by_no_message(
-    local: Local, tmp_path: Path, trick: str
+    adapter: Local, tmp_path: Path, trick: str
 ) -> None:
     """The last line of the log is the message of a run that cannot start; the job owns the log's name."""
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
     node = tmp_path / "work" / "runs" / "bk-1" / "node-0"
     command = f"cd {node} && {trick.format(secret)}; exit 127"
-    ref, seen = await ended(local, spec(command))
+    run = spec(command, name="bk-1")
+    seen = await ended(adapter, run)
     assert seen.state is RemoteState.FAILED
     assert SECRET not in seen.message
-    assert SECRET not in await log_of(local, ref)
+    assert SECRET not in await log_of(adapter, run)
 
 
-async def test_results_that_lead_elsewhere_are_left_out(local: Local, tmp_path: Path) -> None:
+async def test_results_that_lead_elsewhere_are_left_out(adapter: Local, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
     made = f"ln -s {secret} a; ln -s / b; mkfifo c; mkdir d; ln -s ../../../.. d/e; echo x >f"
     tricks = f'cd "$BROKER_OUTPUT_DIR"; {made}'
-    ref, seen = await ended(local, spec(tricks))
+    run = spec(tricks)
+    seen = await ended(adapter, run)
     assert seen.state is RemoteState.SUCCEEDED
-    assert [result.path async for result in local.results(ref)] == ["f"]
+    assert [result.path async for result in adapter.results(ref(run))] == ["f"]
 
 
 def test_a_folder_that_has_become_a_link_gives_nothing_away(tmp_path: Path) -> None:
@@ -149,29 +113,30 @@ def test_a_file_that_a_job_has_replaced_is_not_opened(tmp_path: Path, trick: str
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "a b", "a\nb", "-rf", "a\0b"])
-async def test_names_that_are_paths_are_refused(local: Local, tmp_path: Path, name: str) -> None:
+async def test_names_that_are_paths_are_refused(adapter: Local, tmp_path: Path, name: str) -> None:
     for run in (
         spec("true", id=RunId(name)),
         spec("true", job=JobId(name)),
         spec("true", datasets=((name, "/tmp"),)),
     ):
         with pytest.raises(Refused):
-            await local.submit(run)
+            await adapter.submit(run)
     assert os.listdir(tmp_path / "work" / "runs") == []
 
 
 @pytest.mark.parametrize("key", ["A B", "A;touch x", "A\nB", "1A", "A=B", "", "PATH$(id)", "A-B"])
-async def test_variables_that_a_shell_would_run_are_refused(local: Local, key: str) -> None:
+async def test_variables_that_a_shell_would_run_are_refused(adapter: Local, key: str) -> None:
     with pytest.raises(Refused):
-        await local.submit(spec("true", env=((key, "1"),)))
+        await adapter.submit(spec("true", env=((key, "1"),)))
     with pytest.raises(Refused):
         command_line(spec("true"), {key: "1"})
 
 
-async def test_values_of_a_job_run_nothing(local: Local, tmp_path: Path) -> None:
-    ref, seen = await ended(local, spec('printf %s "$TRICK"', env=(("TRICK", TRICKY),)))
+async def test_values_of_a_job_run_nothing(adapter: Local, tmp_path: Path) -> None:
+    run = spec('printf %s "$TRICK"', env=(("TRICK", TRICKY),))
+    seen = await ended(adapter, run)
     assert seen.state is RemoteState.SUCCEEDED
-    assert await log_of(local, ref) == TRICKY
+    assert await log_of(adapter, run) == TRICKY
     assert not injected(tmp_path)
 
 
@@ -185,18 +150,19 @@ def test_values_of_a_job_run_nothing_at_a_platform(tmp_path: Path) -> None:
 
 
 async def test_nothing_of_the_daemons_environment_reaches_a_job(
-    local: Local, monkeypatch: pytest.MonkeyPatch
+    adapter: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CENTER_PASSWORD", SECRET)
-    ref, _ = await ended(local, spec("env"))
-    assert SECRET not in await log_of(local, ref)
+    run = spec("env")
+    await ended(adapter, run)
+    assert SECRET not in await log_of(adapter, run)
 
 
 # ---------------------------------------------------------------- who may read
 
 
-async def test_what_a_run_leaves_is_its_users_alone(local: Local, tmp_path: Path) -> None:
-    await ended(local, spec("echo x > made", env=(("TOKEN", SECRET),)))
+async def test_what_a_run_leaves_is_its_users_alone(adapter: Local, tmp_path: Path) -> None:
+    await ended(adapter, spec("echo x > made", name="bk-1", env=(("TOKEN", SECRET),)))
     run = tmp_path / "work" / "runs" / "bk-1"
     for path in (tmp_path / "work", run, run / "node-0", run / "output"):
         assert path.stat().st_mode & 0o077 == 0, path
