@@ -24,7 +24,7 @@ from broker.leader import Lease
 from broker.mirror import Mirror
 from broker.store import Store, feed, forecasts, rounds
 from broker.store.rounds import RoundFacts
-from broker.telemetry import GAP, PLACED, QUEUED, ROUND, ROUNDS, log
+from broker.telemetry import BOUND, GAP, OBJECTIVE, PLACED, QUEUED, ROUND, ROUNDS, log
 
 FORECAST_STARTS = 500
 """A job that comes behind more than so many others is not forecast: rounds must not wait for it."""
@@ -91,6 +91,8 @@ class Cycle:
                 solve_ms=round((solved - started) * 1000, 3),
                 total_ms=round((time.perf_counter() - started) * 1000, 3),
             )
+            OBJECTIVE.set(made.objective_micro)
+            BOUND.set(made.bound_micro)
             GAP.set(made.gap)
             await self._store.write(rounds.record_round, made, epoch=self._lease.epoch)
         await asyncio.to_thread(self._lp.settle)

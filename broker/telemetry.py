@@ -72,6 +72,10 @@ REQUESTS = Histogram(
 ROUND = Histogram("broker_round_seconds", "Time of a placement round", ["part"])
 ROUNDS = Counter("broker_rounds", "Placement rounds", ["solver"])
 GAP = Gauge("broker_round_gap", "Share of the last round's objective that a better plan could save at most")
+OBJECTIVE = Gauge(
+    "broker_round_objective", "Micro-CNY: costs of what the last round started and worths of what waits"
+)
+BOUND = Gauge("broker_round_bound", "Micro-CNY: no plan of the last round has a lower objective")
 QUEUED = Gauge("broker_jobs_queued", "Jobs that wait for a placement")
 LIVE = Gauge("broker_runs_live", "Live runs", ["state"])
 PLACED = Counter("broker_placements", "Placements that rounds decided", ["center"])

@@ -7,6 +7,7 @@ from adapters.fake import TRAITS, Fault, Script
 from broker.adapter import Lookup
 from broker.core.model import CenterId, OnLost, RemoteId
 from broker.store import rounds
+from broker.telemetry import BOUND, GAP, OBJECTIVE
 from tests.harness import center, harness
 
 
@@ -191,6 +192,8 @@ async def test_a_round_is_kept_with_its_bound(tmp_path: Path) -> None:
         assert 0 < made.bound_micro <= made.objective_micro
         assert 0 <= made.gap < 1
         assert 0 < made.solve_ms <= made.total_ms
+        told = [next(iter(gauge.collect())).samples[0].value for gauge in (OBJECTIVE, BOUND, GAP)]
+        assert told == [made.objective_micro, made.bound_micro, made.gap]
 
 
 async def test_a_placement_tells_what_the_other_centers_were(tmp_path: Path) -> None:
