@@ -38,8 +38,8 @@ ROOT = Path(__file__).parent.parent
 HEADER = ",".join(JOB_COLUMNS)
 KEYS = [
     *("jobs", "finished", "waitMeanS", "waitP50S", "waitP99S", "completionMeanS", "utilisation"),
-    *("preemptions", "lostAcceleratorHours", "costCny", "rounds", "gapMedian", "gapWorst", "roundP99Ms"),
-    *("wallS", "perCenter", "perTenant"),
+    *("allocation", "preemptions", "lostAcceleratorHours", "costCny", "fairness", "rounds", "gapMedian"),
+    *("gapWorst", "roundP99Ms", "wallS", "perCenter", "perTenant"),
 ]
 
 

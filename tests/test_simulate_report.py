@@ -44,6 +44,24 @@ def test_the_document_has_the_keys_and_adds_up() -> None:
     assert "longest wait" in table(told)
 
 
+def test_allocation_is_of_the_time_in_which_somebody_waits() -> None:
+    """Half of the cards from 0 to 100, while the second job waits from 20; all to 150; none to 500."""
+    half, whole, later = job("half", 0, 100, 4), job("whole", 20, 50), job("later", 500, 50, tenant="u")
+    outcome = play([half, whole, later])
+    told = report(outcome)
+    assert told.allocation == 0.5
+    assert told.utilisation == round((4 * 100 + 8 * 50 + 8 * 50) / (8 * 550), 6)
+    document = told.document()
+    assert document["allocation"] == 0.5
+    assert report(play([later])).document()["allocation"] is None
+    # The two jobs of t ran 150 s in 100 + 130 s; u waited for nothing.
+    served = 150 / 230
+    assert document["perTenant"]["t"]["service"] == served
+    assert document["perTenant"]["u"]["service"] == 1
+    assert document["fairness"] == round((served + 1) ** 2 / (2 * (served**2 + 1)), 6)
+    assert "allocation while jobs wait" in page(outcome, told)
+
+
 class Page(HTMLParser):
     """Collects tags and what they would load, and checks that every tag is closed."""
 

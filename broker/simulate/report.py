@@ -5,21 +5,23 @@ What belongs here: definitions of the figures and their texts.  What does not: t
 
 Definitions.  A job's wait is all its time in the queue, also after a preemption; its completion is
 the time from submission to its end.  Both are of finished jobs.  The span goes from the first
-submission to the last end; utilisation is card-seconds held in it over all card-seconds of it.  A
-tenant's service is its jobs' true run time over their completion; Jain's index is of these.  A
-round's gap is how far the plan may be above the optimum, as a share of the plan's objective, which
-counts as at least one CNY: where runs are free, it is all but nothing once nobody waits.  The estimate's
-error is the factor between planned and true run time, whichever is larger over the other; the
-forecast's is the time between the expected and the true start of jobs that their first round left
-waiting.
+submission to the last end; utilisation is card-seconds held in it over all card-seconds of it, and
+allocation the same of the time in which a job waits that starts later.  A tenant's service is its
+jobs' true run time over their completion; Jain's index is of these.  A round's gap is how far the
+plan may be above the optimum, as a share of the plan's objective, which counts as at least one CNY:
+where runs are free, it is all but nothing once nobody waits.  The estimate's error is the factor
+between planned and true run time, whichever is larger over the other; the forecast's is the time
+between the expected and the true start of jobs that their first round left waiting.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from broker.core.charges import cny
@@ -52,7 +54,8 @@ class Group:
             "completionMeanS": self.completion_mean_s,
             "acceleratorHours": self.accelerator_hours,
         }
-        return shown | ({} if self.utilisation is None else {"utilisation": self.utilisation})
+        shares = {"utilisation": self.utilisation, "service": self.service}
+        return shown | {name: share for name, share in shares.items() if share is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Report:
     overall: Group
     wait_p50_s: int | None
     utilisation: float
+    allocation: float | None  # None where nobody waits
     span_s: tuple[int, int]
     preemptions: int
     lost_hours: float
@@ -98,9 +102,11 @@ class Report:
             "waitP99S": self.overall.wait_p99_s,
             "completionMeanS": self.overall.completion_mean_s,
             "utilisation": self.utilisation,
+            "allocation": self.allocation,
             "preemptions": self.preemptions,
             "lostAcceleratorHours": self.lost_hours,
             "costCny": str(cny(self.cost_micro)),
+            "fairness": self.jain,
             "rounds": self.rounds,
             "gapMedian": self.gap_median,
             "gapWorst": self.gap_worst,
@@ -137,6 +143,7 @@ def report(outcome: Outcome) -> Report:
         overall=_group("all", outcome.jobs, hours=_hours(outcome, None)),
         wait_p50_s=None if p50 is None else int(p50),
         utilisation=_share(_hours(outcome, None) * 3600, sum(outcome.cards.values()) * (last_s - first_s)),
+        allocation=_allocation(outcome),
         span_s=(first_s, last_s),
         preemptions=sum(record.preemptions for record in outcome.jobs),
         lost_hours=round(lost, 3),
@@ -146,7 +153,7 @@ def report(outcome: Outcome) -> Report:
         gap_worst=max(outcome.rounds.gaps, default=None),
         round_p99_ms=None if p99 is None else round(p99 * 1000, 3),
         wall_s=round(outcome.wall_s, 3),
-        jain=sum(services) ** 2 / (len(services) * sum(s * s for s in services)) if services else None,
+        jain=_jain(services),
         measured=outcome.settings.learn or outcome.settings.forecast,
         estimate_factor_p50=None if factor is None else round(factor, 3),
         forecasts=len(off),
@@ -261,6 +268,32 @@ def _hours(outcome: Outcome, center: str | None) -> float:
     return sum(s.cards * (s.end_s - s.start_s) for s in held) / 3600
 
 
+def _jain(shares: Sequence[float]) -> float | None:
+    """1 where all have the same, one over their number where one has everything."""
+    squares = len(shares) * sum(share * share for share in shares)
+    return round(sum(shares) ** 2 / squares, 6) if squares else None
+
+
+def _allocation(outcome: Outcome) -> float | None:
+    """Share of cards that are held while a job waits that starts later."""
+    merged: list[list[int]] = []  # times in which somebody waits, apart from each other
+    for since, to in sorted(times for record in outcome.jobs for times in record.queue):
+        if merged and since <= merged[-1][1]:
+            merged[-1][1] = max(to, merged[-1][1])
+        else:
+            merged.append([since, to])
+    starts = [since for since, _ in merged]
+    before = [0, *accumulate(to - since for since, to in merged)]
+
+    def waited_until(at_s: int) -> int:
+        last = bisect_right(starts, at_s) - 1
+        return 0 if last < 0 else before[last] + min(at_s, merged[last][1]) - merged[last][0]
+
+    held = sum(s.cards * (waited_until(s.end_s) - waited_until(s.start_s)) for s in outcome.segments)
+    whole = sum(outcome.cards.values()) * before[-1]
+    return _share(held, whole) if whole else None
+
+
 def _share(part: float, whole: float) -> float:
     return round(part / whole, 6) if whole else 0.0
 
@@ -279,6 +312,7 @@ def figures(told: Report) -> list[tuple[str, str]]:
         ("longest wait", _seconds(everyone.wait_max_s)),
         ("mean completion", _seconds(everyone.completion_mean_s)),
         ("utilisation", f"{told.utilisation:.2%}"),
+        ("allocation while jobs wait", "-" if told.allocation is None else f"{told.allocation:.2%}"),
         ("fairness (Jain, tenants)", "-" if told.jain is None else f"{told.jain:.4f}"),
         ("preemptions", str(told.preemptions)),
         ("lost accelerator-hours", f"{told.lost_hours:,.1f}"),
