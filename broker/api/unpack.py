@@ -81,10 +81,14 @@ def _checked(member: tarfile.TarInfo, folder: Path) -> Path | None:
         return None
     try:
         member.name.encode()
+        path = inside(folder, member.name)
         tarfile.data_filter(member, str(folder))
-        return inside(folder, member.name)
-    except (OutsideDirectory, tarfile.FilterError, UnicodeEncodeError) as error:
+    except (OutsideDirectory, UnicodeEncodeError) as error:
         raise BadArchive(f"{member.name!r} may not be unpacked: {error}") from error
+    except tarfile.FilterError as error:
+        # its own text names the folder of this machine
+        raise BadArchive(f"{member.name!r} may not be unpacked") from error
+    return path
 
 
 def _write(stream: Forward, member: tarfile.TarInfo, path: Path, abandoned: threading.Event) -> None:
