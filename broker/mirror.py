@@ -247,6 +247,7 @@ class Mirror:
             kills=world.kills,
             funds=world.funds,
             kill_records=dict(self._kills),
+            ended=world.ended,
         )
 
     def _job_classes(self, now_ms: int) -> list[JobClass]:

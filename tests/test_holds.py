@@ -21,6 +21,7 @@ from broker.core.model import (
     JobId,
     PoolId,
     Reservation,
+    RunState,
     RunTime,
     Snapshot,
     Tier,
@@ -248,6 +249,29 @@ def test_an_unforeseeable_start_is_believed_to_be_the_end_of_the_reservation() -
     assert placed(world) == {"quick-0"}
 
 
+def test_nobody_fills_in_where_a_run_has_just_ended() -> None:
+    """What it held is free with the next report, and then the job that waits for it starts."""
+    hold, gang = held_for("gang-0", 2), job_class("gang", 8, nodes=2, age_s=4000)
+    quick = job_class("quick", 8, estimated_run_time_s=300)
+    world = snapshot(center(), pool(nodes=2, free=[free(8)]), hold, gang, quick)
+    ended = replace(running("r", left_s=9000), state=RunState.SUCCEEDED, stopping=True)
+    assert placed(world) == {"quick-0"}
+    assert placed(replace(world, ended=(ended,))) == set()
+    # A run that the report never counted gives nothing back.
+    assert placed(replace(world, ended=(replace(ended, started_ms=NOW_MS),))) == {"quick-0"}
+    assert placed(replace(world, ended=(replace(ended, pool=PoolId("sz-1/other")),))) == {"quick-0"}
+
+
+def test_a_job_waits_where_its_capacity_comes_with_the_next_report() -> None:
+    early, late = pool("sz-1/a", nodes=2, free=[free(8)], price=50), pool("sz-1/b", nodes=2, free=[free(8)])
+    late_run = replace(running("b1", left_s=900), pool=PoolId("sz-1/b"))
+    ended = replace(running("a1", left_s=9000), state=RunState.SUCCEEDED, stopping=True)
+    gang = job_class("gang", 8, nodes=2, age_s=3600)
+    world = snapshot(center(), early, late, late_run, gang)
+    assert [r.pool for r in planned(world).reservations] == ["sz-1/b"]
+    assert [r.pool for r in planned(replace(world, ended=(ended,))).reservations] == ["sz-1/a"]
+
+
 # ---------------------------------------------------------------- who gets a reservation
 
 
@@ -346,3 +370,29 @@ async def test_a_gang_starves_without_and_starts_with_a_reservation(tmp_path: Pa
     held = await gang_story(tmp_path / "with", POLICIES)
     assert held[3:8].count("PENDING") <= 4
     assert "RUNNING" in held
+
+
+async def test_between_an_end_and_the_next_report_nobody_takes_the_place_of_a_gang(tmp_path: Path) -> None:
+    async with harness(tmp_path, fake_center("a", nodes=2)) as broker:
+        broker.cycle.policies = POLICIES
+        fake = broker.fakes[CenterId("a")]
+        fake.script(Script(run_s=6000))
+        first = await broker.submit(cards=8, estimated_run_time_s=6000)
+        await broker.round()
+        fake.script(Script(run_s=600))
+        gang = await broker.submit(cards=8, nodes=2, estimated_run_time_s=600)
+        await broker.pass_time(3900, step_s=300)
+        early = [await broker.submit(cards=4, estimated_run_time_s=600) for _ in range(2)]
+        await broker.pass_time(1800, step_s=300)
+        for job in early:
+            await broker.expect(job, "SUCCEEDED")  # they fill in: they end in time
+        late = [await broker.submit(cards=4, estimated_run_time_s=600) for _ in range(4)]
+        broker.clock.now_ms += 400_000
+        await broker.look()
+        await broker.expect(first, "SUCCEEDED")
+        await broker.plan()
+        await broker.send()
+        for job in (gang, *late):
+            await broker.expect(job, "PENDING")
+        await broker.round()
+        await broker.expect(gang, "RUNNING")

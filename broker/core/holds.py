@@ -25,7 +25,7 @@ from broker.core.model import CenterState, Claim, JobId, JobRequest, PoolId, Que
 from broker.core.plan import Placement, Placements, Plan, Preemption, claims_of, grouped
 from broker.core.policy import Hold
 from broker.core.problem import IntArray, Problem
-from broker.core.snapshot import ToldApart, WhatIf, by_pool, in_force, silent, told_apart
+from broker.core.snapshot import ToldApart, WhatIf, by_pool, in_force, silent, still_counted, told_apart
 from broker.core.victims import Candidates
 
 
@@ -179,6 +179,10 @@ class _Table:
         return by_pool(claims_of(self._p.snapshot, self._plan.placements))
 
     @cached_property
+    def _ended(self) -> dict[PoolId, list[Claim]]:
+        return still_counted(self._p.snapshot)
+
+    @cached_property
     def _told_apart(self) -> ToldApart:
         return told_apart(self._p.snapshot, self._memory.claims(self._p.snapshot))
 
@@ -187,7 +191,8 @@ class _Table:
         if pool not in self._what_ifs:
             p, there = self._p, self._p.pools[pool]
             starting = self._starting.get(there.id, ())
-            claims = [*self._memory.by_pool(p.snapshot).get(there.id, ()), *starting]
+            ended = self._ended.get(there.id, ())
+            claims = [*self._memory.by_pool(p.snapshot).get(there.id, ()), *ended, *starting]
             owed = [*self._told_apart.owed.get(there.id, ()), *starting]
             lag_s = p.centers[int(p.pool.center[pool])].report_lag_s
             ending = self._told_apart.ending.get(there.id, [])

@@ -423,7 +423,8 @@ class Snapshot:
     `usage` is accelerator-seconds of ended runs per tenant, decayed; `kills` counts runs of a tenant
     that were stopped for others within the last hour; `kill_records` are those of waiting jobs.
     `funds` is what tenants with a budget or balance may still spend, micro-CNY, before what their live
-    runs will cost; below 0 when more was spent, and others may spend what they like.
+    runs will cost; below 0 when more was spent, and others may spend what they like.  `ended` are runs
+    that have ended since the report of their pool, which may still count them, where something is held.
     """
 
     version: int
@@ -440,3 +441,4 @@ class Snapshot:
     kills: Mapping[TenantId, int] = field(default_factory=dict)
     kill_records: Mapping[JobId, Kills] = field(default_factory=dict)
     funds: Mapping[TenantId, int] = field(default_factory=dict)
+    ended: tuple[Claim, ...] = ()

@@ -72,6 +72,7 @@ __all__ = [
     "silent",
     "slots",
     "slots_on_cards",
+    "still_counted",
     "supply",
     "told_apart",
     "units",
@@ -202,7 +203,8 @@ class WhatIf:
     ) -> int | None:
         """When `nodes` slots of `slot` units are expected to be free after what is held `before`.
 
-        By the planned ends of our own runs there; None when they all end and it is still too little.
+        By the planned ends of our own runs there, those that the report counts although they have
+        ended among them; None when they all end and it is still too little.
         """
         if self.slots((), slot, before) >= nodes:
             return now_ms
@@ -338,11 +340,13 @@ def holdings(snapshot: Snapshot) -> dict[PoolId, Holding]:
         return {}
     lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
     claims = by_pool(c for c in snapshot.claims if c.pool in held_in)
+    ended = still_counted(snapshot)
     found = {}
     for pool in snapshot.pools:
         held = held_in.get(pool.id)
         if held is not None and pool.accuracy is not Accuracy.UNKNOWN:
-            there = WhatIf(pool, claims.get(pool.id, ()), lag_s.get(pool.center, 0))
+            runs = [*claims.get(pool.id, ()), *ended.get(pool.id, ())]
+            there = WhatIf(pool, runs, lag_s.get(pool.center, 0))
             starts = (
                 there.expected_start_ms(r.slot, r.nodes, held[:i], snapshot.now_ms) or r.expires_ms
                 for i, r in enumerate(held)
@@ -350,6 +354,20 @@ def holdings(snapshot: Snapshot) -> dict[PoolId, Holding]:
             frees = (there.free(held[:i]) for i in range(len(held) + 1))
             found[pool.id] = Holding(tuple(held), tuple(starts), tuple(frees))
     return found
+
+
+def still_counted(snapshot: Snapshot) -> dict[PoolId, list[Claim]]:
+    """By pool, the runs that have ended and that its report counts as used.
+
+    What they held is free with the next report: whoever waits for it starts at once then, and nobody
+    fills in meanwhile.
+    """
+    ended = by_pool(snapshot.ended)
+    if not ended:
+        return {}
+    lag_s = {center.id: center.report_lag_s for center in snapshot.centers}
+    pools = ((pool, lag_s.get(pool.center, 0)) for pool in snapshot.pools if pool.id in ended)
+    return {pool.id: [c for c in ended[pool.id] if _reported(pool, c, lag)] for pool, lag in pools}
 
 
 def of_pool(snapshot: Snapshot, pool: Pool) -> Snapshot:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Executable, Result, func
+from sqlalchemy import ColumnElement, Executable, Result, func, or_
 from sqlalchemy import select as columns
 from sqlmodel import Session, col, select
 
@@ -16,6 +16,7 @@ from broker.core.model import (
     CenterId,
     Claim,
     DataFacts,
+    Health,
     JobId,
     JobRequest,
     JobState,
@@ -84,6 +85,7 @@ class World:
     ready_data: dict[str, DataFacts]
     kills: dict[TenantId, int]
     funds: dict[TenantId, int]
+    ended: tuple[Claim, ...] = ()
 
 
 def changes(session: Session, since: int | None, known_classes: frozenset[str]) -> Changes:
@@ -154,9 +156,30 @@ def _read(session: Session, query: Executable) -> Result[Any]:
 
 _AT_CENTER = [s.value for s in RunState if s.at_center]
 
+_HOLDS = col(Run.state).in_(_AT_CENTER) | col(Run.stop_owed_ms).is_not(None)
+
 
 def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Claim]]:
     """Live runs at centers, and ended ones that still owe a stop: both hold capacity (law 7)."""
+    where = [_HOLDS] if jobs is None else [_HOLDS, col(Run.job_id).in_(jobs)]
+    return _read_claims(session, where)
+
+
+def _ended(session: Session, pools: Sequence[Pool], facts: Sequence[CenterFacts]) -> tuple[Claim, ...]:
+    """Runs that have ended since the reports of these pools were made.
+
+    A center that does not answer has none: nobody saw them end.
+    """
+    lag_ms = {center.id: center.report_lag_s * 1000 for center in facts if center.health is Health.FRESH}
+    since = {pool.id: pool.as_of_ms - lag_ms[pool.center] for pool in pools if pool.center in lag_ms}
+    if not since:
+        return ()
+    later = [(col(Run.pool_id) == pool) & (col(Run.ended_ms) > at_ms) for pool, at_ms in since.items()]
+    where = [~_HOLDS, col(Run.ended_ms) > min(since.values()), or_(*later)]
+    return tuple(claim for _, claim in _read_claims(session, where))
+
+
+def _read_claims(session: Session, where: Sequence[ColumnElement[bool]]) -> list[tuple[JobId, Claim]]:
     run_columns: tuple[Any, ...] = (
         *(col(Run.id), col(Run.job_id), col(Run.center_id), col(Run.pool_id), col(Run.spec), col(Run.nodes)),
         *(col(Run.started_ms), col(Run.state), col(Run.stop_reason), col(Run.stop_for)),
@@ -169,11 +192,9 @@ def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Cla
     query = (
         columns(*run_columns, *job_columns)
         .join(Job, col(Job.id) == col(Run.job_id))
-        .where(col(Run.state).in_(_AT_CENTER) | col(Run.stop_owed_ms).is_not(None))
+        .where(*where)
         .where(col(Run.pool_id).is_not(None))
     )
-    if jobs is not None:
-        query = query.where(col(Run.job_id).in_(jobs))
     name, shape, request_of = _Once[str](), _Once[NodeShape](), _Once[JobRequest]()
     found = []
     for row in _read(session, query):
@@ -267,9 +288,12 @@ def world(session: Session, now_ms: int = 0) -> World:
     `now_ms` ends the hour in which kills count, and learned waits are aged to it.
     """
     rows = session.exec(select(ReservationRow).order_by(col(ReservationRow.id))).all()
+    facts, pools = centers.center_facts(session), centers.pools(session, now_ms=now_ms)
+    held_in = {row.pool_id for row in rows}
     return World(
-        centers=tuple(centers.center_facts(session)),
-        pools=tuple(centers.pools(session, now_ms=now_ms)),
+        centers=tuple(facts),
+        pools=tuple(pools),
+        ended=_ended(session, [pool for pool in pools if pool.id in held_in], facts),
         ready_data=copies.facts(session, now_ms),
         kills=_kills(session, now_ms - 3_600_000),
         funds=purses.left(session, now_ms),
