@@ -109,10 +109,9 @@ class Files:
             raise Unavailable(f"logUrl is {found.get('logUrl')!r}, expected a web address") from None
         if not found.get("logUrl") or urlsplit(url).scheme not in ("http", "https"):
             raise Unavailable(f"logUrl is {found.get('logUrl')!r}, expected a web address")
-        if (
-            URL(url).host != URL(self._wire.base).host
-        ):  # else it could have us read from anywhere, for anybody
-            raise Unavailable(f"logUrl leads to {URL(url).host!r}, expected the center's own host")
+        if (host := _host(url)) != _host(self._wire.base):
+            # Else it could have us read from anywhere, for anybody.
+            raise Unavailable(f"logUrl leads to {host!r}, expected the center's own host")
         request = Request("logs", "GET", url, effect=False, transfer=True, max_bytes=MAX_BYTES)
         async for chunk in self._wire.http.download(request):
             if rest := chunk[offset:]:

@@ -235,6 +235,7 @@ def test_an_operators_call_stays_at_the_center(path: str) -> None:
         "//evil.example/x",
         "file:///etc/passwd",
         "http://[",
+        "http://c.example:port/",
     ],
 )
 async def test_the_link_to_a_log_leads_to_the_center_alone(link: str) -> None:
