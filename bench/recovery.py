@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 
 from broker.client import Client
+from tests.crowd import number
 from tests.daemon_process import DaemonProcess, daemon, eventually
 from tests.emulators import tai123
 from tests.emulators.tai123 import Job, Service
@@ -109,7 +110,6 @@ def populate(file: Path, service: Service, running: str, queued: Sequence[str], 
         _copy(store, running, size.running, "r", remote.replace(own, "c-"))
         for number, job in enumerate(queued):
             _copy(store, job, size.queued // len(queued), f"q{number:02}", None)
-    store.close()
     for at in range(1, size.running + 1):
         service.jobs[f"c-{at}"] = Job(f"c-{at}", f"copy-{at}", {})
 
@@ -158,11 +158,6 @@ def memory_gib(broker: DaemonProcess) -> tuple[float, float]:
     return found["VmRSS"] / (1 << 20), found["VmHWM"] / (1 << 20)
 
 
-def rounds(broker: DaemonProcess) -> float:
-    text = str(broker.get("/metrics")[1])
-    return sum(float(value) for value in re.findall(r"^broker_rounds_total{.*} (\S+)$", text, re.MULTILINE))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -185,7 +180,11 @@ def main() -> int:
             print(f"seconds to ready {min(wall):.2f} to {max(wall):.2f};", end=" ")
             print(f"owed {OWED_S:g}, aim {AIM_S:g} at 100k;", end=" ")
             print(f"of the daemon's processor time {min(cpu):.2f} to {max(cpu):.2f}")
-            eventually("rounds were made", lambda: rounds(broker) >= ROUNDS, within_s=PATIENCE_S)
+            eventually(
+                "rounds were made",
+                lambda: number(broker, "broker_rounds_total") >= ROUNDS,
+                within_s=PATIENCE_S,
+            )
             now, most = memory_gib(broker)
             missed += options.jobs == "1m" and now > OWED_GIB
             print(f"GiB after {ROUNDS} rounds {now:.2f}, at most {most:.2f};", end=" ")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +94,11 @@ def check_config(
             )
     known = [pair for each in settings.centers for pair in each.credentials.items()]
     secrets = [secret for name, secret in known if not name.endswith("username")]
-    if config.stat().st_mode & stat.S_IROTH and any(map(config.read_text(encoding="utf-8").count, secrets)):
+    if config.stat().st_mode & stat.S_IROTH and _has_any(config, secrets):
         notice(f"warning: {config} has credentials of centers and every user of this machine can read it")
     print(f"ok: listens at {settings.server.listen}; centers: {centers}; stated pools: {pools}")
+
+
+def _has_any(file: Path, texts: Iterable[str]) -> bool:
+    content = file.read_text(encoding="utf-8")
+    return any(text in content for text in texts)

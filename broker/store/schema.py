@@ -10,7 +10,6 @@ number that a step's file begins with is its revision.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,9 +76,7 @@ def upgrade(engine: Engine, file: Path | None) -> None:
 
 
 def _copy(file: Path, copy: Path) -> None:
-    os.close(
-        os.open(copy, os.O_RDONLY | os.O_CREAT, 0o600)
-    )  # readable by whom the file is, whatever the umask
+    copy.touch(mode=0o600)  # no wider than the file, whatever the umask
     with sqlite3.connect(file) as source, sqlite3.connect(copy) as target:
         source.backup(target)
     source.close()
