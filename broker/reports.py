@@ -7,6 +7,7 @@ that is wrong but possible, which no test can tell.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ MOST_REMOTE = 1024
 """Characters of a center's name for a run."""
 _SHOWN = 80
 _REASON = 500
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _DAY_MIN = 24 * 60
 _DAY_MS = _DAY_MIN * 60_000
 
@@ -71,16 +73,24 @@ def checked(report: Inventory, now_ms: int) -> Inventory:
 def readable(seen: Sighting, now_ms: int) -> Sighting:
     """A look at a run without what cannot be kept: texts are cut, times of the future and codes that are
     none are left out.  A center's clock may be fast, but not by a day."""
+    message = seen.message if len(seen.message) <= MOST_MESSAGE else f"{seen.message[:MOST_MESSAGE]}…"
+    fit = len(seen.address) <= MOST_ADDRESS and not _NO_TEXT.search(seen.address)
     return replace(
         seen,
-        message=seen.message if len(seen.message) <= MOST_MESSAGE else f"{seen.message[:MOST_MESSAGE]}…",
-        address=seen.address if len(seen.address) <= MOST_ADDRESS else "",
-        evicted_by=seen.evicted_by[:MOST_TEXT],
+        message=storable(message),
+        address=seen.address if fit else "",
+        evicted_by=storable(seen.evicted_by[:MOST_TEXT]),
         started_ms=_moment(seen.started_ms, now_ms),
         ended_ms=_moment(seen.ended_ms, now_ms),
         checkpoint_ms=_moment(seen.checkpoint_ms, now_ms),
         exit_code=seen.exit_code if seen.exit_code is not None and abs(seen.exit_code) < MOST_OTHER else None,
     )
+
+
+def storable(text: str) -> str:
+    """The text with ? for NUL and halves of surrogate pairs, which no database takes: one of them would
+    undo all that is written with it."""
+    return _NO_TEXT.sub("?", text)
 
 
 def _moment(at_ms: int | None, now_ms: int) -> int | None:

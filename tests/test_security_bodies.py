@@ -10,7 +10,9 @@ import difflib
 import gzip
 import json
 import zlib
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -19,8 +21,11 @@ from adapters.values import number, parse_json
 from broker.adapter import Refused, RemoteState, Sighting, Unavailable
 from broker.api.dataset_upload import MAX_PARTS
 from broker.api.reading import MAX_DEPTH
+from broker.core.model import CenterId, RunState
 from broker.reports import MOST_MESSAGE, readable
+from broker.tables import Center, Event, Run
 from tests.api_fixtures import World, create_body, token_of, world
+from tests.harness import center, harness
 from tests.http_center import call, collected, failing, opened
 from tests.raw_server import Answer, Arrived, answer, document
 
@@ -207,6 +212,39 @@ def test_what_a_center_says_of_a_run_is_cut_to_what_is_kept() -> None:
     assert len(seen.evicted_by) <= 255
     told = Sighting(RemoteState.FAILED, NOW_MS - 5, NOW_MS + 1000, 137, message="m", address="http://a")
     assert readable(told, NOW_MS) == told
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+async def test_a_run_ends_whatever_its_center_says_of_it(tmp_path: Path, odd: str) -> None:
+    """A text that no database takes must not keep the run, and those looked at with it, as they were."""
+    said = f"a line\nof {odd}"
+    failed = Sighting(RemoteState.FAILED, message=said, address=said)
+    async with harness(tmp_path, center("a")) as broker:
+        job = await broker.submit()
+        await broker.round()
+        run = (await broker.show(job)).runs[0].id
+        with patch.object(broker.fakes[CenterId("a")], "observe", return_value={run: failed}):
+            await broker.look()
+        (row,) = await broker.rows(Run, id=run)
+        assert (row.state, row.message) == (RunState.FAILED.value, "a line\nof ?")
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+async def test_a_refusal_is_recorded_whatever_its_words(tmp_path: Path, odd: str) -> None:
+    refusal = Refused(f"no {odd}")
+    async with harness(tmp_path, center("a")) as broker:
+        job = await broker.submit()
+        with patch.object(broker.fakes[CenterId("a")], "submit", side_effect=refusal):
+            await broker.round()
+        (first, *_) = (await broker.show(job)).runs
+        assert (first.state, first.message) == (RunState.FAILED, "no ?")
+        with patch.object(broker.fakes[CenterId("a")], "probe", side_effect=refusal):
+            await broker.poll()
+        assert [row.error for row in await broker.rows(Center)] == ["Refused: no ?"]
+        told = [event.data.get("message") for event in await broker.rows(Event, kind="run.changed")]
+        assert "no ?" in told
 
 
 async def test_an_error_of_megabytes_is_told_in_a_line() -> None:

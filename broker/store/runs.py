@@ -36,6 +36,7 @@ from broker.core.model import (
     TenantId,
     public_status,
 )
+from broker.reports import storable
 from broker.store import forecasts, learned, meters, preemptors
 from broker.store.codec import request_from_json
 from broker.store.rows import insert_rows
@@ -189,7 +190,7 @@ def _apply(tx: Tx, job: Job, run: Run, event: events.Event, *, actor: str) -> Ru
         meters.end(tx, job, run, step.run)
     data = {"event": name, "from": before.state.value, "to": step.run.state.value}
     if step.run.message:
-        data["message"] = step.run.message
+        data["message"] = storable(step.run.message)
     tx.event("run.changed", job=job.id, run=run.id, center=run.center_id, actor=actor, data=data)
     if before.state.live and step.job.state.ended:
         tx.event(f"job.{job.state.lower()}", job=job.id, center=run.center_id, actor=actor)

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Table, Text
+from sqlalchemy import JSON, BigInteger, Dialect, Table, Text, TypeDecorator
 from sqlmodel import Field, SQLModel
+
+from broker.reports import storable
 
 
 def ms(*, index: bool = False) -> Any:
@@ -20,9 +22,19 @@ def json() -> Any:
     return Field(default_factory=dict, sa_type=JSON)
 
 
+class _Words(TypeDecorator[str]):
+    """Text of any length, without what no database takes: some of it is what centers say."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else storable(value)
+
+
 def text(default: str = "") -> Any:
     """Text of any length."""
-    return Field(default=default, sa_type=Text)
+    return Field(default=default, sa_type=_Words)
 
 
 def table(row: type[SQLModel]) -> Table:
