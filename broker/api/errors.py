@@ -14,11 +14,13 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
+from prometheus_client import Histogram
 
 from broker.api.context import CALLER, REQUEST_ID, STARTED
 from broker.store.accounts import NameInUse, NoSuchAccount, StrongerAccount, TenantInUse
@@ -282,9 +284,14 @@ def _route(request: web.Request) -> str:
     return resource.canonical if resource is not None else "(none)"
 
 
+@lru_cache(maxsize=1024)
+def _answers(method: str, route: str, status: int) -> Histogram:
+    return REQUESTS.labels(method, route, str(status))
+
+
 def _record(request: web.Request, response: web.StreamResponse, seconds: float) -> None:
     route = _route(request)
-    REQUESTS.labels(request.method, route, str(response.status)).observe(seconds)
+    _answers(request.method, route, response.status).observe(seconds)
     caller = request.get(CALLER)
     log.info(
         "request",

@@ -64,16 +64,15 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object of the body.  Raises ApiError 0204 when it is too large, else 0201."""
     text = _decoded(await read_bytes(request))
     try:
-        data = json.loads(
-            text, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_no_key_twice
-        )
+        data = _DECODER.decode(text)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise ApiError("0201", f"the body is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise ApiError("0201", f"the body must be a JSON object, not {shown(data)}")
-    for path, value in _texts(data, ""):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise ApiError("0201", f"{path or 'the body'}: half of a UTF-16 pair is not text")
+    if "\\u" in text or text.count("{") + text.count("[") > MAX_DEPTH:  # else there is neither
+        for path, value in _texts(data, ""):
+            if _HALF_PAIR.search(value):
+                raise ApiError("0201", f"{path or 'the body'}: half of a UTF-16 pair is not text")
     return data
 
 
@@ -102,15 +101,21 @@ def parse(model: type[B], data: dict[str, Any]) -> B:
 async def read_bytes(request: web.Request) -> bytes:
     """The body.  Raises ApiError 0204 when it is too large."""
     limit = request.app[CONTEXT].max_body_bytes
-    too_large = ApiError("0204", f"the body must have at most {limit} bytes (max_body_bytes)")
-    if (request.content_length or 0) > limit:
-        raise too_large
+    body = b""
+    if (length := request.content_length or 0) <= limit:
+        # One that came with its header is not waited for.
+        body = request.content.read_nowait() if request.content.is_eof() else await _arrived(request, limit)
+    if max(length, len(body)) > limit:
+        raise ApiError("0204", f"the body must have at most {limit} bytes (max_body_bytes)")
+    return body
+
+
+async def _arrived(request: web.Request, limit: int) -> bytes:
+    """The body, or its first part when it is larger than `limit`."""
     body = bytearray()
     async with arriving(request):
-        async for chunk in request.content.iter_any():
+        while len(body) <= limit and (chunk := await request.content.readany()):
             body += chunk
-            if len(body) > limit:
-                raise too_large
     return bytes(body)
 
 
@@ -146,6 +151,10 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"the key {shown(name)} is there twice")
             seen.add(name)
     return found
+
+
+_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def _texts(data: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:

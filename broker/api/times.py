@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 _DAY_MS = 86_400_000
@@ -20,9 +21,12 @@ _DIGITS = re.compile(r"\d{1,14}", re.ASCII)
 
 def written(ms: int | None, zone: ZoneInfo) -> str:
     """``yyyy-MM-dd HH:mm:ss``; "" for no time."""
-    if ms is None:
-        return ""
-    return str(datetime.fromtimestamp(ms // 1000, zone))[:_STAMP_LENGTH]  # without the zone's offset
+    return "" if ms is None else _written(ms // 1000, zone)
+
+
+@lru_cache(maxsize=4096)  # answers name the same few moments again and again
+def _written(second: int, zone: ZoneInfo) -> str:
+    return str(datetime.fromtimestamp(second, zone))[:_STAMP_LENGTH]  # without the zone's offset
 
 
 def bounds(text: str, zone: ZoneInfo) -> tuple[int, int]:

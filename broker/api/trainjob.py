@@ -121,8 +121,12 @@ async def make_job(
 
 def _expected(context: Context, request: JobRequest, facts: Admission) -> int | None:
     """Micro-CNY that a job is expected to cost where it is cheapest now."""
-    minute = minute_of_week(context.clock(), context.timezone)
-    return expected_micro(facts.centers, request, context.catalogue, minute)
+    known = facts.expected_micro
+    asked = (request.centers, request.spec, request.min_gflops, request.nodes, request.estimate_s)
+    if asked not in known:
+        minute = minute_of_week(context.clock(), context.timezone)
+        known[asked] = expected_micro(facts.centers, request, context.catalogue, minute)
+    return known[asked]
 
 
 def _idempotency_key(request: web.Request) -> str:

@@ -37,13 +37,14 @@ from broker.store.jobs import JobSummary, JobView, RunView
 from broker.store.rounds import RoundFacts
 
 FLOPS_PER_GFLOPS = 10**9
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 NO_SPEC = Spec(SpecId(""), "", NodeShape("", 0, 0))
 """Shown for a job that asks for power and has no spec yet."""
 
 
 def answer(data: Any, *, status: int = 200) -> web.Response:
     """A JSON answer in UTF-8, Chinese text as it is."""
-    return web.json_response(text=json.dumps(data, ensure_ascii=False), status=status)
+    return web.json_response(text=_ENCODER.encode(data), status=status)
 
 
 # ---------------------------------------------------------------- resources

@@ -16,7 +16,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32: no i, l, o
 
 def base32(value: int, length: int) -> str:
     """`value` in `length` characters, most significant first."""
-    return "".join(_ALPHABET[value >> (5 * i) & 31] for i in reversed(range(length)))
+    return "".join([_ALPHABET[value >> shift & 31] for shift in range(5 * length - 5, -1, -5)])
 
 
 def job_id(now_ms: int, entropy: bytes) -> JobId:

@@ -7,8 +7,8 @@ of what can be taken (api/admission.py), which are handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
@@ -20,7 +20,7 @@ from broker.store.accounts import Caller
 from broker.store.centers import CenterView
 from broker.store.codec import request_to_json
 from broker.store.jobs import JobSummary, summary
-from broker.store.rows import insert_rows
+from broker.store.rows import find_rows, insert_rows
 from broker.store.writer import Rejected, Tx
 from broker.tables import Idempotency, Job, JobDataset, JobLabel
 from broker.tables.columns import table
@@ -52,11 +52,15 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a create is judged by.  Runs of `centers` are not counted."""
+    """What a create is judged by.  Runs of `centers` are not counted.
+
+    `expected_micro` is kept for all creates of the transaction: what those before were found to cost.
+    """
 
     centers: Sequence[CenterView]
     image_centers: Collection[str]
     unusable_datasets: Sequence[str]
+    expected_micro: dict[Hashable, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +84,10 @@ Keyed = dict[tuple[str, str], tuple[str, JobSummary]]
 """By account and idempotency key: the hash of the body that it came with, and the job as it is now."""
 
 _JOB, _IDEMPOTENCY = table(Job), table(Idempotency)
-# By two lists, not one of pairs, for which SQLite would walk through the whole index; what is found beside
-# the pairs that are asked for is no harm.
-_NAMED = (
-    select(_JOB.c.account_id, _JOB.c.name, _JOB.c.id)
-    .where(_JOB.c.account_id.in_(bindparam("accounts", expanding=True)))
-    .where(_JOB.c.name.in_(bindparam("names", expanding=True)))
-    .where(_JOB.c.deleted_ms.is_(None))
-)
-_KEYED = (
+_CREATED = (
     select(_IDEMPOTENCY.c.account_id, _IDEMPOTENCY.c.key, _IDEMPOTENCY.c.body_hash, *_JOB.c)
     .join_from(_IDEMPOTENCY, _JOB, _JOB.c.id == _IDEMPOTENCY.c.job_id)
-    .where(_IDEMPOTENCY.c.account_id.in_(bindparam("accounts", expanding=True)))
-    .where(_IDEMPOTENCY.c.key.in_(bindparam("names", expanding=True)))
+    .where(_IDEMPOTENCY.c.job_id.in_(bindparam("jobs", expanding=True)))
 )
 
 
@@ -138,6 +133,7 @@ class _Facts:
     images: Mapping[str, Collection[str]]
     names: dict[tuple[str, str], str]
     keys: Keyed
+    expected_micro: dict[Hashable, int | None] = field(default_factory=dict)
 
     def judged(self, asked: Asked) -> JobSummary | NewJob:
         """The earlier job of a repeated key, or a job to be made.  Raises Rejected."""
@@ -158,6 +154,7 @@ class _Facts:
             centers=self.centers,
             image_centers=self.images.get(asked.image, ()),
             unusable_datasets=datasets.unusable(self.session, asked.caller, read) if read else (),
+            expected_micro=self.expected_micro,
         )
 
     def add(self, asked: Asked, made: JobSummary) -> JobSummary:
@@ -168,21 +165,28 @@ class _Facts:
 
 
 def _facts(session: Session, asked: Sequence[Asked]) -> _Facts:
-    connection = session.connection()
-    names = connection.execute(_NAMED, _lists([(each.caller.id, each.name) for each in asked]))
-    keys = [(each.caller.id, each.key) for each in asked if each.key]
-    keyed = connection.execute(_KEYED, _lists(keys)) if keys else ()
     return _Facts(
         session=session,
         centers=centers.list_centers(session, counts=False),
         images=centers.places_of(session, {each.image for each in asked if each.image}),
-        names={(account, name): job for account, name, job in names},
-        keys={(row.account_id, row.key): (row.body_hash, summary(row)) for row in keyed},
+        names=_names(session.connection(), [(each.caller.id, each.name) for each in asked]),
+        keys=_keyed(session.connection(), [(each.caller.id, each.key) for each in asked if each.key]),
     )
 
 
-def _lists(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    return {"accounts": list({account for account, _ in pairs}), "names": [name for _, name in pairs]}
+def _names(connection: Connection, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """The live jobs of these accounts and names."""
+    jobs = find_rows(
+        connection, Job, names, by=("account_id", "name"), wanted="id", where="deleted_ms IS NULL"
+    )
+    return {name: job for name, job in zip(names, jobs, strict=True) if job is not None}
+
+
+def _keyed(connection: Connection, keys: Sequence[tuple[str, str]]) -> Keyed:
+    found = find_rows(connection, Idempotency, keys, by=("account_id", "key"), wanted="job_id")
+    jobs = [job for job in found if job is not None]
+    rows = connection.execute(_CREATED, {"jobs": jobs}) if jobs else ()
+    return {(row.account_id, row.key): (row.body_hash, summary(row)) for row in rows}
 
 
 def _row(new: NewJob, now_ms: int) -> dict[str, Any]:

@@ -1,26 +1,32 @@
-"""Many new rows of a kind by one statement with one parameter.
+"""Many rows of a kind by one statement, for what many ask for at the same time.
 
-What belongs here: the statement.  What does not: which rows.  A statement for each row, or a parameter for
-each value, costs more of a processor than the rows cost the database, and gives the interpreter away for
-each.
+What belongs here: the statement that writes new rows, and the one that finds what stands under keys.  What
+does not: which rows.  A statement for each row costs more of a processor than the row costs the database,
+and gives the interpreter away for each.
+
+PostgreSQL is handed new rows as one JSON document, since its driver takes long over many parameters; SQLite
+is handed parameters, since it takes long over JSON.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from json import dumps
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, insert, text
+from sqlalchemy import Connection, insert
 from sqlalchemy.engine import Dialect
 from sqlmodel import SQLModel
 
 from broker.tables.columns import table
 
+MOST_PARAMETERS = 999
+"""Of one statement: what SQLite takes however old it is."""
+
 _ODD = re.compile(r"\\u(?:0000|d[89a-f])")
-"""A NUL character, or half of a UTF-16 pair: databases do not take them out of JSON."""
+"""A NUL character, or half of a UTF-16 pair: PostgreSQL does not take them out of JSON."""
 
 
 def insert_rows(connection: Connection, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -30,11 +36,55 @@ def insert_rows(connection: Connection, kind: type[SQLModel], rows: Sequence[Map
     """
     if not rows:
         return
-    said = dumps(rows)
-    if _ODD.search(said):
+    given = tuple(rows[0])
+    if connection.dialect.name == "sqlite":
+        _insert_values(connection, kind, given, [tuple(row.values()) for row in rows])
+    elif _ODD.search(said := dumps(rows)):
         connection.execute(insert(table(kind)), [{**_defaults(kind), **row} for row in rows])
     else:
-        connection.execute(_insertion(connection.dialect, kind, tuple(rows[0])), {"rows": said})
+        connection.exec_driver_sql(_json_insertion(connection.dialect, kind, given), (said,))
+
+
+def find_rows(
+    connection: Connection,
+    kind: type[SQLModel],
+    keys: Sequence[tuple[str, ...]],
+    *,
+    by: tuple[str, ...],
+    wanted: str,
+    where: str = "true",
+) -> list[Any]:
+    """One column of the row under each key, None where there is none.
+
+    `by` names the columns of a unique index of the rows `where` holds.  Each key is looked up in it by
+    itself: with lists of values a database may go through all that have the first of them.  Keys have
+    neither NUL nor halves of UTF-16 pairs.
+    """
+    if not keys:
+        return []
+    statement = _lookup(connection.dialect, kind, by, wanted, where)
+    found: list[Any] = [None] * len(keys)
+    for at, value in connection.exec_driver_sql(statement, (dumps(keys),)):
+        found[at] = value
+    return found
+
+
+def _insert_values(
+    connection: Connection, kind: type[SQLModel], given: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    into, lasting, read = _values_insertion(connection.dialect, kind, given)
+    values = [
+        value if to_sql is None else to_sql(value)
+        for row in rows
+        for to_sql, value in zip(read, row, strict=True)
+    ]
+    width = len(given)
+    most = MOST_PARAMETERS // width
+    for begin in range(0, len(rows), most):
+        count = min(most, len(rows) - begin)
+        marks = ", ".join([lasting] * count)
+        part = values[begin * width : (begin + count) * width]
+        connection.exec_driver_sql(f"{into} VALUES {marks}", tuple(part))
 
 
 @lru_cache
@@ -48,19 +98,49 @@ def _defaults(kind: type[SQLModel]) -> dict[str, Any]:
 
 
 @lru_cache
-def _insertion(dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]) -> TextClause:
+def _insertion(dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]) -> tuple[str, str]:
+    """INSERT INTO a table with all its columns, and the values of those that are not given."""
     defaults = {name: value for name, value in _defaults(kind).items() if name not in given}
-    quoted = dialect.identifier_preparer.quote_identifier
-    into = quoted(table(kind).name)
+    columns = ", ".join(map(_quoted(dialect), (*given, *defaults)))
+    into = f"INSERT INTO {_quoted(dialect)(table(kind).name)} ({columns})"
+    return into, "".join(f", {_literal(value)}" for value in defaults.values())
+
+
+@lru_cache
+def _values_insertion(
+    dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]
+) -> tuple[str, str, Sequence[Callable[[Any], Any] | None]]:
+    """The statement, the marks of one row, and what makes each value one that the driver takes."""
+    into, defaults = _insertion(dialect, kind, given)
+    columns = table(kind).c
+    read = [columns[name].type.dialect_impl(dialect).bind_processor(dialect) for name in given]
+    return into, f"({', '.join('?' * len(given))}{defaults})", read
+
+
+@lru_cache
+def _json_insertion(dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]) -> str:
+    into, defaults = _insertion(dialect, kind, given)
+    names = list(map(_quoted(dialect), given))
+    types = [table(kind).c[name].type.compile(dialect=dialect) for name in given]
+    read = ", ".join(f"{name} {type}" for name, type in zip(names, types, strict=True))
+    return f"{into} SELECT {', '.join(names)}{defaults} FROM json_to_recordset(%s::json) AS given ({read})"
+
+
+@lru_cache
+def _lookup(dialect: Dialect, kind: type[SQLModel], by: tuple[str, ...], wanted: str, where: str) -> str:
+    quoted = _quoted(dialect)
     if dialect.name == "sqlite":
-        values = [f"json_extract(value, '$.{name}')" for name in given]
-        source = "json_each(:rows)"
+        at, given, keys = "asked.key", "json_extract(asked.value, '$[{}]')", "json_each(?) AS asked"
     else:
-        values = [quoted(name) for name in given]
-        source = f"json_populate_recordset(NULL\\:\\:{into}, CAST(:rows AS json))"
-    columns = ", ".join(quoted(name) for name in (*given, *defaults))
-    taken = ", ".join((*values, *map(_literal, defaults.values())))
-    return text(f"INSERT INTO {into} ({columns}) SELECT {taken} FROM {source}")
+        at, given = "asked.at - 1", "asked.value ->> {}"
+        keys = "json_array_elements(%s::json) WITH ORDINALITY AS asked (value, at)"
+    under = " AND ".join(f"{quoted(name)} = {given.format(i)}" for i, name in enumerate(by))
+    row = f"SELECT {quoted(wanted)} FROM {quoted(table(kind).name)} WHERE {under} AND {where}"
+    return f"SELECT {at}, ({row}) FROM {keys}"
+
+
+def _quoted(dialect: Dialect) -> Callable[[str], str]:
+    return dialect.identifier_preparer.quote_identifier
 
 
 def _literal(value: Any) -> str:
