@@ -40,9 +40,9 @@ IDENTITY = (
 )
 """Connection and credential keys that say whose account at which platform a center is."""
 
-ROUNDS_REST = 4.0
+ROUNDS_REST = 9.0
 """A round follows another no sooner than after so many times what that one took: while jobs come by the
-thousand, each round takes many, and those who ask have the interpreter for most of the time."""
+thousand, each round takes many, and those who ask have the interpreter for nine tenths of the time."""
 
 
 @dataclass(frozen=True, slots=True)

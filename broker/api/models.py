@@ -329,8 +329,13 @@ class Config(Body):
     resumable: Annotated[bool, Field(description="Can go on from BROKER_CHECKPOINT_DIR.")] = False
     checkpoint_interval: Annotated[Seconds | None, Field(description="Seconds between checkpoints.")] = None
     stop_grace: Annotated[Whole, Field(ge=0, le=3600, description="Seconds, capped by the center.")] = 30
-    env: Annotated[list[EnvEntry], Field(max_length=256, description="Environment variables.")] = []
-    dataset_ids: Annotated[list[Text], Field(max_length=256, description="Data the job reads.")] = []
+    # Made anew by a factory: pydantic takes as long to copy an empty list as to check the rest of a body.
+    env: Annotated[
+        list[EnvEntry], Field(max_length=256, description="Environment variables."), Stated(default=[])
+    ] = Field(default_factory=list)
+    dataset_ids: Annotated[
+        list[Text], Field(max_length=256, description="Data the job reads."), Stated(default=[])
+    ] = Field(default_factory=list)
     port: Annotated[
         Whole | None,
         Field(ge=1, le=65_535, description="Online services only: where it listens; see BROKER_PORT."),
@@ -345,9 +350,10 @@ class Config(Body):
         Stated(
             propertyNames={"pattern": whole_text(_LABEL_KEY)},
             additionalProperties={"type": "string", "maxLength": 255, "pattern": NUL_FREE},
+            default={},
         ),
         Field(description="Searchable."),
-    ] = {}
+    ] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

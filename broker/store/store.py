@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from broker.store import schema
+from broker.store.gathering import Gathering
 from broker.store.job_pages import TOTALS, Totals
 from broker.store.looks import Looks
 from broker.store.notices import CONNECT_S, KEEPALIVE, Notices
@@ -66,7 +67,6 @@ class Store:
         self._max_batch = max_batch
         self._wakeups: dict[str, asyncio.Event] = {}
         self._engines: list[Engine] = []
-        self._asked: list[Write] = []
         self._reads = 0
         self._totals = Totals()
 
@@ -101,6 +101,7 @@ class Store:
             guard=_same_file(database_file(self._url)),
             notices=notices,
         )
+        self._gathering = Gathering(self._writer.submit, self._loop)
         self._writer.start()
         self._looks = Looks(self._readers, self._session)
         self._pages = Looks(self._readers, self._session)
@@ -115,7 +116,7 @@ class Store:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
-        self._submit()
+        self._gathering.hand_over()
         await asyncio.to_thread(self._writer.close)
         self._readers.shutdown(wait=True)
         self._dispose()
@@ -141,19 +142,8 @@ class Store:
 
     async def _written(self, op: Callable[[Tx, Sequence[Item]], Sequence[T | Rejected]], item: Item) -> T:
         waiting: asyncio.Future[T] = self._loop.create_future()
-        if not self._asked:
-            self._loop.call_soon(self._submit)  # with those that are ready to ask in this turn, too
-        self._asked.append(Write(op, item, waiting))
+        self._gathering.ask(Write(op, item, waiting))
         return await waiting
-
-    def _submit(self) -> None:
-        asked, self._asked = self._asked, []
-        for write in asked:
-            try:
-                self._writer.submit(write)
-            except StoreUnavailable as error:
-                if not write.waiting.done():
-                    write.waiting.set_exception(error)
 
     async def read(
         self, query: Callable[Concatenate[Session, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -208,7 +198,7 @@ class Store:
     @property
     def backlog(self) -> int:
         """Writes that wait for the writer."""
-        return len(self._asked) + self._writer.backlog
+        return self._gathering.waiting + self._writer.backlog
 
     @property
     def reads_waiting(self) -> int:
@@ -225,6 +215,7 @@ class Store:
         """In the writer's thread: one hop to the loop for all who wait."""
 
         def tell() -> None:
+            self._gathering.answered(len(writes))
             for write in writes:
                 if write.waiting.done():
                     continue  # whoever asked has left

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, insert, update
+from sqlalchemy import Connection, Engine, bindparam, insert, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import Session, select
 
@@ -30,6 +30,10 @@ from broker.telemetry import COMMITS, STORE_WRITABLE, log
 LEADER = "leader"
 EVENTS = "events"
 """The counter that numbers events, and who is woken when there are new ones."""
+
+KEPT_S = 0.1
+"""A connection that was not used for so long goes back to the pool, which looks whether it still stands
+before it is used again."""
 
 
 class Rejected(Exception):
@@ -141,6 +145,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._closed = False
+        self._connection: Connection | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -162,7 +167,7 @@ class Writer:
         return self._queue.qsize()
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
+        while (first := self._next()) is not None:
             batch = [first]
             closing = False
             while len(batch) < self._max_batch and not closing:
@@ -176,10 +181,30 @@ class Writer:
                     batch.append(more)
             self._commit(batch)
             if closing:
-                return
+                break
+        self._let_go()
+
+    def _next(self) -> Write | None:
+        """The next write, None at the end."""
+        try:
+            return self._queue.get(timeout=None if self._connection is None else KEPT_S)
+        except queue.Empty:
+            self._let_go()
+            return self._queue.get()
+
+    def _session(self) -> Session:
+        """On the connection that the last transaction left."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return Session(self._connection, expire_on_commit=False)
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _commit(self, batch: list[Write]) -> None:
-        trouble, woken = "", set[str]()
+        trouble, woken, done = "", set[str](), False
         try:
             self._guard()
             try:
@@ -187,6 +212,7 @@ class Writer:
             except OperationalError:
                 raise  # the database itself, not one of the writes
             except Exception:
+                self._let_go()
                 woken = self._apart(batch)
         except DBAPIError as error:
             gone = StoreUnavailable(f"the database refused the transaction: {error.orig}")
@@ -200,6 +226,9 @@ class Writer:
             _answer(batch, [error] * len(batch))
         else:
             COMMITS.inc()
+            done = True
+        if not done:
+            self._let_go()
         self._state(trouble)
         self._told(batch, woken)
 
@@ -214,7 +243,7 @@ class Writer:
 
     def _together(self, batch: list[Write]) -> set[str]:
         """All in one transaction; any error but Rejected undoes all of them."""
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with self._session() as session, session.begin():
             tx = Tx(session, self._clock())
             for writes in _alike(batch):
                 try:
@@ -228,7 +257,7 @@ class Writer:
 
     def _apart(self, batch: list[Write]) -> set[str]:
         """One transaction, a savepoint for each: an error undoes its own write only."""
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with self._session() as session, session.begin():
             tx = Tx(session, self._clock())
             for write in batch:
                 woken, epoch = set(tx.woken), tx._epoch
