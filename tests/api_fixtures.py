@@ -201,7 +201,8 @@ def _set_job(tx: Tx, job: str, values: dict[str, Any]) -> None:
 
 
 def token_of(account: str) -> str:
-    return f"token-of-{account}"
+    """With the look of one that was drawn."""
+    return f"token-of-{account}".ljust(43, "-")
 
 
 def create_body(name: str = "job", **config: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tests.api_fixtures import (
     START_MS,
     World,
     create_body,
+    token_of,
     world,
 )
 
@@ -408,7 +409,7 @@ async def test_a_body_without_a_length_is_counted(world: World) -> None:
         for _ in range(300):
             yield b" " * 1000
 
-    headers = {"X-Auth-Token": "token-of-alice"}
+    headers = {"X-Auth-Token": token_of("alice")}
     answer = await world.client.post("/trainjob", data=endless(), headers=headers)
     assert (answer.status, (await answer.json())["errorCode"]) == (400, "0204")
 

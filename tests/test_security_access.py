@@ -96,7 +96,11 @@ async def test_tokens_cannot_be_guessed(world: World) -> None:
     assert all(len(each) >= 43 and KEY_PREFIX not in each for each in made)  # 256 bits
 
 
-async def test_a_flood_of_wrong_tokens_is_kept_nowhere(world: World) -> None:
+async def test_a_flood_of_wrong_tokens_takes_little_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are none the hashes of the newest are kept, and nothing of the rest."""
+    monkeypatch.setattr(auth, "REMEMBERED_TOKENS", 100)
     app = world.client.app
     assert app is not None
     kept, statuses = len(app[GATE]._found), set()
@@ -106,6 +110,9 @@ async def test_a_flood_of_wrong_tokens_is_kept_nowhere(world: World) -> None:
         statuses.add(answer.status)
     assert statuses == {401, 429}
     assert len(app[GATE]._found) == kept
+    assert len(app[GATE]._nobodys) == 100
+    assert app[GATE].nobodys(auth.token_hash("brk.wrong-199"))
+    assert not app[GATE].nobodys(auth.token_hash("wrong-0"))
 
 
 async def test_a_token_is_looked_for_by_its_hash_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from broker.api.reach import forbidden, own_hosts, trusted
 from broker.config import CenterSettings
 from broker.config.values import Place, Wrong, http_url
 from broker.core.model import CenterId
-from tests.api_fixtures import World, close_world, open_world, world
+from tests.api_fixtures import World, close_world, open_world, token_of, world
 from tests.daemon_process import daemon, eventually, local_center
 from tests.emulators.tai123 import Job, Service
 from tests.http_center import call, failing, opened
@@ -102,7 +102,7 @@ async def test_a_center_cannot_have_this_machine_asked(strange: World, host: str
             assert status == 502
             assert "never asked" in detail or "InvalidUrl" in detail  # aiohttp knows some forms itself
         with pytest.raises(WSServerHandshakeError) as no:
-            await strange.client.ws_connect(f"/services/{job}/x", headers={"X-Auth-Token": "token-of-alice"})
+            await strange.client.ws_connect(f"/services/{job}/x", headers={"X-Auth-Token": token_of("alice")})
         assert no.value.status == 502
     assert asked == []
 

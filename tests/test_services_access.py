@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 from urllib.parse import urlsplit
 
-from broker.config import ServiceSettings
-from broker.store import accounts
-from tests.api_fixtures import World, close_world, open_world, token_of, world
+import pytest
+
+from broker.api.auth import token_hash
+from broker.config import LimitSettings, ServiceSettings
+from broker.store import accounts, keys
+from tests.api_fixtures import World, close_world, open_world, together, token_of, world
 from tests.service_world import (
     bare,
     forget,
@@ -80,6 +88,125 @@ async def test_methods_of_another_kind(world: World) -> None:
             assert response.status in (404, 405), method
             if response.status == 405:
                 assert "GET" in response.headers["Allow"]
+
+
+# ---------------------------------------------------------------- tokens of the service's own
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Hashes that the store is asked for from now on."""
+    asked: list[str] = []
+    for module, name in ((accounts, "find_token"), (keys, "find_key")):
+        real = getattr(module, name)
+
+        def noting(session: Any, given: str, real: Any = real) -> Any:
+            asked.append(given)
+            return real(session, given)
+
+        monkeypatch.setattr(module, name, noting)
+    return asked
+
+
+@pytest.fixture
+async def strict(tmp_path: Path) -> AsyncIterator[World]:
+    """Two unknown tokens of one address at once, and hardly one more while a test runs."""
+    limits = LimitSettings(unknown_token_burst=2, unknown_tokens_per_minute=1)
+    opened = await open_world(tmp_path, limits=limits, trusted_proxies=("127.0.0.1",))
+    yield opened
+    await close_world(opened)
+
+
+def bearer(token: str, **more: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}", **more}
+
+
+def web_token(number: int) -> str:
+    """One that a service may sign anew for each request."""
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"sub": "visitor", "jti": number})
+    packed = [base64.urlsafe_b64encode(json.dumps(each).encode()).rstrip(b"=").decode() for each in parts]
+    return ".".join([*packed, token_urlsafe(32)])
+
+
+async def test_tokens_that_cannot_be_of_the_broker_are_never_asked_for(
+    strict: World, looked: list[str]
+) -> None:
+    async with server() as address:
+        job, _ = await serve(strict, address, public=True)
+        looked.clear()
+        others = (token_urlsafe(31), token_urlsafe(33), f"sk-{token_urlsafe(32)}", f"brk.{token_urlsafe(31)}")
+        for token in (*map(web_token, range(20)), *others, "x", token_urlsafe(6000)[:7000]):
+            data = await seen(await bare(strict, "GET", f"/services/{job}/", headers=bearer(token)))
+            assert sent(data, "Authorization") == [f"Bearer {token}"]
+    assert looked == []
+
+
+async def test_a_token_that_might_be_of_the_broker_is_asked_for_once(
+    strict: World, looked: list[str]
+) -> None:
+    """However often it comes, alone or at once."""
+    async with server() as address:
+        job, _ = await serve(strict, address, public=True)
+        looked.clear()
+        token = token_urlsafe(32)
+        sending = (bare(strict, "GET", f"/services/{job}/", headers=bearer(token)) for _ in range(30))
+        for response in await together(*sending):
+            assert sent(await seen(response), "Authorization") == [f"Bearer {token}"]
+        for _ in range(30):
+            data = await seen(await bare(strict, "GET", f"/services/{job}/", headers=bearer(token)))
+            assert sent(data, "Authorization") == [f"Bearer {token}"]
+    assert looked == [token_hash(token)]
+
+
+async def test_beyond_the_limit_nothing_that_might_be_of_the_broker_is_passed_on(
+    strict: World, looked: list[str]
+) -> None:
+    async with server() as address:
+        job, _ = await serve(strict, address, public=True)
+        path, known, new = f"/services/{job}/", token_of("alice"), token_of("bob")
+        first, second, third = (token_urlsafe(32) for _ in range(3))
+        for token in (first, second):
+            await seen(await bare(strict, "GET", path, headers=bearer(token)))
+        looked.clear()
+        for token in (third, new, f"brk.{third}"):
+            refused = await bare(strict, "GET", path, headers=bearer(token))
+            told = await refused.json()
+            assert (refused.status, told["errorCode"]) == (429, "")
+            assert "limits.unknown_tokens_per_minute" in told["detail"]
+            assert int(refused.headers["Retry-After"]) >= 1
+        assert looked == []
+        # what is known by now goes on, and so do others
+        for token, arrives in ((first, [f"Bearer {first}"]), (second, [f"Bearer {second}"]), (known, [])):
+            data = await seen(await bare(strict, "GET", path, headers=bearer(token)))
+            assert sent(data, "Authorization") == arrives
+        elsewhere = {"X-Forwarded-For": "192.0.2.1"}
+        for token, arrives in ((third, [f"Bearer {third}"]), (new, [])):
+            data = await seen(await bare(strict, "GET", path, headers=bearer(token, **elsewhere)))
+            assert sent(data, "Authorization") == arrives
+
+
+async def test_a_private_service_refuses_them_without_asking_twice(strict: World, looked: list[str]) -> None:
+    async with server() as address:
+        job, _ = await serve(strict, address)
+        looked.clear()
+        token = token_urlsafe(32)
+        for _ in range(5):
+            for given in (token, web_token(1)):
+                answer = await strict.refused("GET", f"/services/{job}/", as_=None, headers=bearer(given))
+                assert answer[:2] == (401, "0101")
+                assert "is not known" in answer[2]
+    assert looked == [token_hash(token)]
+
+
+async def test_tokens_and_keys_as_they_are_drawn_never_arrive(world: World) -> None:
+    login = {"authMethod": "password", "user": {"name": "alice", "password": "pw-alice"}}
+    token = (await world.ok("POST", "/auth/tokens", login, as_=None))["token"]
+    key = (await world.ok("POST", "/auth/apikeys", {"name": "ci", "scopes": ["jobs"]}))["key"]
+    async with server() as address:
+        for job, _ in (await serve(world, address, "open", public=True), await serve(world, address)):
+            for own in (token, key):
+                data = await seen(await bare(world, "GET", f"/services/{job}/", headers=bearer(own)))
+                assert sent(data, "Authorization") == []
 
 
 # ---------------------------------------------------------------- signed links

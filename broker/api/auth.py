@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -40,6 +41,9 @@ ARGON2_AT_ONCE = 2
 KEY_PREFIX = "brk."
 """Of every API key, and of no login's token, which has no dot: the one or the other is looked for."""
 
+_OURS = re.compile(rf"(?:{re.escape(KEY_PREFIX)})?[A-Za-z0-9_-]{{43}}", re.ASCII)
+"""What tokens and API keys look like, as `new_token` makes them."""
+
 
 class Gate:
     """Password checks and found tokens of one application."""
@@ -51,6 +55,7 @@ class Gate:
         self._found: dict[str, tuple[float, LoginSession]] = {}
         self._finding: dict[str, asyncio.Task[LoginSession | None]] = {}
         self._known: set[str] = set()
+        self._nobodys: dict[str, None] = {}  # in the order they last came
         self._decoy = ""
         self._noting: set[asyncio.Task[None]] = set()
         self._used_ms: dict[str, int] = {}
@@ -141,6 +146,10 @@ class Gate:
         if session is None:
             found.pop(digest, None)
             self._known.discard(digest)
+            self._nobodys.pop(digest, None)
+            self._nobodys[digest] = None
+            if len(self._nobodys) > REMEMBERED_TOKENS:
+                del self._nobodys[next(iter(self._nobodys))]
             return None
         if len(found) >= REMEMBERED_TOKENS:
             found.clear()
@@ -158,6 +167,20 @@ class Gate:
         """Whether it was right here before."""
         return digest in self._known or digest in self._found
 
+    def asks(self, digest: str) -> bool:
+        """Whether the store is being asked for it."""
+        return digest in self._finding
+
+    def nobodys(self, digest: str) -> bool:
+        """Whether the store was asked and it is nobody's, nor will it be: tokens are drawn, not chosen.
+
+        What comes again is remembered longest.
+        """
+        if digest not in self._nobodys:
+            return False
+        self._nobodys[digest] = self._nobodys.pop(digest)
+        return True
+
     def forget(self) -> None:
         """An account or a token changed: look again."""
         self._found, self._finding = {}, {}
@@ -168,6 +191,11 @@ SCOPES = web.AppKey("scopes", Mapping[tuple[str, str], Scope])
 """(method, template) of a route to what an API key needs for it."""
 OPEN_ROUTES = web.AppKey("open_routes", frozenset[tuple[str, str]])
 """(method, template) of the routes that need no token."""
+
+
+def new_token() -> str:
+    """256 random bits."""
+    return secrets.token_urlsafe(32)
 
 
 def token_hash(token: str) -> str:
@@ -183,8 +211,11 @@ def _verify(hasher: PasswordHasher, expected: str, password: str) -> bool:
 
 def request_token(request: web.Request) -> str:
     """The token or API key of the request, "" when there is none.  X-Auth-Token goes before Authorization."""
-    if (token := request.headers.get("X-Auth-Token", "").strip()) != "":
-        return token
+    return request.headers.get("X-Auth-Token", "").strip() or bearer_token(request)
+
+
+def bearer_token(request: web.Request) -> str:
+    """What Authorization has as a bearer token, "" when it has none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
@@ -204,14 +235,18 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 async def caller_of(request: web.Request, token: str) -> Caller:
-    """Whose token or API key it is.
-
-    Raises ApiError 0101, 0102, 0103, and 0202 for a key whose scopes are not what the route asks for;
-    TooMany where too many come from one address that are neither.
-    """
+    """Whose token or API key it is.  Raises as `let_in`, ApiError 0101 where there is none, and TooMany
+    where too many come from one address that are neither."""
     if not token:
         raise ApiError("0101", "a token is needed: X-Auth-Token, or Authorization: Bearer", 401)
-    session = await _session(request, token)
+    return let_in(request, await _session(request, token))
+
+
+def let_in(request: web.Request, session: LoginSession | None) -> Caller:
+    """Who asks, by what was found of the token or API key.
+
+    Raises ApiError 0101, 0102, 0103, and 0202 for a key whose scopes are not what the route asks for.
+    """
     if session is None:
         raise ApiError("0101", "the token is not known; POST /auth/tokens gives one", 401)
     if session.ended(request.app[CONTEXT].clock()):
@@ -239,6 +274,20 @@ async def _session(request: web.Request, token: str) -> LoginSession | None:
         if not wrong:
             limits.token_not_wrong(address)
     return session
+
+
+async def find_among_others(request: web.Request, token: str) -> LoginSession | None:
+    """Whose token it is, where it may as well be none of the broker's and come with every request.
+
+    So the store is asked for it once, and not at all for what does not look like one of ours.  Raises
+    TooMany for what does, when too many unknown ones come from one address.
+    """
+    gate = request.app[GATE]
+    if not _OURS.fullmatch(token) or gate.nobodys(digest := token_hash(token)):
+        return None
+    if gate.asks(digest):
+        return await gate.find(token)
+    return await _session(request, token)
 
 
 def _needed(request: web.Request) -> Scope:
@@ -295,7 +344,7 @@ async def log_in(request: web.Request) -> web.Response:
         gate.note_failure(login.caller.id)
         raise wrong
     limits.logged_in(name, address)
-    token = secrets.token_urlsafe(32)
+    token = new_token()
     expires_ms = context.clock() + context.token_ttl_s * 1000
     try:
         await context.store.write(

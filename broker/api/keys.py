@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 
 from broker.api import models_people, times, wire
-from broker.api.auth import GATE, KEY_PREFIX, token_hash
+from broker.api.auth import GATE, KEY_PREFIX, new_token, token_hash
 from broker.api.context import CALLER, CONTEXT, Context
 from broker.api.errors import ApiError, shown
 from broker.api.fields import paged
@@ -42,7 +42,7 @@ async def create(request: web.Request) -> web.Response:
     no_query(request)
     body = await read_body(request, models_people.CreateKey)
     context = request.app[CONTEXT]
-    secret = KEY_PREFIX + secrets.token_urlsafe(32)
+    secret = KEY_PREFIX + new_token()
     new = NewKey(
         id=f"k-{secrets.token_hex(6)}",
         hash=token_hash(secret),

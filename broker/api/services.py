@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from broker.api import forwarding, times, wire
-from broker.api.auth import GATE, caller_of
+from broker.api.auth import bearer_token, caller_of, find_among_others, let_in
 from broker.api.context import CALLER, CONTEXT, REQUEST_ID, Context
 from broker.api.errors import ApiError, shown
 from broker.api.proxy import Onward, Proxy, Unserved
@@ -33,7 +33,7 @@ from broker.api.turns import TURN
 from broker.client import answers
 from broker.core.model import JobId, Kind, PublicStatus
 from broker.store import services
-from broker.store.accounts import Caller, may_see
+from broker.store.accounts import Caller, LoginSession, may_see
 from broker.store.jobs import NoSuchJob
 from broker.store.services import Service
 
@@ -175,9 +175,9 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         raise ApiError("0202", f"{LINK}: a link is opened by GET")  # the service must not see it
     visitor = _signer(context, "cookie", job, request.cookies.get(COOKIE, ""))
     service = await found.find(job, visitor)
-    authorization = await _authorization(request)
+    session = await find_among_others(request, bearer_token(request))
     if service is None or not service.public:
-        await _admit(request, job, service)
+        await _admit(request, job, service, session)
     assert service is not None, "nobody is admitted to what is not there"
     # 3. whether it can answer, and where
     if service.status in _ENDED:
@@ -189,6 +189,8 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         if not forwarding.usable(service.address):
             raise Unserved(502, "its center tells an address that is none")
         raise ApiError("0202", f"path: {shown(rest)} is none that can be passed on")
+    # a token of the broker is never the service's
+    authorization = request.headers.get("Authorization", "") if session is None else ""
     header = _header(request, job, url, authorization)
     own = trusted(url, context.own_hosts(service.center))
     request[TURN].give_up()  # the proxy has limits of its own
@@ -210,25 +212,18 @@ def _rest(request: web.Request) -> str:
     return path.removeprefix(start)
 
 
-async def _authorization(request: web.Request) -> str:
-    """What of Authorization is the service's: all but a token of the broker."""
-    value = request.headers.get("Authorization", "")
-    scheme, _, token = value.partition(" ")
-    if scheme.lower() == "bearer" and await request.app[GATE].find(token.strip()) is not None:
-        return ""
-    return value
-
-
-async def _admit(request: web.Request, job: JobId, service: Service | None) -> None:
+async def _admit(
+    request: web.Request, job: JobId, service: Service | None, session: LoginSession | None
+) -> None:
     """Raises ApiError 0101, 0102, 0103 without a right to ask, and NoSuchJob for what must not be seen,
-    in this order: nobody learns which services there are."""
+    in this order: nobody learns which services there are.  `session` is that of the bearer token."""
     visitor = None if service is None else service.visitor
     own = request.headers.get("X-Auth-Token", "").strip()
-    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-    bearer = bearer.strip() if scheme.lower() == "bearer" else ""
     caller: Caller
-    if own or visitor is None or (bearer and await request.app[GATE].find(bearer) is not None):
-        caller = await caller_of(request, own or bearer)
+    if own or (visitor is None and not bearer_token(request)):
+        caller = await caller_of(request, own)
+    elif visitor is None or session is not None:
+        caller = let_in(request, session)
     else:
         caller = visitor
     request[CALLER] = caller
