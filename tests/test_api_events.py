@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientPayloadError, ClientResponse
 
 from broker.api import events
 from broker.api.context import STOPPING
@@ -85,6 +85,11 @@ async def came(condition: Callable[[], bool]) -> None:
 
 async def newest(world: World) -> int:
     return await world.store.read(audit.newest)
+
+
+def tell_much(tx: Tx) -> None:
+    """An event that fills a good part of a client's pipe."""
+    tx.event("center.call", center="sz-1", actor="root", data={"text": "x" * 200_000})
 
 
 async def test_a_user_sees_what_happens_to_the_own_jobs(world: World) -> None:
@@ -193,14 +198,11 @@ async def test_a_client_that_reads_too_slowly_is_told_and_loses_nothing(
     before = await newest(world)
     written = 0
 
-    def tell(tx: Tx) -> None:
-        tx.event("center.call", center="sz-1", actor="root", data={"text": "x" * 200_000})
-
     response = await world.client.get("/broker/v1/events", headers={"X-Auth-Token": token_of("root")})
 
     async def overflowed() -> bool:
         nonlocal written
-        await world.sql(tell)
+        await world.sql(tell_much)
         written += 1
         return any(each.overflowed for each in world.client.app[FEED]._streams)
 
@@ -218,6 +220,27 @@ async def test_a_client_that_reads_too_slowly_is_told_and_loses_nothing(
     async with listening(world, "root", after=slow.ids()[-1]) as again:
         await came(lambda: len(slow.events) + len(again.events) >= written)
         assert slow.ids() + again.ids() == list(range(before + 1, before + written + 1))
+
+
+async def test_a_client_that_takes_nothing_is_cut(tmp_path: Path) -> None:
+    world = await open_world(tmp_path, limits=LimitSettings(stalled_s=1))
+    try:
+        response = await world.client.get("/broker/v1/events", headers={"X-Auth-Token": token_of("root")})
+
+        async def cut() -> bool:
+            await world.sql(tell_much)
+            return not world.client.app[FEED]._streams
+
+        await until(cut)
+        stalled = Listener(response)
+        with pytest.raises(ClientPayloadError):
+            await stalled.read()
+        assert (stalled.ended, stalled.last) == (False, None), "no last word: nothing was taken any more"
+        async with listening(world, "root", after=stalled.ids()[-1]) as again:
+            await came(lambda: bool(again.events))
+            assert again.ids()[0] == stalled.ids()[-1] + 1
+    finally:
+        await close_world(world)
 
 
 async def test_streams_of_an_account_are_counted(tmp_path: Path) -> None:

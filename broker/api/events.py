@@ -47,9 +47,6 @@ PAUSE_S = 0.05
 KEEP_ALIVE_S = 15.0
 """A comment goes out this often, and the caller's token is looked at again."""
 
-WRITE_S = 30.0
-"""A client that takes nothing for so long is gone."""
-
 RETRY_MS = 3000
 STREAM_RETRY_S = 30
 
@@ -215,7 +212,7 @@ class _Client:
     async def send(self, text: str) -> None:
         """Raises ConnectionError when the client has gone, or takes nothing any more."""
         try:
-            async with asyncio.timeout(WRITE_S):
+            async with asyncio.timeout(self._context.limits.stalled_s):
                 await self._response.write(text.encode())
         except TimeoutError:
             raise ConnectionResetError("the client reads nothing") from None
