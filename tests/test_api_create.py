@@ -336,6 +336,8 @@ BODY_FAULTS: list[tuple[Any, str, str]] = [
     (b"{", "0201", "the body is not JSON"),
     (b"[]", "0201", "the body must be a JSON object"),
     (b"null", "0201", "the body must be a JSON object"),
+    (b'"\\ud800"', "0201", "the body must be a JSON object"),
+    (b'{"\\ud800": 1, "\\ud800": 1}', "0201", "the body is not JSON"),
     (b'{"jobName": NaN}', "0201", "the body is not JSON"),
     (b'{"jobName": 1e99999999999999999999}', "0201", "the body is not JSON"),
     (b"[" * 100_000, "0201", "the body is not JSON"),

@@ -192,6 +192,28 @@ async def test_no_page_of_another_origin_may_read_unless_it_is_named(tmp_path: A
     assert "Cookie" not in cors.REQUEST_HEADERS
 
 
+@pytest.mark.parametrize(
+    ("line", "header", "status"),
+    [
+        ("GET /broker/v1/me", b"X-Auth-Token: \xff", 401),
+        ("GET /broker/v1/me", b"Authorization: Bearer brk.\xff", 401),
+        ("GET /services/j-none/", b"X-Auth-Token: \xff", 401),
+        ("GET /services/j-none/", b"Authorization: Bearer \xff", 401),
+        ("GET /broker/v1/events", b"Last-Event-ID: \xff", 400),
+        ("POST /trainjob", b"Idempotency-Key: \xff", 400),
+    ],
+)
+async def test_a_header_that_is_no_text_is_wrong_and_no_fault(
+    world: World, line: str, header: bytes, status: int
+) -> None:
+    body = json.dumps(create_body())
+    token = "" if status == 401 else f"X-Auth-Token: {token_of('alice')}\r\n"
+    head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{token}"
+    answer = await exchanged(world, head.encode() + header + b"\r\n\r\n" + body.encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b'"errorCode": "0' in answer
+
+
 async def test_a_cookie_opens_no_call_of_the_api(world: World) -> None:
     """No page can have a browser do something there: a token is a header that the page must know."""
     async with server() as here:

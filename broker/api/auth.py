@@ -199,7 +199,8 @@ def new_token() -> str:
 
 
 def token_hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+    """Of its bytes as they were sent; aiohttp keeps those that are no UTF-8 as half pairs."""
+    return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
 
 
 def _verify(hasher: PasswordHasher, expected: str, password: str) -> bool:

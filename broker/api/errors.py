@@ -146,9 +146,10 @@ def first(failures: Iterable[ApiError]) -> ApiError | None:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON for a detail, shortened."""
+    """A value as JSON for a detail, shortened; half of a UTF-16 pair, which no answer can have, escaped."""
     plain = isinstance(value, int | Decimal) and not isinstance(value, bool)
     text = str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= 80 else text[:77] + "…"
 
 
