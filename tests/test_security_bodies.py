@@ -88,7 +88,7 @@ async def test_a_key_that_is_there_twice_is_refused(world: World) -> None:
     body = json.dumps(create_body())[:-1] + ', "jobName": "other"}'
     status, code, detail = await world.refused("POST", "/trainjob", body.encode())
     assert (status, code) == (400, "0201")
-    assert '"jobName" is there twice' in detail
+    assert "'jobName' is there twice" in detail
     many = "{" + ",".join(f'"k{i}":1' for i in range(15_000)) + ',"k14999":1}'
     assert (await world.refused("POST", "/trainjob", many.encode()))[:2] == (400, "0201")
 
@@ -126,10 +126,11 @@ async def test_a_form_has_so_many_parts_and_no_more(world: World) -> None:
         "[" * 100_000 + "]" * 100_000,
         '{"a":' * 5000 + "1" + "}" * 5000,
         '{"n": ' + "9" * 5000 + "}",
+        '{"n": 1e99999999999999999999}',
         '{"a": NaN}',
         '{"a": 1, "a": 2}',
     ],
-    ids=["arrays", "objects", "digits", "NaN", "twice"],
+    ids=["arrays", "objects", "digits", "exponent", "NaN", "twice"],
 )
 async def test_an_answer_that_is_a_bomb_is_an_answer_that_cannot_be_read(text: str) -> None:
     async with opened(answer(text)) as (server, made):

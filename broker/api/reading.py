@@ -7,11 +7,9 @@ does not: which fields there are (models.py, fields.py and the handlers).
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from decimal import Decimal
 from types import TracebackType
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -20,6 +18,7 @@ from aiohttp import web
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from broker import strict_json
 from broker.api import times
 from broker.api.context import CONTEXT
 from broker.api.errors import RANK, ApiError, TooSlow, first, shown, unknown
@@ -64,8 +63,8 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object of the body.  Raises ApiError 0204 when it is too large, else 0201."""
     text = _decoded(await read_bytes(request))
     try:
-        data = _DECODER.decode(text)
-    except (ValueError, ArithmeticError, RecursionError) as error:
+        data = strict_json.parse(text)
+    except ValueError as error:
         raise ApiError("0201", f"the body is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise ApiError("0201", f"the body must be a JSON object, not {shown(data)}")
@@ -137,23 +136,6 @@ def _decoded(body: bytes) -> str:
         raise ApiError("0201", f"the body must be JSON in UTF-8; byte {error.start} is not") from error
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Which of two values is meant nobody can tell, and another program before us may have read the other."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"the key {shown(name)} is there twice")
-            seen.add(name)
-    return found
-
-
-_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
