@@ -161,6 +161,14 @@ async def test_short_reads_that_come_together_share_a_transaction(world: World) 
     assert len(begun) < len(made)
 
 
+async def test_readiness_is_one_read(world: World) -> None:
+    """It is asked all day long, and of one picture: its centers are of the time of its leader."""
+    begun: list[int] = []
+    event.listen(world.store._read_engine, "begin", lambda _connection: begun.append(1))
+    assert (await (await world.call("GET", "/readyz", as_=None)).json())["leader"] == "test"
+    assert begun == [1]
+
+
 async def test_what_one_read_is_refused_stays_with_it(world: World) -> None:
     job = JobId(await world.create("a"))
     caller, now_ms = world.accounts["alice"], world.clock()

@@ -11,7 +11,7 @@ from broker.api.reading import no_query
 from broker.api.routes import Media, Route
 from broker.api.services import SERVICES
 from broker.client import answers
-from broker.store import centers, lease
+from broker.store import views
 from broker.store.writer import StoreUnavailable
 from broker.telemetry import SERVICE_REQUESTS, WRITER_BACKLOG
 
@@ -29,8 +29,7 @@ async def readyz(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     started = context.ready()  # first: what is read afterwards is of the configuration now in force
     try:
-        known = await context.store.read(centers.list_centers)
-        leader = (await context.store.read(lease.held, context.clock())).holder
+        known, leader = await context.store.read(views.centers_and_leader, context.clock())
     except StoreUnavailable as error:
         silent = {"ready": False, "store": str(error), "leads": context.leader(), "leader": "", "centers": []}
         return wire.answer(silent, status=503)

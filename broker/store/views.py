@@ -13,9 +13,9 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from broker.core.model import CenterId, JobId, Pool, RunId, RunState, TenantId
-from broker.store import accounts, centers, datasets, jobs, purses
+from broker.store import accounts, centers, datasets, jobs, lease, purses
 from broker.store.accounts import Caller
-from broker.store.centers import NoSuchCenter
+from broker.store.centers import CenterView, NoSuchCenter
 from broker.store.datasets import CopyView
 from broker.store.job_pages import list_jobs
 from broker.store.jobs import JobFilter, JobSummary, JobView, NoSuchJob
@@ -104,6 +104,11 @@ def run_log(session: Session, run: RunId) -> RunLog | None:
         collect_owed=row.collect_owed_ms is not None,
         logs_copied_ms=row.logs_copied_ms or 0,
     )
+
+
+def centers_and_leader(session: Session, now_ms: int) -> tuple[list[CenterView], str]:
+    """Every center that is not archived, without counts of its runs, and who leads; "" when nobody does."""
+    return centers.list_centers(session, counts=False), lease.held(session, now_ms).holder
 
 
 @dataclass(frozen=True, slots=True)
