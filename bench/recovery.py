@@ -34,6 +34,7 @@ from tests.daemon_process import DaemonProcess, daemon, eventually
 from tests.emulators import tai123
 from tests.emulators.tai123 import Job, Service
 from tests.soak import in_background
+from tests.tai123_center import center_at
 
 OWED_S, AIM_S = 5.0, 2.0
 OWED_GIB, AIM_GIB = 1.5, 1.0
@@ -52,21 +53,6 @@ class Size:
 
 
 SIZES = {"100k": Size(50_000, 50_000), "1m": Size(1_000_000, 100_000)}
-
-
-def center_toml(url: str) -> str:
-    return f"""
-[[centers]]
-id = "up"
-adapter = "tai123"
-poll_interval_s = 15
-max_in_flight = 100000
-[centers.connection]
-base_url = "{url}"
-[centers.credentials]
-username = "network"
-password = "correct horse"
-"""
 
 
 # ---------------------------------------------------------------- what the daemon has
@@ -169,7 +155,8 @@ def main() -> int:
     tai123.CAP = 1000
     with tempfile.TemporaryDirectory() as name, in_background(Service) as service:
         folder = Path(name)
-        with daemon(folder, center_toml(service.url)) as broker:
+        center = center_at(service.url, "up", quick=False, more="max_in_flight = 100000")
+        with daemon(folder, center) as broker:
             running, queued = templates(broker.client("alice"), service)
             broker.stop()
             populate(folder / "broker.db", service, running, queued, size)

@@ -33,17 +33,20 @@ def center_toml(other: DaemonProcess, id: str = "up", more: str = "", connection
     return center_at(other.url, id, more=more, connection=connection)
 
 
-def center_at(url: str, id: str, *, password: str = PASSWORD, more: str = "", connection: str = "") -> str:
-    """TOML of whoever answers there as a center."""
+def center_at(
+    url: str, id: str, *, password: str = PASSWORD, quick: bool = True, more: str = "", connection: str = ""
+) -> str:
+    """TOML of whoever answers there as a center; `quick`: asked far more often than by default."""
+    polled, paced = ("poll_interval_s = 0.3", "requests_per_s = 1000") if quick else ("", "")
     return f"""
 [[centers]]
 id = "{id}"
 adapter = "tai123"
-poll_interval_s = 0.3
+{polled}
 {more}
 [centers.connection]
 base_url = "{url}"
-requests_per_s = 1000
+{paced}
 {connection}
 [centers.credentials]
 username = "{ACCOUNT}"

@@ -23,7 +23,7 @@ from tests.daemon_process import PASSWORD, DaemonProcess, daemon, eventually, lo
 from tests.emulators.faults import Fault
 from tests.emulators.tai123 import Service
 from tests.soak import in_background
-from tests.tai123_center import ACCOUNT, cards_center, center_toml, end_jobs, other_broker
+from tests.tai123_center import ACCOUNT, cards_center, center_at, center_toml, end_jobs, other_broker
 
 
 @pytest.fixture
@@ -218,19 +218,7 @@ def test_a_lost_create_goes_on_where_it_arrived(near_folder: Path) -> None:
     """A service of the standard takes the job and its answer is lost: the job is found, not sent again."""
     with in_background(Service) as service:
         service.faults.plan("create", Fault.LOST_REPLY)
-        center = f"""
-[[centers]]
-id = "plain"
-adapter = "tai123"
-poll_interval_s = 0.3
-[centers.connection]
-base_url = "{service.url}"
-requests_per_s = 1000
-[centers.credentials]
-username = "network"
-password = "{PASSWORD}"
-"""
-        with daemon(near_folder, center) as near:
+        with daemon(near_folder, center_at(service.url, "plain")) as near:
             alice = near.client("alice")
             job = submit(alice, "lost", "run", specId=spec_with(alice, 2), imageId="img-3")
             reach(alice, job, "RUNNING")
