@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test unit soak chaos contract openapi lint types imports audit format lock install uninstall clean
+.PHONY: help demo test unit soak chaos contract openapi lint types imports audit format lock install program files unpackaged uninstall deb clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -60,33 +60,57 @@ lock: $(READY) ## write the locks anew from pyproject.toml: everything, and what
 		--constraint requirements.lock --generate-hashes --no-header --quiet --output-file requirements-service.lock
 
 PREFIX ?= /opt/computing-broker
-DOC := /usr/local/share/doc/computing-broker
+# The folder that stands for the root of the machine while a package is made; empty: the machine itself.
+DESTDIR ?=
+# Folders for what an administrator installs; those of a package are in `deb`.
+USR := /usr/local
+SYSTEMD := /etc
+DOC = $(USR)/share/doc/computing-broker
 
-install: ## as root: the broker in PREFIX, its service, the service's user, a first configuration
-	@runuser -u nobody -- $$(command -v $(PYTHON)) -c 'import sys; assert sys.version_info >= (3, 11)' || { \
-		echo "PYTHON=$(PYTHON) must be a Python 3.11 or newer that every user may run, such as /usr/bin/python3"; exit 2; }
-	$(PYTHON) -m venv $(PREFIX)
-	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-service.lock
-	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
-	ln -sfn $(PREFIX)/bin/broker /usr/local/bin/broker
-	install -d /etc/systemd/system /etc/sysusers.d /etc/tmpfiles.d $(DOC)
-	install -m 644 config/broker.service /etc/systemd/system/broker.service
-	install -m 644 config/systemd/broker.sysusers.conf /etc/sysusers.d/broker.conf
-	install -m 644 config/systemd/broker.tmpfiles.conf /etc/tmpfiles.d/broker.conf
-	cp -r docs/. $(DOC)
+install: program files ## as root: the broker in PREFIX, its service, the service's user, a first configuration
+ifeq ($(DESTDIR),)
 	systemd-sysusers broker.conf
 	systemd-tmpfiles --create broker.conf
-	test -e /etc/broker/broker.toml || { \
-		sed -E 's/^(url|data_dir) = /#&/; s/^work_dir = .*/work_dir = "\/var\/lib\/broker\/work"/' config/broker.toml > /etc/broker/broker.toml && \
-		chgrp broker /etc/broker/broker.toml && chmod 640 /etc/broker/broker.toml; }
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "next: edit /etc/broker/broker.toml, then: systemctl enable --now broker"
+endif
 
-uninstall: ## as root: take away what install put in place; configuration, state and user stay
+program: unpackaged # an environment with the broker and the versions it was tested with
+ifeq ($(DESTDIR),)
+	@runuser -u nobody -- $$(command -v $(PYTHON)) -c 'import sys; assert sys.version_info >= (3, 11)' || { \
+		echo "PYTHON=$(PYTHON) must be a Python 3.11 or newer that every user may run, such as /usr/bin/python3"; exit 2; }
+endif
+	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
+	$(DESTDIR)$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-service.lock
+	$(DESTDIR)$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+
+files: unpackaged # what stands around the program; a configuration that is there stays
+	install -d $(addprefix $(DESTDIR),$(USR)/bin $(DOC) $(SYSTEMD)/systemd/system $(SYSTEMD)/sysusers.d $(SYSTEMD)/tmpfiles.d)
+	install -d -m 750 $(DESTDIR)/etc/broker
+	ln -sfn $(PREFIX)/bin/broker $(DESTDIR)$(USR)/bin/broker
+	sed 's|/usr/local/|$(USR)/|' config/broker.service > $(DESTDIR)$(SYSTEMD)/systemd/system/broker.service
+	chmod 644 $(DESTDIR)$(SYSTEMD)/systemd/system/broker.service
+	install -m 644 config/systemd/broker.sysusers.conf $(DESTDIR)$(SYSTEMD)/sysusers.d/broker.conf
+	install -m 644 config/systemd/broker.tmpfiles.conf $(DESTDIR)$(SYSTEMD)/tmpfiles.d/broker.conf
+	cp -r docs/. $(DESTDIR)$(DOC)
+	test -e $(DESTDIR)/etc/broker/broker.toml || { umask 027 && \
+		sed -E 's/^(url|data_dir) = /#&/; s/^work_dir = .*/work_dir = "\/var\/lib\/broker\/work"/' config/broker.toml > $(DESTDIR)/etc/broker/broker.toml; }
+
+unpackaged:
+	@test -n "$(DESTDIR)" || test ! -e /usr/lib/systemd/system/broker.service || { \
+		echo "the broker of a Debian package is here, which only apt may change or remove"; exit 2; }
+
+uninstall: unpackaged ## as root: take away what install put in place; configuration, state and user stay
 	if [ -d /run/systemd/system ]; then systemctl disable --now broker || true; fi
 	rm -rf $(PREFIX) $(DOC)
-	rm -f /usr/local/bin/broker /etc/systemd/system/broker.service /etc/sysusers.d/broker.conf /etc/tmpfiles.d/broker.conf
+	rm -f $(USR)/bin/broker $(SYSTEMD)/systemd/system/broker.service $(SYSTEMD)/sysusers.d/broker.conf $(SYSTEMD)/tmpfiles.d/broker.conf
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
+# -z1: compressed better it is a sixth smaller and takes minutes.
+deb: ## dist/computing-broker_VERSION_ARCHITECTURE.deb, for this release of Debian
+	rm -rf build/deb
+	$(MAKE) install DESTDIR=$(CURDIR)/build/deb PYTHON=/usr/bin/python3 PREFIX=/opt/computing-broker USR=/usr SYSTEMD=/usr/lib
+	packaging/build-deb build/deb $$(sed -n 's/^__version__ = "\(.*\)"/\1/p' broker/__init__.py) dist -z1
+
 clean: ## remove what make created
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
