@@ -236,14 +236,14 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 async def caller_of(request: web.Request, token: str) -> Caller:
-    """Whose token or API key it is.  Raises as `let_in`, ApiError 0101 where there is none, and TooMany
+    """Whose token or API key it is.  Raises as `caller_with`, ApiError 0101 where there is none, and TooMany
     where too many come from one address that are neither."""
     if not token:
         raise ApiError("0101", "a token is needed: X-Auth-Token, or Authorization: Bearer", 401)
-    return let_in(request, await _session(request, token))
+    return caller_with(request, await _session(request, token))
 
 
-def let_in(request: web.Request, session: LoginSession | None) -> Caller:
+def caller_with(request: web.Request, session: LoginSession | None) -> Caller:
     """Who asks, by what was found of the token or API key.
 
     Raises ApiError 0101, 0102, 0103, and 0202 for a key whose scopes are not what the route asks for.

@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from broker.api import forwarding, times, wire
-from broker.api.auth import bearer_token, caller_of, find_among_others, let_in
+from broker.api.auth import bearer_token, caller_of, caller_with, find_among_others
 from broker.api.context import CALLER, CONTEXT, REQUEST_ID, Context
 from broker.api.errors import ApiError, shown
 from broker.api.proxy import Onward, Proxy, Unserved
@@ -223,7 +223,7 @@ async def _admit(
     if own or (visitor is None and not bearer_token(request)):
         caller = await caller_of(request, own)
     elif visitor is None or session is not None:
-        caller = let_in(request, session)
+        caller = caller_with(request, session)
     else:
         caller = visitor
     request[CALLER] = caller
