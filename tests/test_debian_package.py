@@ -121,8 +121,9 @@ def test_files_that_debian_wants(unpacked: Path) -> None:
 def test_nothing_names_the_folder_of_the_build(package: Path, unpacked: Path) -> None:
     files = [path for path in unpacked.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.suffix == ".pyc" for path in files)
+    maker = sys.executable.encode()  # an environment tells who made it; this one is of the tests
     for place in (package.parent, ROOT):
-        assert [path for path in files if f"{place}/".encode() in path.read_bytes()] == []
+        assert [path for path in files if f"{place}/".encode() in path.read_bytes().replace(maker, b"")] == []
     script = (unpacked / VENV / "bin" / "broker").read_text()
     assert script.startswith(f"#!/{VENV}/bin/python")
     assert f"command = {sys.executable} -m venv" in (unpacked / VENV / "pyvenv.cfg").read_text()

@@ -20,9 +20,9 @@ from broker.store.accounts import Caller
 from broker.store.centers import CenterView
 from broker.store.codec import request_to_json
 from broker.store.jobs import JobSummary, summary
-from broker.store.rows import find_rows, insert_rows
+from broker.store.rows import New, find_rows, insert_rows
 from broker.store.writer import Rejected, Tx
-from broker.tables import Idempotency, Job, JobDataset, JobLabel
+from broker.tables import Idempotency, Job, JobDataset, JobLabel, Run
 from broker.tables.columns import table
 
 
@@ -114,9 +114,8 @@ def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
             made = facts.add(each, _summary(made, tx.now_ms))
         answers.append(made)
     if taken:
-        insert_rows(connection, Job, rows)
-        runs.insert_first(connection, [new.id for _, new in taken], tx.now_ms)
-        _insert_more(connection, taken, tx.now_ms)
+        first_runs = runs.first_of(connection, [new.id for _, new in taken], tx.now_ms)
+        insert_rows(connection, (Job, rows), (Run, first_runs), *_more(taken, tx.now_ms))
         for _, new in taken:
             tx.event("job.created", job=new.id, actor=new.actor or new.account)
         tx.wake("cycle")
@@ -224,7 +223,7 @@ def _summary(new: NewJob, now_ms: int) -> JobSummary:
     )
 
 
-def _insert_more(connection: Connection, taken: Sequence[tuple[Asked, NewJob]], now_ms: int) -> None:
+def _more(taken: Sequence[tuple[Asked, NewJob]], now_ms: int) -> tuple[New, ...]:
     """Labels, data sets and keys of new jobs, where they have some."""
     labels = [
         {"job_id": new.id, "key": key, "value": value}
@@ -243,5 +242,4 @@ def _insert_more(connection: Connection, taken: Sequence[tuple[Asked, NewJob]], 
         for asked, new in taken
         if asked.key
     ]
-    for kind, rows in ((JobLabel, labels), (JobDataset, read), (Idempotency, keys)):
-        insert_rows(connection, kind, rows)
+    return (JobLabel, labels), (JobDataset, read), (Idempotency, keys)

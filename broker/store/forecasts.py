@@ -52,7 +52,7 @@ def keep(tx: Tx, made: Mapping[JobId, Eta], at_ms: int, *, epoch: int) -> int:
             {"job_id": job, "at_ms": at_ms, "p50_s": made[JobId(job)].p50_s, "p90_s": made[JobId(job)].p90_s}
             for job in tx.session.exec(waiting.where(col(Job.id).in_(chunk))).all()
         ]
-        insert_rows(tx.session.connection(), Forecast, rows)
+        insert_rows(tx.session.connection(), (Forecast, rows))
         kept += len(rows)
     return kept
 

@@ -29,20 +29,20 @@ _ODD = re.compile(r"\\u(?:0000|d[89a-f])")
 """A NUL character, or half of a UTF-16 pair: PostgreSQL does not take them out of JSON."""
 
 
-def insert_rows(connection: Connection, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows, in order.  All name the same columns, with JSON's values; others have their default.
+New = tuple[type[SQLModel], Sequence[Mapping[str, Any]]]
+"""Rows of one table.  All name the same columns, with JSON's values; others have their default."""
+
+
+def insert_rows(connection: Connection, *news: New) -> None:
+    """Write rows, in order; what refers to rows of another table comes after them.
 
     Not for documents of any depth, or with numbers that JSON has not: databases refuse to read those.
     """
-    if not rows:
-        return
-    given = tuple(rows[0])
     if connection.dialect.name == "sqlite":
-        _insert_values(connection, kind, given, [tuple(row.values()) for row in rows])
-    elif _ODD.search(said := dumps(rows)):
-        connection.execute(insert(table(kind)), [{**_defaults(kind), **row} for row in rows])
+        for kind, rows in news:
+            _insert_values(connection, kind, rows)
     else:
-        connection.exec_driver_sql(_json_insertion(connection.dialect, kind, given), (said,))
+        _insert_json(connection, [new for new in news if new[1]])
 
 
 def find_rows(
@@ -69,22 +69,32 @@ def find_rows(
     return found
 
 
-def _insert_values(
-    connection: Connection, kind: type[SQLModel], given: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
-) -> None:
-    into, lasting, read = _values_insertion(connection.dialect, kind, given)
+def _insert_values(connection: Connection, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    into, marks, conversions = _values_insertion(connection.dialect, kind, tuple(rows[0]))
     values = [
         value if to_sql is None else to_sql(value)
         for row in rows
-        for to_sql, value in zip(read, row, strict=True)
+        for to_sql, value in zip(conversions, row.values(), strict=True)
     ]
-    width = len(given)
+    width = len(conversions)
     most = MOST_PARAMETERS // width
     for begin in range(0, len(rows), most):
         count = min(most, len(rows) - begin)
-        marks = ", ".join([lasting] * count)
         part = values[begin * width : (begin + count) * width]
-        connection.exec_driver_sql(f"{into} VALUES {marks}", tuple(part))
+        connection.exec_driver_sql(f"{into} VALUES {', '.join([marks] * count)}", tuple(part))
+
+
+def _insert_json(connection: Connection, news: Sequence[New]) -> None:
+    """All by one statement: each costs a way to the server and back."""
+    said = [dumps(rows) for _, rows in news]
+    if any(map(_ODD.search, said)):
+        for kind, rows in news:
+            connection.execute(insert(table(kind)), [{**_defaults(kind), **row} for row in rows])
+    elif news:
+        statement = _json_insertion(connection.dialect, tuple((kind, tuple(rows[0])) for kind, rows in news))
+        connection.exec_driver_sql(statement, tuple(said))
 
 
 @lru_cache
@@ -118,7 +128,13 @@ def _values_insertion(
 
 
 @lru_cache
-def _json_insertion(dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]) -> str:
+def _json_insertion(dialect: Dialect, news: tuple[tuple[type[SQLModel], tuple[str, ...]], ...]) -> str:
+    *first, last = (_json_insertion_of(dialect, kind, given) for kind, given in news)
+    before = ", ".join(f"new_{at} AS ({statement})" for at, statement in enumerate(first))
+    return f"WITH {before} {last}" if first else last
+
+
+def _json_insertion_of(dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]) -> str:
     into, defaults = _insertion(dialect, kind, given)
     names = list(map(_quoted(dialect), given))
     types = [table(kind).c[name].type.compile(dialect=dialect) for name in given]

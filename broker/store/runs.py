@@ -39,7 +39,6 @@ from broker.core.model import (
 from broker.reports import storable
 from broker.store import forecasts, learned, meters, preemptors
 from broker.store.codec import request_from_json
-from broker.store.rows import insert_rows
 from broker.store.writer import Rejected, Tx
 from broker.tables import Center, Job, Outbox, Pool, Reservation, Run, Setting
 from broker.tables.columns import table
@@ -284,10 +283,10 @@ def new_run(tx: Tx, job: str, attempt: int) -> Run:
     return Run(**_new_run(prefix, job, attempt, tx.now_ms))
 
 
-def insert_first(connection: Connection, jobs: Sequence[str], now_ms: int) -> None:
-    """Write the first run of new jobs at once, without objects of the session: creates are many."""
+def first_of(connection: Connection, jobs: Sequence[str], now_ms: int) -> list[dict[str, Any]]:
+    """The first runs of new jobs, as rows: creates are too many for objects of the session."""
     prefix = connection.execute(_PREFIX).scalar_one()
-    insert_rows(connection, Run, [_new_run(prefix, job, 1, now_ms) for job in jobs])
+    return [_new_run(prefix, job, 1, now_ms) for job in jobs]
 
 
 def _new_run(prefix: str, job: str, attempt: int, now_ms: int) -> dict[str, Any]:

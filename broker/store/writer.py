@@ -316,6 +316,6 @@ def _number(tx: Tx) -> None:
     taken = connection.execute(_TAKE, {"count": len(tx.events)}).scalar_one()
     first = taken - len(tx.events) + 1
     rows = [{"seq": first + i, **event} for i, event in enumerate(tx.events)]
-    insert_rows(connection, Event, [row for row in rows if not row["data"]])
+    insert_rows(connection, (Event, [row for row in rows if not row["data"]]))
     if told := [row for row in rows if row["data"]]:  # anything at all, of any depth
         connection.execute(_APPEND, told)
