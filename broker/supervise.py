@@ -51,6 +51,7 @@ async def loop(
                 delay = min(LONGEST_BACKOFF_S, max(period_s, 0.1) * 2.0 ** min(failures, 16))
                 LOOP_ERRORS.labels(name).inc()
                 log.exception("loop_failed", loop=name, failures=failures, retry_s=delay)
+            delay *= random.uniform(0.9, 1.1)
             pause_s = min(period_s, rest * (time.monotonic() - began))
             if pause_s > 0:
                 await asyncio.wait({ended}, timeout=pause_s)
@@ -58,7 +59,7 @@ async def loop(
             try:
                 await asyncio.wait(
                     {woken, ended},
-                    timeout=delay * random.uniform(0.9, 1.1),
+                    timeout=max(0.0, delay - pause_s),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
             finally:

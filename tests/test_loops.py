@@ -115,6 +115,26 @@ async def test_a_loop_rests_no_longer_than_its_period() -> None:
     assert rounds == 5
 
 
+async def test_a_loop_that_has_rested_does_not_wait_its_whole_period_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopping, waits, wait = asyncio.Event(), list[float](), asyncio.wait
+
+    async def noted(awaited: Any, *, timeout: float, **more: Any) -> Any:
+        waits.append(timeout)
+        return await wait(awaited, timeout=0, **more)
+
+    async def once() -> None:
+        if waits:
+            stopping.set()
+
+    monkeypatch.setattr("broker.supervise.asyncio.wait", noted)
+    await loop("test", once, period_s=100, wake=asyncio.Event(), stopping=stopping, rest=1e9)
+    rested, waited = waits[:2]
+    assert rested == 100
+    assert 0 <= waited <= 10
+
+
 async def test_a_loop_comes_back_when_its_work_says_so() -> None:
     rounds = 0
 
