@@ -325,9 +325,9 @@ def test_a_purge_leaves_no_empty_folders(machine: Machine, package: Path) -> Non
 
 @as_root
 def test_it_does_not_mix_with_what_make_has_installed(machine: Machine, package: Path) -> None:
-    command = machine.root / "usr" / "local" / "bin" / "broker"
-    command.parent.mkdir(parents=True)
-    command.symlink_to(f"/{VENV}/bin/broker")
+    users = machine.root / "etc" / "sysusers.d" / "broker.conf"
+    users.parent.mkdir(parents=True, exist_ok=True)
+    users.touch()
     with pytest.raises(AssertionError, match="make uninstall"):
         machine.dpkg("--install", package)
     assert not (machine.root / VENV).exists()
