@@ -22,7 +22,6 @@ from broker.adapter import (
     RunSpec,
     Throttled,
     Traits,
-    Unavailable,
     Unsupported,
 )
 from broker.connections import Connections, timed
@@ -39,7 +38,7 @@ from broker.core.model import (
 )
 from broker.core.retry import debt_pause_s
 from broker.leader import Lease
-from broker.reports import MOST_REMOTE
+from broker.reports import remote_name
 from broker.store import LostLease, Store, StoreUnavailable, centers, copies, debts, outbox, runs
 from broker.store.debts import Debt
 from broker.store.outbox import Submission
@@ -185,9 +184,8 @@ class Dispatch:
             except StoreUnavailable as error:  # nothing has been sent: no doubt
                 raise Throttled(str(error), retry_after_s=RECORD_AGAIN_S) from error
             remote = await timed(center, "submit", lambda: adapter.submit(spec), timeout_s)
-            if len(remote) > MOST_REMOTE:
-                raise Unavailable(f"the center's name for the run has {len(remote)} characters")
-            return Accepted(self._store.clock(), remote, to_start=adapter.traits.two_phase_create)
+            to_start = adapter.traits.two_phase_create
+            return Accepted(self._store.clock(), remote_name(remote), to_start=to_start)
         except Throttled:
             raise
         except NoCapacity as no:

@@ -16,7 +16,7 @@ from broker.connections import Connections, timed
 from broker.core.model import CenterId, CenterState, Health, NodeShape, Price, Spec
 from broker.core.resources import Catalogue, make_spec
 from broker.leader import Lease
-from broker.reports import checked, distinct
+from broker.reports import catalogued, checked, distinct
 from broker.store import Store, assets, centers
 from broker.telemetry import CENTER_UP, log
 
@@ -150,14 +150,14 @@ def _stored(traits: Traits, settings: CenterSettings) -> dict[str, object]:
 
 def merged(listed: Iterable[Image], stated: Iterable[Image]) -> tuple[Image, ...]:
     """The platform's images and the operator's; the operator's word wins for the same id."""
-    by_id = {image.id: image for image in listed} | {image.id: image for image in stated}
+    by_id = {image.id: image for image in catalogued(listed)} | {image.id: image for image in stated}
     return tuple(by_id.values())
 
 
 def combined(listed: Iterable[Asset], stated: Iterable[Asset]) -> tuple[Asset, ...]:
     """The platform's and the operator's; the operator's word wins for the same native id, but for what
     jobs are told, which the platform knows."""
-    by_native = {asset.native: asset for asset in listed}
+    by_native = {asset.native: asset for asset in catalogued(listed)}
     for asset in stated:
         known = by_native.get(asset.native)
         if known is not None:

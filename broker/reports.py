@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from broker.adapter import Inventory, PoolReport, Sighting, Unavailable
-from broker.core.model import Accuracy, FreeNodes, NodeShape, Price, Spec
+from broker.adapter import Asset, Image, Inventory, PoolReport, Sighting, Unavailable
+from broker.core.model import Accuracy, FreeNodes, NodeShape, Price, RemoteId, Spec
+
+Entry = TypeVar("Entry", bound=Image | Asset)
 
 MOST: Mapping[str, int] = {
     "cores": 65_536,
@@ -91,6 +93,26 @@ def storable(text: str) -> str:
     """The text with ? for NUL and halves of surrogate pairs, which no database takes: one of them would
     undo all that is written with it."""
     return _NO_TEXT.sub("?", text)
+
+
+def remote_name(remote: str) -> RemoteId:
+    """A center's name for a run, which is asked for by it.  Raises Unavailable for what cannot be kept."""
+    if len(remote) > MOST_REMOTE:
+        raise Unavailable(f"the center's name for the run has {len(remote)} characters")
+    if _NO_TEXT.search(remote):
+        raise Unavailable(f"the center's name for the run is {_shown(remote)}, which is no text")
+    return RemoteId(remote)
+
+
+def catalogued(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries of a catalogue without those whose ids cannot be kept; what else they say is `storable`."""
+    kept = []
+    for entry in entries:
+        if not _NO_TEXT.search(f"{entry.id}{entry.native}"):
+            said = {each.name: getattr(entry, each.name) for each in fields(entry)}
+            told: dict[str, Any] = {n: storable(text) for n, text in said.items() if isinstance(text, str)}
+            kept.append(replace(entry, **told))
+    return kept
 
 
 def _moment(at_ms: int | None, now_ms: int) -> int | None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from broker.adapter import Adapter, AdapterError, Lookup, RemoteState, RunRef, Sighting, Traits
+from broker.adapter import Adapter, AdapterError, Lookup, RemoteState, RunRef, Sighting, Traits, Unavailable
 from broker.config import SchedulerSettings
 from broker.connections import Connections, timed
 from broker.core import events
@@ -31,7 +31,7 @@ from broker.core.model import CenterId, FailureKind, OnLost, RunId, RunState, St
 from broker.files import DataDirectory
 from broker.leader import Lease
 from broker.logs import append_log
-from broker.reports import readable
+from broker.reports import readable, remote_name
 from broker.store import Store, debts, runs
 from broker.store.runs import Watched
 from broker.telemetry import log
@@ -161,7 +161,12 @@ class Track:
             remote = await timed(self._center, "find", partial(adapter.find, run.run), OBSERVE_TIMEOUT_S)
             now = self._store.clock()
             if remote is not None:
-                await self._advance(run, Found(now, remote))
+                try:
+                    found = remote_name(remote)
+                except Unavailable as odd:
+                    log.warning("found_under_no_name", center=self._center, run=run.run, error=str(odd))
+                else:
+                    await self._advance(run, Found(now, found))
             elif run.state.live and adapter.traits.lookup is not Lookup.EVIDENCE:
                 await self._advance(run, NotFound(now))
 

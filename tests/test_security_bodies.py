@@ -18,12 +18,15 @@ import pytest
 
 from adapters.http import MAX_ANSWER_BYTES, MAX_TOLD, Request
 from adapters.values import number, parse_json
-from broker.adapter import Refused, RemoteState, Sighting, Unavailable
+from broker.adapter import Asset, Catalogue, Image, Refused, RemoteState, Sighting, Unavailable
 from broker.api.dataset_upload import MAX_PARTS
 from broker.api.reading import MAX_DEPTH
-from broker.core.model import CenterId, RunState
-from broker.reports import MOST_MESSAGE, readable
+from broker.core.model import CenterId, RemoteId, RunState
+from broker.inventory import CATALOGUE_PERIOD_S
+from broker.reports import MOST_MESSAGE, MOST_REMOTE, readable
+from broker.tables import Asset as AssetRow
 from broker.tables import Center, Event, Run
+from broker.tables import Image as ImageRow
 from tests.api_fixtures import World, create_body, token_of, world
 from tests.harness import center, harness
 from tests.http_center import call, collected, failing, opened
@@ -246,6 +249,39 @@ async def test_a_refusal_is_recorded_whatever_its_words(tmp_path: Path, odd: str
         assert [row.error for row in await broker.rows(Center)] == ["Refused: no ?"]
         told = [event.data.get("message") for event in await broker.rows(Event, kind="run.changed")]
         assert "no ?" in told
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("odd", ["\0", "\ud800", "x" * MOST_REMOTE])
+async def test_no_run_is_kept_under_a_name_that_is_none(tmp_path: Path, odd: str) -> None:
+    """It is in doubt until its center tells one that can be kept; whoever looks for it goes on."""
+    name = RemoteId(f"job:{odd}")
+    async with harness(tmp_path, center("a")) as broker:
+        fake, job = broker.fakes[CenterId("a")], await broker.submit()
+        with patch.object(fake, "submit", return_value=name), patch.object(fake, "find", return_value=name):
+            await broker.pass_time(1200, step_s=600)
+            (row,) = await broker.rows(Run, job_id=job)
+            assert (row.state, row.remote_id) == (RunState.DOUBT.value, None)
+        with patch.object(fake, "find", return_value=RemoteId("job:1")):
+            await broker.look()
+        (row,) = await broker.rows(Run, job_id=job)
+        assert row.remote_id == "job:1"
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+async def test_a_catalogue_is_kept_whatever_its_words(tmp_path: Path, odd: str) -> None:
+    images = [Image("cuda", "1", name=f"cuda {odd}"), Image(f"odd{odd}", "2"), Image("none", f"3{odd}")]
+    datasets = [Asset("1", f"title {odd}", id="data", labels=f"a,{odd}"), Asset(f"2{odd}", "odd")]
+    listed = Catalogue(images=tuple(images), datasets=tuple(datasets))
+    async with harness(tmp_path, center("a")) as broker:
+        broker.clock.now_ms += CATALOGUE_PERIOD_S * 1000
+        with patch.object(broker.fakes[CenterId("a")], "catalogue", return_value=listed):
+            await broker.poll()
+        assert [(row.id, row.name) for row in await broker.rows(ImageRow)] == [("cuda", "cuda ?")]
+        assert [(row.id, row.title, row.labels) for row in await broker.rows(AssetRow)] == [
+            ("data", "title ?", "a,?")
+        ]
 
 
 async def test_an_error_of_megabytes_is_told_in_a_line() -> None:
