@@ -262,16 +262,6 @@ def test_nobody_fills_in_where_a_run_has_just_ended() -> None:
     assert placed(replace(world, ended=(replace(ended, pool=PoolId("sz-1/other")),))) == {"quick-0"}
 
 
-def test_a_job_waits_where_its_capacity_comes_with_the_next_report() -> None:
-    early, late = pool("sz-1/a", nodes=2, free=[free(8)], price=50), pool("sz-1/b", nodes=2, free=[free(8)])
-    late_run = replace(running("b1", left_s=900), pool=PoolId("sz-1/b"))
-    ended = replace(running("a1", left_s=9000), state=RunState.SUCCEEDED, stopping=True)
-    gang = job_class("gang", 8, nodes=2, age_s=3600)
-    world = snapshot(center(), early, late, late_run, gang)
-    assert [r.pool for r in planned(world).reservations] == ["sz-1/b"]
-    assert [r.pool for r in planned(replace(world, ended=(ended,))).reservations] == ["sz-1/a"]
-
-
 # ---------------------------------------------------------------- who gets a reservation
 
 

@@ -31,10 +31,11 @@ from broker.core.model import (
     Tier,
 )
 from broker.store import centers, codec, copies, preemptors, purses
+from broker.store.rows import among
 from broker.tables import Event, Job, Run
 from broker.tables import Reservation as ReservationRow
 
-IDS_PER_QUERY = 500
+IDS_PER_QUERY = 5000
 
 ROWS_AT_ONCE = 5000
 """Of everything that waits or runs: the rows of a million jobs are not in memory together."""
@@ -108,7 +109,9 @@ def changes(session: Session, since: int | None, known_classes: frozenset[str]) 
     requests: dict[str, JobRequest] = {}
     for chunk in _chunks(frozenset(news.values())):
         assert chunk is not None
-        rows = session.exec(select(Job.class_key, Job.request).where(col(Job.id).in_(chunk)))
+        rows = session.exec(
+            select(Job.class_key, Job.request).where(among(session.connection(), col(Job.id), chunk))
+        )
         requests |= {key: codec.request_from_json(request) for key, request in rows.all()}
     return Changes(version, touched, tuple(queued), tuple(claims), requests)
 
@@ -126,7 +129,7 @@ def _queued(session: Session, jobs: list[JobId] | None) -> list[QueuedRow]:
     preempting = select(Job.id, Job.kill_sets, Job.last_kill_ms, Job.preempted)
     where: list[Any] = [Job.state == JobState.QUEUED.value]
     if jobs is not None:
-        where.append(col(Job.id).in_(jobs))
+        where.append(among(session.connection(), col(Job.id), jobs))
     avoid = {
         job: tuple((CenterId(center), until) for center, until in pairs)
         for job, pairs in session.exec(avoiding.where(*where).where(Job.attempts > 1)).all()
@@ -161,7 +164,7 @@ _HOLDS = col(Run.state).in_(_AT_CENTER) | col(Run.stop_owed_ms).is_not(None)
 
 def _claims(session: Session, jobs: list[JobId] | None) -> list[tuple[JobId, Claim]]:
     """Live runs at centers, and ended ones that still owe a stop: both hold capacity (law 7)."""
-    where = [_HOLDS] if jobs is None else [_HOLDS, col(Run.job_id).in_(jobs)]
+    where = [_HOLDS] if jobs is None else [_HOLDS, among(session.connection(), col(Run.job_id), jobs)]
     return _read_claims(session, where)
 
 
@@ -171,11 +174,18 @@ def _ended(session: Session, pools: Sequence[Pool], facts: Sequence[CenterFacts]
     A center that does not answer has none: nobody saw them end.
     """
     lag_ms = {center.id: center.report_lag_s * 1000 for center in facts if center.health is Health.FRESH}
-    since = {pool.id: pool.as_of_ms - lag_ms[pool.center] for pool in pools if pool.center in lag_ms}
+    since: dict[int, list[PoolId]] = {}  # a center reports all its pools at once
+    for pool in pools:
+        if pool.center in lag_ms:
+            since.setdefault(pool.as_of_ms - lag_ms[pool.center], []).append(pool.id)
     if not since:
         return ()
-    later = [(col(Run.pool_id) == pool) & (col(Run.ended_ms) > at_ms) for pool, at_ms in since.items()]
-    where = [~_HOLDS, col(Run.ended_ms) > min(since.values()), or_(*later)]
+    connection = session.connection()
+    later = [
+        (col(Run.ended_ms) > at_ms) & among(connection, col(Run.pool_id), there)
+        for at_ms, there in since.items()
+    ]
+    where = [~_HOLDS, col(Run.ended_ms) > min(since), or_(*later)]
     return tuple(claim for _, claim in _read_claims(session, where))
 
 

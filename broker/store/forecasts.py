@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from broker.core.forecast import Eta
 from broker.core.model import JobId, JobState
-from broker.store.rows import insert_rows
+from broker.store.rows import among, insert_rows
 from broker.store.writer import Tx
 from broker.tables import Forecast, Job, Run
 
@@ -45,14 +45,14 @@ def keep(tx: Tx, made: Mapping[JobId, Eta], at_ms: int, *, epoch: int) -> int:
     tx.fence(epoch)
     known = select(Forecast.job_id).where(col(Forecast.job_id) == col(Job.id)).exists()
     waiting = select(Job.id).where(Job.state == JobState.QUEUED.value).where(~known)
-    jobs, kept = sorted(made), 0
+    jobs, kept, connection = sorted(made), 0, tx.session.connection()
     for first in range(0, len(jobs), JOBS_PER_QUERY):
         chunk = jobs[first : first + JOBS_PER_QUERY]
         rows = [
             {"job_id": job, "at_ms": at_ms, "p50_s": made[JobId(job)].p50_s, "p90_s": made[JobId(job)].p90_s}
-            for job in tx.session.exec(waiting.where(col(Job.id).in_(chunk))).all()
+            for job in tx.session.exec(waiting.where(among(connection, col(Job.id), chunk))).all()
         ]
-        insert_rows(tx.session.connection(), (Forecast, rows))
+        insert_rows(connection, (Forecast, rows))
         kept += len(rows)
     return kept
 

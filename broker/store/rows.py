@@ -1,8 +1,8 @@
 """Many rows of a kind by one statement, for what many ask for at the same time.
 
-What belongs here: the statement that writes new rows, and the one that finds what stands under keys.  What
-does not: which rows.  A statement for each row costs more of a processor than the row costs the database,
-and gives the interpreter away for each.
+What belongs here: the statement that writes new rows, the one that finds what stands under keys, and the
+condition that a column has one of many values.  What does not: which rows.  A statement for each row costs
+more of a processor than the row costs the database, and gives the interpreter away for each.
 
 PostgreSQL is handed new rows as one JSON document, since its driver takes long over many parameters; SQLite
 is handed parameters, since it takes long over JSON.
@@ -16,8 +16,9 @@ from functools import lru_cache
 from json import dumps
 from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import ARRAY, ColumnElement, Connection, String, func, insert, literal, select
 from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import Mapped
 from sqlmodel import SQLModel
 
 from broker.tables.columns import table
@@ -67,6 +68,14 @@ def find_rows(
     for at, value in connection.exec_driver_sql(statement, (dumps(keys),)):
         found[at] = value
     return found
+
+
+def among(connection: Connection, column: Mapped[Any], values: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a column has one of many values, as one parameter: `in_` makes one of each."""
+    if connection.dialect.name == "sqlite":
+        each = func.json_each(dumps(values)).table_valued("value")
+        return column.in_(select(each.c.value))
+    return column == func.any(literal(list(values), ARRAY(String)))
 
 
 def _insert_values(connection: Connection, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:

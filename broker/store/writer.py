@@ -199,9 +199,13 @@ class Writer:
         return Session(self._connection, expire_on_commit=False)
 
     def _let_go(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.close()
+        except Exception:  # the thread must live
+            log.exception("connection_not_closed")
 
     def _commit(self, batch: list[Write]) -> None:
         trouble, woken, done = "", set[str](), False

@@ -11,6 +11,8 @@ from broker.tables.columns import int64, json, ms, text
 
 _LIVE = "state IN (" + ", ".join(f"'{s.value}'" for s in sorted(LIVE_RUN_STATES)) + ")"
 
+_ENDED = "ended_ms IS NOT NULL"
+
 
 class Job(SQLModel, table=True):
     """What somebody asked for.
@@ -43,7 +45,6 @@ class Job(SQLModel, table=True):
         Index("ix_job_account", "account_id", "kind", "deleted_ms", "id"),
         Index("ix_job_tenant", "tenant_id", "kind", "deleted_ms", "id"),
         Index("ix_job_account_created", "account_id", "created_ms"),
-        Index("ix_job_ended", "ended_ms"),
     )
     id: str = Field(primary_key=True)
     kind: str
@@ -114,7 +115,8 @@ class Run(SQLModel, table=True):
             postgresql_where=sql(_LIVE),
         ),
         Index("ix_run_job", "job_id", "attempt"),
-        Index("ix_run_ended", "ended_ms"),
+        # most of what is written has just begun, and is in no index of ends
+        Index("ix_run_ended", "ended_ms", sqlite_where=sql(_ENDED), postgresql_where=sql(_ENDED)),
         Index(
             "ix_run_stop_owed",
             "center_id",
