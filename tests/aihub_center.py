@@ -36,7 +36,7 @@ def options_of(hub: Emulator, folder: Path, **changes: Any) -> dict[str, Any]:
         "ca_file": str(hub.ca_file),
         "project_id": 1,
         "storage_ids": [1],
-        "timeout_s": 2.0,
+        "timeout_s": 20.0,
         "requests_per_s": 1000.0,
         "concurrency": 16,
         "output": {"in_job": storage, "here": storage},

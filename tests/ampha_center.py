@@ -29,7 +29,7 @@ def options(center: Ampha, **more: Any) -> dict[str, Any]:
     """[centers.connection] for an emulated center."""
     return {
         "base_url": center.url,
-        "timeout_s": 5.0,
+        "timeout_s": 20.0,
         "requests_per_s": 10_000,
         "lookup_lag_s": 0,
         "report_lag_s": 0,

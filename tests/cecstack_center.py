@@ -20,7 +20,7 @@ from tests.emulators.cecstack import Cecstack, Site
 
 PACKAGE = "AIDP-08ba092ac675457fb4ecf9e6a2ae97b4"
 NODE = NodeShape("X86", 50, 200, "Nvidia/GPU/H800", 2, 80)
-OPTIONS: Mapping[str, Any] = {"timeout_s": 1.0, "requests_per_s": 1000, "cpu_arch": "X86"}
+OPTIONS: Mapping[str, Any] = {"timeout_s": 20.0, "requests_per_s": 1000, "cpu_arch": "X86"}
 ENDED = (RemoteState.SUCCEEDED, RemoteState.FAILED, RemoteState.STOPPED, RemoteState.GONE)
 DEADLINE_S = 20.0
 KEYS: Mapping[str, str] = {"access_key": "AK-1", "secret_key": "hush-hush"}

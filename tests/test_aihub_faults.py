@@ -82,7 +82,7 @@ async def test_a_create_without_an_answer_is_in_doubt_and_never_sent_again(
 
 
 async def test_a_create_in_doubt_is_not_sent_again_whoever_asks(tmp_path: Path) -> None:
-    async with opened(tmp_path) as center:
+    async with opened(tmp_path, timeout_s=2.0) as center:
         spec = center.spec()
         center.hub.faults.plan("create_training", Fault.DROPPED)
         for _ in range(3):

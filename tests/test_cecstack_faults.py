@@ -118,48 +118,53 @@ async def test_failures_with_http_200(tmp_path: Path) -> None:
 NOTHING_DONE = (Fault.DROPPED, Fault.HTML_500, Fault.HANG)
 
 
+def patience(fault: Fault) -> dict[str, Any]:
+    """Short where no answer will come: that has to be waited for."""
+    return {"timeout_s": 2.0} if fault is Fault.HANG else {}
+
+
 @pytest.mark.parametrize("fault", TRANSPORT)
 @pytest.mark.parametrize("operation", ["task.create", "task.run", "task.stop", "instance.delete"])
-async def test_a_call_with_an_effect_arrives_once(there: Center, operation: str, fault: Fault) -> None:
+async def test_a_call_with_an_effect_arrives_once(tmp_path: Path, operation: str, fault: Fault) -> None:
     """Trap 1: starts and stops are GETs, which an HTTP library repeats if it is let."""
-    platform, adapter = there
-    run = ref(run_spec(1), RemoteId("slm:1"))
-    if operation != "task.create":
-        await created(adapter)
-    if operation == "task.stop":
-        await adapter.start(run)
-    platform.faults.plan(operation, fault)
-    await adapter.packages()  # a connection that is kept is there
-    acts: dict[str, Callable[[], Awaitable[object]]] = {
-        "task.create": lambda: adapter.submit(run_spec(1)),
-        "task.run": lambda: adapter.start(run),
-        "task.stop": lambda: adapter.stop(run, grace_s=1),
-        "instance.delete": lambda: adapter.delete(run),
-    }
-    act = acts[operation]
-    if fault is Fault.SLOW_BODY:
-        await act()
-    else:
-        with pytest.raises(Unavailable):
+    async with center(tmp_path, **patience(fault)) as (platform, adapter):
+        run = ref(run_spec(1), RemoteId("slm:1"))
+        if operation != "task.create":
+            await created(adapter)
+        if operation == "task.stop":
+            await adapter.start(run)
+        platform.faults.plan(operation, fault)
+        await adapter.packages()  # a connection that is kept is there
+        acts: dict[str, Callable[[], Awaitable[object]]] = {
+            "task.create": lambda: adapter.submit(run_spec(1)),
+            "task.run": lambda: adapter.start(run),
+            "task.stop": lambda: adapter.stop(run, grace_s=1),
+            "instance.delete": lambda: adapter.delete(run),
+        }
+        act = acts[operation]
+        if fault is Fault.SLOW_BODY:
             await act()
-    assert len(sent(platform, operation)) == 1
-    (request,) = sent(platform, operation)
-    assert request.done == (fault not in NOTHING_DONE)
-    seen = await adapter.observe([run])
-    assert seen[run.id].state is not RemoteState.UNKNOWN
+        else:
+            with pytest.raises(Unavailable):
+                await act()
+        assert len(sent(platform, operation)) == 1
+        (request,) = sent(platform, operation)
+        assert request.done == (fault not in NOTHING_DONE)
+        seen = await adapter.observe([run])
+        assert seen[run.id].state is not RemoteState.UNKNOWN
 
 
 @pytest.mark.parametrize("fault", TRANSPORT)
-async def test_a_look_that_fails_tells_nothing(there: Center, fault: Fault) -> None:
-    platform, adapter = there
-    run = await created(adapter)
-    platform.faults.plan("task.list", fault)
-    if fault is Fault.SLOW_BODY:
+async def test_a_look_that_fails_tells_nothing(tmp_path: Path, fault: Fault) -> None:
+    async with center(tmp_path, **patience(fault)) as (platform, adapter):
+        run = await created(adapter)
+        platform.faults.plan("task.list", fault)
+        if fault is Fault.SLOW_BODY:
+            assert (await look(adapter, run)).state is RemoteState.CREATED
+            return
+        with pytest.raises(Unavailable):
+            await adapter.observe([run])
         assert (await look(adapter, run)).state is RemoteState.CREATED
-        return
-    with pytest.raises(Unavailable):
-        await adapter.observe([run])
-    assert (await look(adapter, run)).state is RemoteState.CREATED
 
 
 async def test_a_lost_create_is_found_by_its_name(there: Center) -> None:
