@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.cli import display
+from broker.cli import display, wait
 from broker.cli import request as cli_request
 from broker.cli.app import WrongUsage
+from broker.client import Client
 from tests.cli_stub import Answer, Drop, Request, Stub, Terminal, created, detail, project, stub, terminal
 
 __all__ = ["stub", "terminal"]
@@ -324,6 +325,16 @@ def test_a_job_that_waits_says_why_and_an_interrupt_leaves_it(terminal: Terminal
     assert (process.returncode, out) == (130, "")
     assert "nothing was stopped" in rest
     assert not [request for request in stub.requests if request.method != "GET"]
+
+
+def test_an_interrupt_whose_exception_was_lost_ends_the_wait(terminal: Terminal, stub: Stub) -> None:
+    """Python drops what is raised while an object is being destroyed."""
+    stub.on("GET", "/broker/v1/jobs/j-1", detail())
+    waiting = wait._Waiting(Client(terminal.url, terminal.token))
+    with pytest.raises(KeyboardInterrupt):
+        waiting.interrupt(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        waiting.all(["j-1"])
 
 
 def test_waiting_outlives_a_restart_of_the_broker(terminal: Terminal, stub: Stub) -> None:

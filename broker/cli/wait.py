@@ -6,9 +6,11 @@ What belongs here: the polling loop and what interrupts it.  What does not: how 
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -34,6 +36,7 @@ def follow(client: Client, jobs: Sequence[str]) -> list[JobDetail]:
     command with 130.  Raises Unreachable when the broker stays away.
     """
     waiting = _Waiting(client)
+    before = signal.signal(signal.SIGINT, waiting.interrupt)
     try:
         return waiting.all(jobs)
     except KeyboardInterrupt:
@@ -42,11 +45,13 @@ def follow(client: Client, jobs: Sequence[str]) -> list[JobDetail]:
         notice(f"not waiting any more; nothing was stopped. Go on with: broker wait {' '.join(left)}")
         raise typer.Exit(Code.INTERRUPTED) from None
     finally:
+        signal.signal(signal.SIGINT, before)
         waiting.progress.close()
 
 
 class _Waiting:
     def __init__(self, client: Client) -> None:
+        self.interrupted = False
         self.progress = Progress()
         self.ended: dict[str, JobDetail] = {}
         self._client = client
@@ -54,6 +59,11 @@ class _Waiting:
         self._why: dict[str, str] = {}
         self._asked: dict[str, float] = {}
         self._seen_at = time.monotonic()  # when the broker last answered
+
+    def interrupt(self, _signal: int, _frame: FrameType | None) -> NoReturn:
+        """What comes while an object is being destroyed is lost with its exception, so it is kept, too."""
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def all(self, jobs: Sequence[str]) -> list[JobDetail]:
         pause_s = FIRST_POLL_S
@@ -64,6 +74,8 @@ class _Waiting:
                     asked_to_wait_s = max(asked_to_wait_s, self._look(job))
             if all(job in self.ended for job in jobs):
                 return [self.ended[job] for job in jobs]
+            if self.interrupted:
+                raise KeyboardInterrupt
             time.sleep(max(pause_s, asked_to_wait_s))
             pause_s = min(pause_s * SLOWER, LONGEST_POLL_S)
 
