@@ -94,8 +94,8 @@ def populate(file: Path, service: Service, running: str, queued: Sequence[str], 
         own = next(iter(service.jobs))
         assert own in remote, remote
         _copy(store, running, size.running, "r", remote.replace(own, "c-"))
-        for number, job in enumerate(queued):
-            _copy(store, job, size.queued // len(queued), f"q{number:02}", None)
+        for at, job in enumerate(queued):
+            _copy(store, job, size.queued // len(queued), f"q{at:02}", None)
     for at in range(1, size.running + 1):
         service.jobs[f"c-{at}"] = Job(f"c-{at}", f"copy-{at}", {})
 

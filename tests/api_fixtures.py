@@ -37,7 +37,7 @@ from broker.core.model import (
 from broker.core.problem import class_key
 from broker.core.resources import load_catalogue, make_spec, spec_id
 from broker.files import DataDirectory
-from broker.store import accounts, centers, debts, lease, runs
+from broker.store import accounts, centers, debts, keys, lease, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterEntry
 from broker.store.codec import spec_to_json
@@ -203,6 +203,20 @@ def _set_job(tx: Tx, job: str, values: dict[str, Any]) -> None:
 def token_of(account: str) -> str:
     """With the look of one that was drawn."""
     return f"token-of-{account}".ljust(43, "-")
+
+
+def noted_lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Hashes of tokens and API keys that the store is asked for from now on."""
+    asked: list[str] = []
+    for module, name in ((accounts, "find_token"), (keys, "find_key")):
+        real = getattr(module, name)
+
+        def noting(session: Any, given: str, real: Any = real) -> Any:
+            asked.append(given)
+            return real(session, given)
+
+        monkeypatch.setattr(module, name, noting)
+    return asked
 
 
 def create_body(name: str = "job", **config: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from broker.api import auth
 from broker.api.auth import GATE, KEY_PREFIX
 from broker.api.limits import LIMITS, LONGEST_NAME
 from broker.api.services import _signed
-from broker.store import accounts, keys
-from tests.api_fixtures import HASHER, World, close_world, open_world, token_of, world
+from broker.store import accounts
+from tests.api_fixtures import HASHER, World, close_world, noted_lookups, open_world, token_of, world
 from tests.service_world import bare, forget, serve, server
 
 __all__ = ["world"]
@@ -117,15 +117,7 @@ async def test_a_flood_of_wrong_tokens_takes_little_memory(
 
 async def test_a_token_is_looked_for_by_its_hash_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """So no comparison of secrets takes a time that tells how much of one was right."""
-    looked: list[str] = []
-    for module, name in ((accounts, "find_token"), (keys, "find_key")):
-        real = getattr(module, name)
-
-        def noting(session: Any, given: str, real: Any = real) -> Any:
-            looked.append(given)
-            return real(session, given)
-
-        monkeypatch.setattr(module, name, noting)
+    looked = noted_lookups(monkeypatch)
     token = token_of("alice")
     app = world.client.app
     assert app is not None

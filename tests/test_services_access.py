@@ -14,8 +14,8 @@ import pytest
 
 from broker.api.auth import token_hash
 from broker.config import LimitSettings, ServiceSettings
-from broker.store import accounts, keys
-from tests.api_fixtures import World, close_world, open_world, together, token_of, world
+from broker.store import accounts
+from tests.api_fixtures import World, close_world, noted_lookups, open_world, together, token_of, world
 from tests.service_world import (
     bare,
     forget,
@@ -95,17 +95,7 @@ async def test_methods_of_another_kind(world: World) -> None:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Hashes that the store is asked for from now on."""
-    asked: list[str] = []
-    for module, name in ((accounts, "find_token"), (keys, "find_key")):
-        real = getattr(module, name)
-
-        def noting(session: Any, given: str, real: Any = real) -> Any:
-            asked.append(given)
-            return real(session, given)
-
-        monkeypatch.setattr(module, name, noting)
-    return asked
+    return noted_lookups(monkeypatch)
 
 
 @pytest.fixture

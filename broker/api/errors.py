@@ -287,6 +287,7 @@ def _route(request: web.Request) -> str:
 
 @lru_cache(maxsize=1024)
 def _answers(method: str, route: str, status: int) -> Histogram:
+    """Looked up once: `labels` takes a lock and makes texts of what it is given."""
     return REQUESTS.labels(method, route, str(status))
 
 

@@ -459,6 +459,8 @@ def list_images(session: Session, center: CenterId | None = None) -> list[ImageV
 
 def places_of(session: Session, images: Collection[str]) -> dict[str, set[str]]:
     """The centers that offer each logical image."""
+    if not images:
+        return {}
     found: dict[str, set[str]] = {}
     for image, center in session.connection().execute(_OFFERED, {"images": list(images)}).all():
         found.setdefault(image, set()).add(center)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -34,8 +34,6 @@ from broker.store import centers, codec, copies, preemptors, purses
 from broker.store.rows import among
 from broker.tables import Event, Job, Run
 from broker.tables import Reservation as ReservationRow
-
-IDS_PER_QUERY = 5000
 
 ROWS_AT_ONCE = 5000
 """Of everything that waits or runs: the rows of a million jobs are not in memory together."""
@@ -100,27 +98,20 @@ def changes(session: Session, since: int | None, known_classes: frozenset[str]) 
         query = select(Event.job_id).where(Event.seq > since).where(Event.seq <= version).distinct()
         ids = session.exec(query.where(col(Event.job_id).is_not(None))).all()
         touched = frozenset(JobId(job) for job in ids if job)
-    queued: list[QueuedRow] = []
-    claims: list[tuple[JobId, Claim]] = []
-    for chunk in _chunks(touched):
-        queued += _queued(session, chunk)
-        claims += _claims(session, chunk)
+        if not touched:
+            return Changes(version, touched, (), (), {})
+    jobs = None if touched is None else sorted(touched)
+    queued, claims = _queued(session, jobs), _claims(session, jobs)
     news = {row.class_key: row.id for row in queued if row.class_key not in known_classes}
-    requests: dict[str, JobRequest] = {}
-    for chunk in _chunks(frozenset(news.values())):
-        assert chunk is not None
-        rows = session.exec(
-            select(Job.class_key, Job.request).where(among(session.connection(), col(Job.id), chunk))
-        )
-        requests |= {key: codec.request_from_json(request) for key, request in rows.all()}
-    return Changes(version, touched, tuple(queued), tuple(claims), requests)
+    return Changes(version, touched, tuple(queued), tuple(claims), _requests(session, sorted(news.values())))
 
 
-def _chunks(jobs: frozenset[JobId] | None) -> Iterable[list[JobId] | None]:
-    if jobs is None:
-        return [None]
-    ordered = sorted(jobs)
-    return [ordered[i : i + IDS_PER_QUERY] for i in range(0, len(ordered), IDS_PER_QUERY)]
+def _requests(session: Session, jobs: list[JobId]) -> dict[str, JobRequest]:
+    """Of a job of each class, by class."""
+    if not jobs:
+        return {}
+    query = select(Job.class_key, Job.request).where(among(session.connection(), col(Job.id), jobs))
+    return {key: codec.request_from_json(request) for key, request in session.exec(query).all()}
 
 
 def _queued(session: Session, jobs: list[JobId] | None) -> list[QueuedRow]:

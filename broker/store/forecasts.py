@@ -22,8 +22,6 @@ from broker.tables import Forecast, Job, Run
 COMPARED = 5000
 """Jobs that started last whose forecasts tell how good forecasts are."""
 
-JOBS_PER_QUERY = 500
-
 
 @dataclass(frozen=True, slots=True)
 class ForecastError:
@@ -45,16 +43,13 @@ def keep(tx: Tx, made: Mapping[JobId, Eta], at_ms: int, *, epoch: int) -> int:
     tx.fence(epoch)
     known = select(Forecast.job_id).where(col(Forecast.job_id) == col(Job.id)).exists()
     waiting = select(Job.id).where(Job.state == JobState.QUEUED.value).where(~known)
-    jobs, kept, connection = sorted(made), 0, tx.session.connection()
-    for first in range(0, len(jobs), JOBS_PER_QUERY):
-        chunk = jobs[first : first + JOBS_PER_QUERY]
-        rows = [
-            {"job_id": job, "at_ms": at_ms, "p50_s": made[JobId(job)].p50_s, "p90_s": made[JobId(job)].p90_s}
-            for job in tx.session.exec(waiting.where(among(connection, col(Job.id), chunk))).all()
-        ]
-        insert_rows(connection, (Forecast, rows))
-        kept += len(rows)
-    return kept
+    connection = tx.session.connection()
+    rows = [
+        {"job_id": job, "at_ms": at_ms, "p50_s": made[JobId(job)].p50_s, "p90_s": made[JobId(job)].p90_s}
+        for job in tx.session.exec(waiting.where(among(connection, col(Job.id), sorted(made)))).all()
+    ]
+    insert_rows(connection, (Forecast, rows))
+    return len(rows)
 
 
 def settle(tx: Tx, run: Run) -> None:

@@ -208,7 +208,7 @@ class Writer:
             log.exception("connection_not_closed")
 
     def _commit(self, batch: list[Write]) -> None:
-        trouble, woken, done = "", set[str](), False
+        trouble, woken = "", set[str]()
         try:
             self._guard()
             try:
@@ -221,20 +221,22 @@ class Writer:
         except DBAPIError as error:
             gone = StoreUnavailable(f"the database refused the transaction: {error.orig}")
             gone.__cause__ = error
-            _answer(batch, [gone] * len(batch))
+            self._fail(batch, gone)
             trouble = str(gone)
         except StoreUnavailable as error:
-            _answer(batch, [error] * len(batch))
+            self._fail(batch, error)
             trouble = str(error)
         except Exception as error:  # whatever it is, the thread must live and the callers must know
-            _answer(batch, [error] * len(batch))
+            self._fail(batch, error)
         else:
             COMMITS.inc()
-            done = True
-        if not done:
-            self._let_go()
         self._state(trouble)
         self._told(batch, woken)
+
+    def _fail(self, batch: Sequence[Write], error: Exception) -> None:
+        """Nothing of the batch is written; what is wrong may be the connection."""
+        _answer(batch, [error] * len(batch))
+        self._let_go()
 
     def _state(self, trouble: str) -> None:
         """Whether the database takes writes; a change is told."""
