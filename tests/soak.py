@@ -210,8 +210,12 @@ class Soak:
         return {item["metadata"]["name"]: item["status"] for item in client.all_jobs({"pageSize": 1000})}
 
     def _stuck(self, name: str) -> bool:
-        """Whether a job that has not ended waits for an operator, or keeps away from its center."""
-        return self._state(name) in ("DOUBT", "LOST") or self._waits_long(name)
+        """Whether a job that has not ended waits for an operator, or keeps away from its center.
+
+        Where looking ends a doubt, the next look is waited for.
+        """
+        for_operator = ("LOST",) if self.doubts_end else ("DOUBT", "LOST")
+        return self._state(name) in for_operator or self._waits_long(name)
 
     def _state(self, name: str) -> str:
         """Of the job's last run."""
@@ -257,7 +261,7 @@ class Soak:
                 continue
             if self._waits_long(name):
                 self.waiting.add(name)
-            elif found["runs"][-1]["state"] == "DOUBT":
+            elif found["runs"][-1]["state"] == "DOUBT" and not self.doubts_end:
                 self._settle(client, root, name)
             elif found["runs"][-1]["state"] == "LOST" and found["runs"][-1]["taskId"] not in alive:
                 ran = found["runs"][-1]["taskId"] in started
