@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import col, select
 
-from broker.store import LostLease, Store, StoreUnavailable, Tx, accounts, lease
+from broker.store import LostLease, Store, StoreUnavailable, Tx, accounts, lease, writer
 from broker.store import store as store_module
 from broker.store.writer import EVENTS
 from broker.tables import Event, Setting
@@ -170,6 +170,22 @@ async def test_a_server_that_goes_away_and_comes_back(pair: tuple[Store, Store])
     await woken(other, "cycle")  # it listens again
     await one.write(waking("dispatch"))
     await woken(other, "dispatch")
+
+
+async def test_a_connection_that_was_cut_between_two_writes_is_made_again(
+    pair: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "KEPT_S", PATIENCE_S)
+    one, other = pair
+    await one.write(accounts.setting, "n", "1")
+    cut = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND query NOT LIKE 'LISTEN%'"
+    )
+    await other.read(lambda session: session.connection().execute(text(cut)).all())
+    with pytest.raises(StoreUnavailable, match="refused the transaction"):
+        await one.write(accounts.setting, "n", "2")
+    assert await one.write(accounts.setting, "n", "3") == "1"
 
 
 async def test_daemons_that_start_together_make_the_schema_once(tmp_path: Path) -> None:

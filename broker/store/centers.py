@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, update
+from sqlalchemy import delete, func, update
 from sqlalchemy import select as columns_of
 from sqlmodel import Session, col, select
 
@@ -282,16 +282,13 @@ WAIT_HALF_LIFE_S = 3600
 
 _POOLS = columns_of(table(PoolRow)).order_by(col(PoolRow.id))
 _PRESENT = columns_of(table(Center)).where(col(Center.archived_ms).is_(None)).order_by(col(Center.id))
-_OFFERED = columns_of(col(ImageRow.id), col(ImageRow.center_id)).where(
-    col(ImageRow.id).in_(bindparam("images", expanding=True))
-)
 
 
 def pools(session: Session, center: CenterId | None = None, *, now_ms: int | None = None) -> list[Pool]:
     """Pools by id.  With `now_ms`, the learned wait is aged to that moment: else a pool that once was
     slow would be avoided for good, and nothing would ever be learned there again."""
     query = _POOLS if center is None else _POOLS.where(col(PoolRow.center_id) == center)
-    return [_pool(row, now_ms) for row in session.connection().execute(query).all()]
+    return [pool_of(row, now_ms) for row in session.connection().execute(query).all()]
 
 
 def _shape(row: Any) -> NodeShape:
@@ -317,7 +314,8 @@ def tariff(session: Session, pool: PoolId, shape: NodeShape, nodes: int) -> list
     return [codec.price_to_json(price) for price in resources.tariff(prices, _shape(row), shape, nodes)]
 
 
-def _pool(row: Any, now_ms: int | None) -> Pool:
+def pool_of(row: Any, now_ms: int | None = None) -> Pool:
+    """See `pools`; `row` has the columns of one."""
     specs = [codec.spec_from_json(spec) for spec in row.specs]
     # Whole half-lives only: the figure, and with it the pool's cost, changes once an hour.
     half_lives = 0 if now_ms is None else max(0, now_ms - row.wait_at_ms) // (WAIT_HALF_LIFE_S * 1000)
@@ -399,27 +397,37 @@ def list_centers(session: Session, *, counts: bool = True) -> list[CenterView]:
     for pool in pools(session):
         by_center.setdefault(pool.center, []).append(pool)
     return [
-        CenterView(
-            id=CenterId(row.id),
-            name=row.name,
-            province=row.province,
-            city=row.city,
-            desc=row.desc,
-            adapter=row.adapter,
-            state=effective_state(row),
-            health=Health(row.health),
-            error=row.error,
-            created_ms=row.created_ms,
-            ok_ms=row.ok_ms,
-            queue_length=row.queue_length,
-            quarantined=tuple((name, reason) for name, reason in row.quarantined),
+        view_of(
+            row,
+            by_center.get(row.id, ()),
             in_flight=in_flight.get(row.id, 0),
-            max_in_flight=row.max_in_flight,
             running=running.get(row.id, 0),
-            pools=tuple(by_center.get(row.id, ())),
         )
         for row in session.connection().execute(_PRESENT).all()
     ]
+
+
+def view_of(row: Any, pools: Sequence[Pool], *, in_flight: int = 0, running: int = 0) -> CenterView:
+    """`row` has the columns of a center."""
+    return CenterView(
+        id=CenterId(row.id),
+        name=row.name,
+        province=row.province,
+        city=row.city,
+        desc=row.desc,
+        adapter=row.adapter,
+        state=effective_state(row),
+        health=Health(row.health),
+        error=row.error,
+        created_ms=row.created_ms,
+        ok_ms=row.ok_ms,
+        queue_length=row.queue_length,
+        quarantined=tuple((name, reason) for name, reason in row.quarantined),
+        in_flight=in_flight,
+        max_in_flight=row.max_in_flight,
+        running=running,
+        pools=tuple(pools),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,16 +462,6 @@ def list_images(session: Session, center: CenterId | None = None) -> list[ImageV
             **{name: getattr(told, name) for name in names},
         )
         found.append(ImageView(image, min(row.created_ms for row in rows), offered))
-    return found
-
-
-def places_of(session: Session, images: Collection[str]) -> dict[str, set[str]]:
-    """The centers that offer each logical image."""
-    if not images:
-        return {}
-    found: dict[str, set[str]] = {}
-    for image, center in session.connection().execute(_OFFERED, {"images": list(images)}).all():
-        found.setdefault(image, set()).add(center)
     return found
 
 

@@ -7,7 +7,7 @@ of what can be taken (api/admission.py), which are handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,13 @@ from sqlalchemy import Connection, bindparam, select
 from sqlmodel import Session
 
 from broker.core.model import JobId, JobRequest, JobState, PublicStatus
-from broker.store import centers, datasets, runs
+from broker.store import datasets, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView
 from broker.store.codec import request_to_json
 from broker.store.jobs import JobSummary, summary
-from broker.store.rows import New, find_rows, insert_rows
+from broker.store.known import Known, Owned, known
+from broker.store.rows import New, insert_rows
 from broker.store.writer import Rejected, Tx
 from broker.tables import Idempotency, Job, JobDataset, JobLabel, Run
 from broker.tables.columns import table
@@ -80,7 +81,7 @@ class Asked:
     body_hash: str = ""
 
 
-Keyed = dict[tuple[str, str], tuple[str, JobSummary]]
+Keyed = dict[Owned, tuple[str, JobSummary]]
 """By account and idempotency key: the hash of the body that it came with, and the job as it is now."""
 
 _JOB, _IDEMPOTENCY = table(Job), table(Idempotency)
@@ -114,7 +115,7 @@ def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
             made = facts.add(each, _summary(made, tx.now_ms))
         answers.append(made)
     if taken:
-        first_runs = runs.first_of(connection, [new.id for _, new in taken], tx.now_ms)
+        first_runs = runs.first_of((new.id for _, new in taken), facts.known.prefix, tx.now_ms)
         insert_rows(connection, (Job, rows), (Run, first_runs), *_more(taken, tx.now_ms))
         for _, new in taken:
             tx.event("job.created", job=new.id, actor=new.actor or new.account)
@@ -128,9 +129,8 @@ class _Facts:
     which is ids of live jobs by account and name and earlier creates by their keys."""
 
     session: Session
-    centers: Sequence[CenterView]
-    images: Mapping[str, Collection[str]]
-    names: dict[tuple[str, str], str]
+    known: Known
+    names: dict[Owned, str]
     keys: Keyed
     expected_micro: dict[Hashable, int | None] = field(default_factory=dict)
 
@@ -150,8 +150,8 @@ class _Facts:
     def _admission(self, asked: Asked) -> Admission:
         read = asked.datasets
         return Admission(
-            centers=self.centers,
-            image_centers=self.images.get(asked.image, ()),
+            centers=self.known.centers,
+            image_centers=self.known.places.get(asked.image, ()),
             unusable_datasets=datasets.unusable(self.session, asked.caller, read) if read else (),
             expected_micro=self.expected_micro,
         )
@@ -164,26 +164,20 @@ class _Facts:
 
 
 def _facts(session: Session, asked: Sequence[Asked]) -> _Facts:
+    connection = session.connection()
+    images = {each.image for each in asked if each.image}
+    names = [(each.caller.id, each.name) for each in asked]
+    keys = [(each.caller.id, each.key) for each in asked if each.key]
+    found = known(connection, images=images, names=names, keys=keys)
     return _Facts(
         session=session,
-        centers=centers.list_centers(session, counts=False),
-        images=centers.places_of(session, {each.image for each in asked if each.image}),
-        names=_names(session.connection(), [(each.caller.id, each.name) for each in asked]),
-        keys=_keyed(session.connection(), [(each.caller.id, each.key) for each in asked if each.key]),
+        known=found,
+        names={name: job for name, job in zip(names, found.named, strict=True) if job is not None},
+        keys=_keyed(connection, [job for job in found.keyed if job is not None]),
     )
 
 
-def _names(connection: Connection, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """The live jobs of these accounts and names."""
-    jobs = find_rows(
-        connection, Job, names, by=("account_id", "name"), wanted="id", where="deleted_ms IS NULL"
-    )
-    return {name: job for name, job in zip(names, jobs, strict=True) if job is not None}
-
-
-def _keyed(connection: Connection, keys: Sequence[tuple[str, str]]) -> Keyed:
-    found = find_rows(connection, Idempotency, keys, by=("account_id", "key"), wanted="job_id")
-    jobs = [job for job in found if job is not None]
+def _keyed(connection: Connection, jobs: Sequence[str]) -> Keyed:
     rows = connection.execute(_CREATED, {"jobs": jobs}) if jobs else ()
     return {(row.account_id, row.key): (row.body_hash, summary(row)) for row in rows}
 

@@ -12,13 +12,12 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import text
 from sqlmodel import Session
 
 from broker.telemetry import log
 
 CHANNEL = "broker_wakes"
-_NOTIFY = text("SELECT pg_notify(:channel, :payload)")
+_NOTIFY = f"SELECT pg_notify('{CHANNEL}', %s)"
 
 RETRY_S = (0.5, 10.0)
 """The first and the longest pause before a lost connection is made again."""
@@ -54,7 +53,7 @@ class Notices:
 
     def _send(self, session: Session, names: list[str]) -> None:
         payload = "\n".join([self._origin, *names])
-        session.execute(_NOTIFY, {"channel": CHANNEL, "payload": payload})
+        session.connection().exec_driver_sql(_NOTIFY, (payload,))
 
     async def listen(self, woken: Callable[[Collection[str] | None], None]) -> None:
         """Call `woken` with the names in each notice of another store, and with None when notices may

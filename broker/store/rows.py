@@ -1,8 +1,9 @@
 """Many rows of a kind by one statement, for what many ask for at the same time.
 
-What belongs here: the statement that writes new rows, the one that finds what stands under keys, and the
-condition that a column has one of many values.  What does not: which rows.  A statement for each row costs
-more of a processor than the row costs the database, and gives the interpreter away for each.
+What belongs here: the statement that writes new rows, parts of statements that tell rows as one document, all
+or those under keys, and the condition that a column has one of many values.  What does not: which rows.  A
+statement for each row costs more of a processor than the row costs the database, and gives the interpreter
+away for each.
 
 PostgreSQL is handed new rows as one JSON document, since its driver takes long over many parameters; SQLite
 is handed parameters, since it takes long over JSON.
@@ -11,12 +12,12 @@ is handed parameters, since it takes long over JSON.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from json import dumps
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, String, func, insert, literal, select
+from sqlalchemy import ARRAY, JSON, ColumnElement, Connection, String, func, insert, literal, select
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import Mapped
 from sqlmodel import SQLModel
@@ -46,36 +47,53 @@ def insert_rows(connection: Connection, *news: New) -> None:
         _insert_json(connection, [new for new in news if new[1]])
 
 
-def find_rows(
-    connection: Connection,
-    kind: type[SQLModel],
-    keys: Sequence[tuple[str, ...]],
-    *,
-    by: tuple[str, ...],
-    wanted: str,
-    where: str = "true",
-) -> list[Any]:
-    """One column of the row under each key, None where there is none.
-
-    `by` names the columns of a unique index of the rows `where` holds.  Each key is looked up in it by
-    itself: with lists of values a database may go through all that have the first of them.  Keys have
-    neither NUL nor halves of UTF-16 pairs.
-    """
-    if not keys:
-        return []
-    statement = _lookup(connection.dialect, kind, by, wanted, where)
-    found: list[Any] = [None] * len(keys)
-    for at, value in connection.exec_driver_sql(statement, (dumps(keys),)):
-        found[at] = value
-    return found
-
-
 def among(connection: Connection, column: Mapped[Any], values: Sequence[str]) -> ColumnElement[bool]:
     """Whether a column has one of many values, as one parameter: `in_` makes one of each."""
     if connection.dialect.name == "sqlite":
         each = func.json_each(dumps(values)).table_valued("value")
         return column.in_(select(each.c.value))
     return column == func.any(literal(list(values), ARRAY(String)))
+
+
+def as_document(dialect: Dialect, kind: type[SQLModel], columns: Iterable[str]) -> str:
+    """SELECT ... FROM a table: the text of a JSON list with a list for each row, in no order; a condition may
+    follow."""
+    quoted, types = _quoted(dialect), table(kind).c
+    if dialect.name == "sqlite":  # has no kind of its own for JSON
+        told = [f"json({quoted(c)})" if isinstance(types[c].type, JSON) else quoted(c) for c in columns]
+        whole = f"json_group_array(json_array({', '.join(told)}))"
+    else:
+        whole = f"coalesce(json_agg(json_build_array({', '.join(map(quoted, columns))}))::text, '[]')"
+    return f"SELECT {whole} FROM {quoted(table(kind).name)}"
+
+
+def looked_up(
+    dialect: Dialect, kind: type[SQLModel], by: tuple[str, ...], wanted: str, *, where: str = "true"
+) -> str:
+    """SELECT ...: the text of a JSON list, in no order, of [place, one column of the row there] for each key
+    of a JSON list of keys, which is the parameter at this place; null where there is no row.
+
+    `by` names the columns of a unique index of the rows `where` holds.  Each key is looked up in it by
+    itself: with lists of values a database may go through all that have the first of them.
+    """
+    quoted = _quoted(dialect)
+    if dialect.name == "sqlite":
+        whole, given = "json_group_array(json_array(asked.key, ({})))", "json_extract(asked.value, '$[{}]')"
+        keys = "json_each(?) AS asked"
+    else:
+        whole = "coalesce(json_agg(json_build_array(asked.at, ({})))::text, '[]')"
+        given = "asked.value ->> {}"
+        keys = "json_array_elements(%s::json) WITH ORDINALITY AS asked (value, at)"
+    under = " AND ".join(f"{quoted(name)} = {given.format(i)}" for i, name in enumerate(by))
+    row = f"SELECT {quoted(wanted)} FROM {quoted(table(kind).name)} WHERE {under} AND {where}"
+    return f"SELECT {whole.format(row)} FROM {keys}"
+
+
+def listed(dialect: Dialect) -> str:
+    """SELECT ...: the texts of a JSON list, which is the parameter at this place."""
+    if dialect.name == "sqlite":
+        return "SELECT value FROM json_each(?)"
+    return "SELECT json_array_elements_text(%s::json)"
 
 
 def _insert_values(connection: Connection, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -149,19 +167,6 @@ def _json_insertion_of(dialect: Dialect, kind: type[SQLModel], given: tuple[str,
     types = [table(kind).c[name].type.compile(dialect=dialect) for name in given]
     read = ", ".join(f"{name} {type}" for name, type in zip(names, types, strict=True))
     return f"{into} SELECT {', '.join(names)}{defaults} FROM json_to_recordset(%s::json) AS given ({read})"
-
-
-@lru_cache
-def _lookup(dialect: Dialect, kind: type[SQLModel], by: tuple[str, ...], wanted: str, where: str) -> str:
-    quoted = _quoted(dialect)
-    if dialect.name == "sqlite":
-        at, given, keys = "asked.key", "json_extract(asked.value, '$[{}]')", "json_each(?) AS asked"
-    else:
-        at, given = "asked.at - 1", "asked.value ->> {}"
-        keys = "json_array_elements(%s::json) WITH ORDINALITY AS asked (value, at)"
-    under = " AND ".join(f"{quoted(name)} = {given.format(i)}" for i, name in enumerate(by))
-    row = f"SELECT {quoted(wanted)} FROM {quoted(table(kind).name)} WHERE {under} AND {where}"
-    return f"SELECT {at}, ({row}) FROM {keys}"
 
 
 def _quoted(dialect: Dialect) -> Callable[[str], str]:

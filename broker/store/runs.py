@@ -7,11 +7,11 @@ to be made (outbox.py) and what is owed to centers afterwards (debts.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, union_all, update
+from sqlalchemy import delete, func, union_all, update
 from sqlalchemy import select as columns_of
 from sqlmodel import Session, col, select
 
@@ -283,9 +283,8 @@ def new_run(tx: Tx, job: str, attempt: int) -> Run:
     return Run(**_new_run(prefix, job, attempt, tx.now_ms))
 
 
-def first_of(connection: Connection, jobs: Sequence[str], now_ms: int) -> list[dict[str, Any]]:
+def first_of(jobs: Iterable[str], prefix: str, now_ms: int) -> list[dict[str, Any]]:
     """The first runs of new jobs, as rows: creates are too many for objects of the session."""
-    prefix = connection.execute(_PREFIX).scalar_one()
     return [_new_run(prefix, job, 1, now_ms) for job in jobs]
 
 
