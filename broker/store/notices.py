@@ -70,11 +70,36 @@ class Notices:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     pause_s = RETRY_S[0]
                     woken(None)
-                    async for notice in connection.notifies():
-                        origin, *names = notice.payload.split("\n")
-                        if origin != self._origin:
-                            woken(names)
+                    await self._hear(connection.pgconn, woken)
             except psycopg.Error as error:
                 log.warning("notices_interrupted", error=str(error).strip(), retry_s=pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_S[1])
+
+    async def _hear(self, server: Any, woken: Callable[[Collection[str]], None]) -> None:
+        """Until the connection, psycopg's PGconn, is lost: raises psycopg.OperationalError.
+
+        The driver's own `notifies` arranges each wait with the event loop anew, which costs more than all
+        the rest of a notice, and each commit of a busy store sends one.
+        """
+        loop = asyncio.get_running_loop()
+        lost = loop.create_future()
+
+        def read() -> None:
+            try:
+                server.consume_input()
+            except Exception as error:
+                loop.remove_reader(file)
+                lost.set_exception(error)
+                return
+            while (notice := server.notifies()) is not None:
+                origin, *names = notice.extra.decode().split("\n")
+                if origin != self._origin:
+                    woken(names)
+
+        file = server.socket
+        loop.add_reader(file, read)
+        try:
+            await lost
+        finally:
+            loop.remove_reader(file)
