@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +10,11 @@ from sqlmodel import Session, col, select
 from broker.store import Tx, centers
 from broker.store.known import Known, known
 from broker.tables import Center, Pool
-from tests.api_fixtures import World, close_world, create_body, open_world
+from tests.api_fixtures import World, create_body, world
+
+__all__ = ["world"]
 
 pytestmark = pytest.mark.both_databases
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    opened = await open_world(tmp_path)
-    yield opened
-    await close_world(opened)
 
 
 async def asked(world: World, **wanted: Any) -> Known:
@@ -62,12 +55,12 @@ async def test_a_change_is_seen_at_once_and_what_did_not_change_is_not_understoo
     before = (await asked(world)).centers
     assert (await asked(world)).centers is before
 
-    def fewer(tx: Tx) -> None:
+    def larger(tx: Tx) -> None:
         for row in tx.session.exec(select(Pool)).all():
             row.nodes += 1
             tx.session.add(row)
 
-    await world.store.write(fewer)
+    await world.store.write(larger)
     after = (await asked(world)).centers
     assert list(after) == await listed(world) != list(before)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,16 +16,11 @@ from broker.store.job_pages import list_jobs
 from broker.store.jobs import JobFilter, NoSuchJob
 from broker.store.paging import Paging
 from broker.store.writer import StoreUnavailable
-from tests.api_fixtures import World, close_world, open_world
+from tests.api_fixtures import World, world
+
+__all__ = ["world"]
 
 pytestmark = pytest.mark.both_databases
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    opened = await open_world(tmp_path)
-    yield opened
-    await close_world(opened)
 
 
 async def total(world: World, by: str = "alice", **wanted: Any) -> int:
@@ -140,7 +134,7 @@ async def test_tracking_looks_through_no_runs_but_those_that_live_or_owe(world: 
 async def test_counting_what_lives_at_centers_looks_through_no_ended_runs(
     world: World, query: Callable[..., Any]
 ) -> None:
-    """A create and a round ask for it."""
+    """A round asks for it, and whoever looks at the centers."""
     steps = [step for step in await plan_of(world, query) if " run " in f"{step} "]
     assert steps
     assert not [step for step in steps if "ix_run_live_center" not in step]

@@ -88,16 +88,16 @@ class Notices:
         def read() -> None:
             try:
                 server.consume_input()
-            except Exception as error:
-                loop.remove_reader(file)
-                lost.set_exception(error)
+            except Exception as error:  # and again, until who awaits it has stopped the reading
+                if not lost.done():
+                    lost.set_exception(error)
                 return
             while (notice := server.notifies()) is not None:
                 origin, *names = notice.extra.decode().split("\n")
                 if origin != self._origin:
                     woken(names)
 
-        file = server.socket
+        file = server.socket  # gone once the connection is closed
         loop.add_reader(file, read)
         try:
             await lost

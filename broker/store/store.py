@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from broker.store import schema
@@ -309,16 +309,17 @@ def _postgresql(url: str, *, writes: bool, pool_size: int) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
-        connection.autocommit = True  # transactions begin below, with one way to the server
+        connection.autocommit = True  # transactions begin below, by one way to the server
         connection.execute(f"SET lock_timeout = '{BUSY_S}s'")
         connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_S}s'")
 
     @event.listens_for(engine, "begin")
     def take_turn(connection: Any) -> None:
         begin = f"BEGIN; SELECT pg_advisory_xact_lock({WRITING})"
+        errors = connection.dialect.loaded_dbapi.Error
         try:
             connection.connection.driver_connection.execute(begin, prepare=False)  # two cannot be prepared
-        except connection.dialect.loaded_dbapi.OperationalError as error:
-            raise OperationalError(begin, None, error) from error
+        except errors as error:  # as SQLAlchemy tells those of what it executes itself
+            raise DBAPIError.instance(begin, None, error, errors) from error
 
     return engine
