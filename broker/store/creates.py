@@ -19,8 +19,8 @@ from broker.store import datasets, runs
 from broker.store.accounts import Caller
 from broker.store.centers import CenterView
 from broker.store.codec import request_to_json
+from broker.store.grounds import Grounds, Owned, grounds
 from broker.store.jobs import JobSummary, summary
-from broker.store.known import Known, Owned, known
 from broker.store.rows import New, insert_rows
 from broker.store.writer import Rejected, Tx
 from broker.tables import Idempotency, Job, JobDataset, JobLabel, Run
@@ -115,7 +115,7 @@ def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
             made = facts.add(each, _summary(made, tx.now_ms))
         answers.append(made)
     if taken:
-        first_runs = runs.first_of((new.id for _, new in taken), facts.known.prefix, tx.now_ms)
+        first_runs = runs.first_of((new.id for _, new in taken), facts.grounds.prefix, tx.now_ms)
         insert_rows(connection, (Job, rows), (Run, first_runs), *_more(taken, tx.now_ms))
         for _, new in taken:
             tx.event("job.created", job=new.id, actor=new.actor or new.account)
@@ -129,7 +129,7 @@ class _Facts:
     which is ids of live jobs by account and name and earlier creates by their keys."""
 
     session: Session
-    known: Known
+    grounds: Grounds
     names: dict[Owned, str]
     keys: Keyed
     expected_micro: dict[Hashable, int | None] = field(default_factory=dict)
@@ -150,8 +150,8 @@ class _Facts:
     def _admission(self, asked: Asked) -> Admission:
         read = asked.datasets
         return Admission(
-            centers=self.known.centers,
-            image_centers=self.known.places.get(asked.image, ()),
+            centers=self.grounds.centers,
+            image_centers=self.grounds.places.get(asked.image, ()),
             unusable_datasets=datasets.unusable(self.session, asked.caller, read) if read else (),
             expected_micro=self.expected_micro,
         )
@@ -168,10 +168,10 @@ def _facts(session: Session, asked: Sequence[Asked]) -> _Facts:
     images = {each.image for each in asked if each.image}
     names = [(each.caller.id, each.name) for each in asked]
     keys = [(each.caller.id, each.key) for each in asked if each.key]
-    found = known(connection, images=images, names=names, keys=keys)
+    found = grounds(connection, images=images, names=names, keys=keys)
     return _Facts(
         session=session,
-        known=found,
+        grounds=found,
         names={name: job for name, job in zip(names, found.named, strict=True) if job is not None},
         keys=_keyed(connection, [job for job in found.keyed if job is not None]),
     )

@@ -32,7 +32,7 @@ Owned = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Grounds:
     """`centers`: every one that is not archived, by id, with its pools, its runs not counted.  `places`: the
     centers that offer each image asked for.  `named`: the job that has each name asked for, `keyed`: the job
     that came with each idempotency key; None where there is none.  `prefix`: the first part of every remote
@@ -45,9 +45,9 @@ class Known:
     prefix: str
 
 
-def known(
+def grounds(
     connection: Connection, *, images: Collection[str], names: Sequence[Owned], keys: Sequence[Owned]
-) -> Known:
+) -> Grounds:
     """As this transaction sees it.  What is asked for has neither NUL nor halves of UTF-16 pairs."""
     asked = (dumps(list(images)), dumps(names), dumps(keys))
     said = connection.exec_driver_sql(_statement(connection.dialect), asked).one()
@@ -55,7 +55,7 @@ def known(
     places: dict[str, set[str]] = {}
     for image, center in loads(offered):
         places.setdefault(image, set()).add(center)
-    return Known(_views(centers, pools), places, _in_order(named), _in_order(keyed), prefix)
+    return Grounds(_views(centers, pools), places, _in_order(named), _in_order(keyed), prefix)
 
 
 def _in_order(document: str) -> list[str | None]:

@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import Session, col, select
 
 from broker.store import Tx, centers
-from broker.store.known import Known, known
+from broker.store.grounds import Grounds, grounds
 from broker.tables import Center, Pool
 from tests.api_fixtures import World, create_body, world
 
@@ -17,9 +17,9 @@ __all__ = ["world"]
 pytestmark = pytest.mark.both_databases
 
 
-async def asked(world: World, **wanted: Any) -> Known:
-    def read(session: Session) -> Known:
-        return known(session.connection(), **{"images": (), "names": (), "keys": (), **wanted})
+async def asked(world: World, **wanted: Any) -> Grounds:
+    def read(session: Session) -> Grounds:
+        return grounds(session.connection(), **{"images": (), "names": (), "keys": (), **wanted})
 
     return await world.store.read(read)
 
