@@ -29,12 +29,12 @@ from broker.store import checks, copies
 from broker.store.checks import Finding, Known
 from broker.store.read_only import look
 from broker.store.store import now_ms
+from broker.track import still_there
 
 ANSWER_S = 60
 """A center that has not answered a call by then could not be asked."""
 RECENT_MS = 7 * 86_400_000
 """Runs that ended longer ago are not looked for: platforms forget them."""
-_AT_WORK = (RemoteState.CREATED, RemoteState.PENDING, RemoteState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +132,14 @@ def _differences(
         then = before.get(run)
         if then is None or then.state is not now.state or then.remote != now.remote:
             continue
-        seen = told.seen[run].state if run in told.seen else None
+        seen = told.seen[run].state if run in told.seen else RemoteState.UNKNOWN
         here = f"job {now.job}: {now.state} here"
         if seen is RemoteState.GONE and now.state in (RunState.PENDING, RunState.RUNNING):
             detail = f"{here}, and center {center} does not know {now.remote}"
             advice = "the broker sees it, too, and makes it LOST; then: broker resolve JOB --ended …"
             findings.append(Finding("run-unknown-there", run, detail, advice))
-        if seen in _AT_WORK and not now.state.live and not now.stop_owed:
+        there = seen is not RemoteState.UNKNOWN and still_there(seen, now.not_after_ms, now_ms())
+        if there and not now.state.live and not now.stop_owed:
             detail = f"{here}, and {seen} at center {center} as {now.remote}, with no stop owed"
             findings.append(Finding("orphan", run, detail, "stop it at the center's own console"))
         if run in told.found and not now.state.live:

@@ -41,7 +41,6 @@ DOUBT_HOT_S = 120
 CHECKPOINT_STEP_S = 300
 """A checkpoint of a run that goes on is kept when it is so much newer than the one that is known."""
 OBSERVE_TIMEOUT_S = 30
-_AT_WORK = (RemoteState.CREATED, RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN)
 LOG_TIMEOUT_S = 30
 
 
@@ -112,8 +111,7 @@ class Track:
             return  # no news
         sighting = readable(seen[watched.run], self._store.clock())
         if not watched.state.live:
-            unstarted = sighting.state is RemoteState.CREATED and self._store.clock() > watched.not_after_ms
-            if unstarted or sighting.state not in _AT_WORK:
+            if not still_there(sighting.state, watched.not_after_ms, self._store.clock()):
                 await self._store.write(debts.settle, watched.run, epoch=self._lease.epoch, stop=True)
             return
         await self._note_checkpoint(watched, sighting)
@@ -221,6 +219,17 @@ class Track:
                 log.warning("log_not_copied", run=run.run, center=self._center, error=str(error))
                 continue  # the next look goes on where this copy ended
             await self._store.write(runs.touch_logs, run.run, epoch=self._lease.epoch)
+
+
+def still_there(seen: RemoteState, not_after_ms: int, now_ms: int) -> bool:
+    """Whether a run that is over here may be at work at its center, or begin to.
+
+    What was only created begins with a start of ours alone, and none leaves after `not_after_ms`; some
+    platforms call it created for ever, whatever is asked of it.
+    """
+    if seen is RemoteState.CREATED:
+        return now_ms <= not_after_ms
+    return seen in (RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN)
 
 
 def _hot(run: Watched, now_ms: int) -> bool:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from adapters.fake import TRAITS
+from broker.adapter import Connection, Lookup, RemoteState, RunRef, Sighting
 from broker.companions import read_settings
-from broker.core.model import CenterId
+from broker.core.model import CenterId, RunId
 from broker.daemon import factories
 from broker.fsck import check_centers, check_store
 from broker.store import StoreUnavailable, checks
@@ -249,6 +253,49 @@ def test_a_run_that_ended_here_and_goes_on_there(ended: tuple[DaemonProcess, str
     )
     assert (by_name.id, by_name.subject) == ("orphan", run)
     assert f"has it as {run}" in by_name.detail
+
+
+class Saying:
+    """A center that says the same of each run."""
+
+    traits = replace(TRAITS, lookup=Lookup.NEITHER)
+
+    def __init__(self, state: RemoteState) -> None:
+        self._state = state
+
+    async def observe(self, runs: Collection[RunRef]) -> dict[RunId, Sighting]:
+        return {ref.id: Sighting(self._state) for ref in runs}
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("said", "start_may_leave", "told"),
+    [
+        (RemoteState.CREATED, False, []),
+        (RemoteState.CREATED, True, ["orphan"]),
+        (RemoteState.PENDING, False, ["orphan"]),
+        (RemoteState.UNKNOWN, False, []),
+        (RemoteState.STOPPED, True, []),
+    ],
+)
+def test_what_was_only_created_is_nothing_at_work(
+    ended: tuple[DaemonProcess, str, str], said: RemoteState, start_may_leave: bool, told: list[str]
+) -> None:
+    """Some platforms call it created for ever; while a start of ours may be on its way it is an orphan."""
+    broker, _, run = ended
+    file = broker.folder / "broker.db"
+    last_ms = 10**15 if start_may_leave else 1
+    breaking(file, f"UPDATE run SET state = 'STOPPED', ended_ms = {10**15} WHERE id = '{run}'")
+    breaking(file, f"UPDATE run SET not_after_ms = {last_ms} WHERE id = '{run}'")
+    settings, _, _ = read_settings(broker.config, {})
+
+    async def opened(_connection: Connection) -> Any:
+        return Saying(said)
+
+    report = asyncio.run(check_centers(settings, {"local": opened}))
+    breaking(file, f"UPDATE run SET state = 'RUNNING', ended_ms = NULL WHERE id = '{run}'")
+    assert [each.id for each in report.findings] == told
 
 
 def test_the_command_tells_what_it_found(ended: tuple[DaemonProcess, str, str]) -> None:

@@ -346,6 +346,7 @@ class Known:
     remote: RemoteId | None
     nodes: int
     stop_owed: bool
+    not_after_ms: int
 
 
 def known(session: Session, center: CenterId, ended_after_ms: int) -> dict[RunId, Known]:
@@ -362,6 +363,7 @@ def known(session: Session, center: CenterId, ended_after_ms: int) -> dict[RunId
             remote=RemoteId(row.remote_id) if row.remote_id else None,
             nodes=row.nodes,
             stop_owed=row.stop_owed_ms is not None,
+            not_after_ms=row.not_after_ms,
         )
         for row in rows
     }
