@@ -15,7 +15,7 @@ from sqlmodel import col, select
 
 from broker.store import LostLease, Store, StoreUnavailable, Tx, accounts, lease, writer
 from broker.store import store as store_module
-from broker.store.writer import EVENTS
+from broker.store.journal import EVENTS
 from broker.tables import Event, Setting
 from tests import postgres
 from tests.databases import database
@@ -57,14 +57,37 @@ def waking(*names: str) -> Any:
     return lambda tx: tx.wake(*names)
 
 
-async def test_a_commit_wakes_the_loops_and_streams_of_other_daemons(pair: tuple[Store, Store]) -> None:
+@pytest.mark.parametrize(
+    "events", [[], [{}], [{}, {"data": {"why": "ü"}}]], ids=["none", "plain", "of all kinds"]
+)
+async def test_a_commit_wakes_the_loops_and_streams_of_other_daemons(
+    pair: tuple[Store, Store], events: list[dict[str, Any]]
+) -> None:
     one, other = pair
-    await one.write(waking("cycle", "track:" + "a" * 3000, "track:" + "b" * 3000))
-    await woken(other, "cycle")
-    await woken(other, "track:" + "a" * 3000)
-    await woken(other, "track:" + "b" * 3000)
-    await other.write(lambda tx: tx.event("something"))
-    await woken(one, EVENTS)
+    names = ["cycle", "track:" + "a" * 3000, "track:" + "b" * 3000]
+
+    def op(tx: Tx) -> None:
+        for event in events:
+            tx.event("something", **event)
+        tx.wake(*names)
+
+    await one.write(op)
+    for name in (*names, *([EVENTS] if events else ())):
+        await woken(other, name)
+
+
+async def test_what_is_woken_after_rows_were_written_is_woken_too(pair: tuple[Store, Store]) -> None:
+    one, other = pair
+
+    def op(tx: Tx) -> None:
+        tx.event("something")
+        tx.wake("early")
+        tx.insert()
+        tx.wake("late")
+
+    await one.write(op)
+    for name in ("early", EVENTS, "late"):
+        await woken(other, name)
 
 
 async def test_a_store_is_not_woken_twice_by_its_own_commit(pair: tuple[Store, Store]) -> None:

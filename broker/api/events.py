@@ -31,7 +31,8 @@ from broker.config import LimitSettings
 from broker.store import Store, audit
 from broker.store.accounts import Caller
 from broker.store.audit import EventView, Sight
-from broker.store.writer import EVENTS, StoreUnavailable
+from broker.store.journal import EVENTS
+from broker.store.writer import StoreUnavailable
 from broker.telemetry import log
 
 BUFFER = 10_000

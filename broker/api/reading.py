@@ -315,5 +315,6 @@ class Query:
 
 def no_query(request: web.Request) -> None:
     """Raises ApiError 0202 when there is a query, which the route does not declare."""
-    with Query(request):
-        pass
+    if request.query_string:
+        with Query(request):
+            pass

@@ -15,8 +15,8 @@ from sqlmodel import Session, col, select
 
 from broker.core.model import Role
 from broker.store.accounts import KEY_SIGN, Caller
+from broker.store.journal import EVENTS
 from broker.store.paging import Paging
-from broker.store.writer import EVENTS
 from broker.tables import Counter, Event, Job
 
 BY_PEOPLE = "event.actor <> '' AND event.actor <> 'broker'"

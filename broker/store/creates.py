@@ -21,7 +21,7 @@ from broker.store.centers import CenterView
 from broker.store.codec import request_to_json
 from broker.store.grounds import Grounds, Owned, grounds
 from broker.store.jobs import JobSummary, summary
-from broker.store.rows import New, insert_rows
+from broker.store.rows import New
 from broker.store.writer import Rejected, Tx
 from broker.tables import Idempotency, Job, JobDataset, JobLabel, Run
 from broker.tables.columns import table
@@ -99,7 +99,7 @@ def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
     answered with NameTaken, KeyReused or what `judge` raises, and nothing of it is written.
     """
     tx.session.flush()  # what is read and written below knows nothing of changes that wait in the session
-    facts, connection = _facts(tx.session, asked), tx.session.connection()
+    facts = _facts(tx.session, asked)
     taken: list[tuple[Asked, NewJob]] = []
     rows: list[dict[str, Any]] = []
     answers: list[JobSummary | Rejected] = []
@@ -116,10 +116,10 @@ def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
         answers.append(made)
     if taken:
         first_runs = runs.first_of((new.id for _, new in taken), facts.grounds.prefix, tx.now_ms)
-        insert_rows(connection, (Job, rows), (Run, first_runs), *_more(taken, tx.now_ms))
         for _, new in taken:
             tx.event("job.created", job=new.id, actor=new.actor or new.account)
         tx.wake("cycle")
+        tx.insert((Job, rows), (Run, first_runs), *_more(taken, tx.now_ms))
     return answers
 
 

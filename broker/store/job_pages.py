@@ -16,8 +16,8 @@ from sqlmodel import Session
 from broker.core.model import Role
 from broker.store.accounts import Caller
 from broker.store.jobs import SORTS, JobFilter, JobSummary, summary
+from broker.store.journal import EVENTS
 from broker.store.paging import Paging
-from broker.store.writer import EVENTS
 from broker.tables import Counter, Job, JobLabel
 from broker.tables.columns import table
 

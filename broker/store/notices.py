@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 from uuid import uuid4
 
-from sqlmodel import Session
+from sqlalchemy import Connection
 
 from broker.telemetry import log
 
 CHANNEL = "broker_wakes"
-_NOTIFY = f"SELECT pg_notify('{CHANNEL}', %s)"
+NOTIFY = f"pg_notify('{CHANNEL}', {{}})"
+"""What sends a notice, its text to be filled in, with the transaction's commit."""
 
 RETRY_S = (0.5, 10.0)
 """The first and the longest pause before a lost connection is made again."""
@@ -32,6 +33,12 @@ KEEPALIVE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "k
 """A connection whose other end has gone without a word is given up after 25 s."""
 
 
+def notify(connection: Connection, texts: Iterable[str]) -> None:
+    """Send notices with this transaction's commit."""
+    for text in texts:
+        connection.exec_driver_sql(f"SELECT {NOTIFY.format('%s')}", (text,))
+
+
 class Notices:
     """Those of one store: what it commits wakes its own loops without the way round."""
 
@@ -40,20 +47,14 @@ class Notices:
         self._address = url.replace("postgresql+psycopg://", "postgresql://", 1)
         self._origin = uuid4().hex
 
-    def send(self, session: Session, names: Iterable[str]) -> None:
-        """Tell the other processes, with this transaction's commit, whom to wake."""
-        told: list[str] = []
+    def texts(self, names: Collection[str]) -> list[str]:
+        """Of the notices that tell the other processes whom to wake."""
+        told: list[list[str]] = []
         for name in sorted(names):
-            if told and sum(map(len, told)) + len(told) + len(name) > LONGEST:
-                self._send(session, told)
-                told = []
-            told.append(name)
-        if told:
-            self._send(session, told)
-
-    def _send(self, session: Session, names: list[str]) -> None:
-        payload = "\n".join([self._origin, *names])
-        session.connection().exec_driver_sql(_NOTIFY, (payload,))
+            if not told or sum(map(len, told[-1])) + len(told[-1]) + len(name) > LONGEST:
+                told.append([])
+            told[-1].append(name)
+        return ["\n".join([self._origin, *each]) for each in told]
 
     async def listen(self, woken: Callable[[Collection[str] | None], None]) -> None:
         """Call `woken` with the names in each notice of another store, and with None when notices may

@@ -40,11 +40,47 @@ def insert_rows(connection: Connection, *news: New) -> None:
 
     Not for documents of any depth, or with numbers that JSON has not: databases refuse to read those.
     """
+    written = [new for new in news if new[1]]
     if connection.dialect.name == "sqlite":
-        for kind, rows in news:
+        for kind, rows in written:
             _insert_values(connection, kind, rows)
-    else:
-        _insert_json(connection, [new for new in news if new[1]])
+    elif (documents := as_documents(written)) is None:
+        for kind, rows in written:
+            connection.execute(insert(table(kind)), [{**_defaults(kind), **row} for row in rows])
+    elif written:
+        connection.exec_driver_sql(insertion_of_documents(connection.dialect, shape(written)), documents)
+
+
+Shape = tuple[tuple[type[SQLModel], tuple[str, ...]], ...]
+"""Tables, and the columns that their new rows name."""
+
+
+def shape(news: Sequence[New]) -> Shape:
+    """Of rows, at least one of each table."""
+    return tuple((kind, tuple(rows[0])) for kind, rows in news)
+
+
+def as_documents(news: Sequence[New]) -> tuple[str, ...] | None:
+    """The rows of each table as JSON; None where PostgreSQL would not take them out of it."""
+    documents = tuple(dumps(rows) for _, rows in news)
+    return None if any(map(_ODD.search, documents)) else documents
+
+
+@lru_cache
+def insertion_of_documents(dialect: Dialect, news: Shape, counting: str = "") -> str:
+    """One statement of PostgreSQL that writes the rows of all tables; a document of each is a parameter.
+
+    `counting` is a statement that tells one row with a number, `value`, which is added to the first column
+    of the last table's rows; its parameters come first.
+    """
+    *first, last = (
+        _insertion_of_document(dialect, kind, given, counted=counting != "" and at == len(news))
+        for at, (kind, given) in enumerate(news, 1)
+    )
+    before = [f"new_{at} AS ({statement})" for at, statement in enumerate(first)]
+    if counting:
+        before.insert(0, f"counted AS ({counting})")
+    return f"WITH {', '.join(before)} {last}" if before else last
 
 
 def among(connection: Connection, column: Mapped[Any], values: Sequence[str]) -> ColumnElement[bool]:
@@ -97,8 +133,6 @@ def listed(dialect: Dialect) -> str:
 
 
 def _insert_values(connection: Connection, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
-        return
     into, marks, conversions = _values_insertion(connection.dialect, kind, tuple(rows[0]))
     values = [
         value if to_sql is None else to_sql(value)
@@ -111,17 +145,6 @@ def _insert_values(connection: Connection, kind: type[SQLModel], rows: Sequence[
         count = min(most, len(rows) - begin)
         part = values[begin * width : (begin + count) * width]
         connection.exec_driver_sql(f"{into} VALUES {', '.join([marks] * count)}", tuple(part))
-
-
-def _insert_json(connection: Connection, news: Sequence[New]) -> None:
-    """All by one statement: each costs a way to the server and back."""
-    said = [dumps(rows) for _, rows in news]
-    if any(map(_ODD.search, said)):
-        for kind, rows in news:
-            connection.execute(insert(table(kind)), [{**_defaults(kind), **row} for row in rows])
-    elif news:
-        statement = _json_insertion(connection.dialect, tuple((kind, tuple(rows[0])) for kind, rows in news))
-        connection.exec_driver_sql(statement, tuple(said))
 
 
 @lru_cache
@@ -154,19 +177,17 @@ def _values_insertion(
     return into, f"({', '.join('?' * len(given))}{defaults})", read
 
 
-@lru_cache
-def _json_insertion(dialect: Dialect, news: tuple[tuple[type[SQLModel], tuple[str, ...]], ...]) -> str:
-    *first, last = (_json_insertion_of(dialect, kind, given) for kind, given in news)
-    before = ", ".join(f"new_{at} AS ({statement})" for at, statement in enumerate(first))
-    return f"WITH {before} {last}" if first else last
-
-
-def _json_insertion_of(dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...]) -> str:
+def _insertion_of_document(
+    dialect: Dialect, kind: type[SQLModel], given: tuple[str, ...], *, counted: bool
+) -> str:
     into, defaults = _insertion(dialect, kind, given)
     names = list(map(_quoted(dialect), given))
     types = [table(kind).c[name].type.compile(dialect=dialect) for name in given]
     read = ", ".join(f"{name} {type}" for name, type in zip(names, types, strict=True))
-    return f"{into} SELECT {', '.join(names)}{defaults} FROM json_to_recordset(%s::json) AS given ({read})"
+    source = f"json_to_recordset(%s::json) AS given ({read})"
+    if counted:
+        names[0], source = f"counted.value + {names[0]}", f"counted, {source}"
+    return f"{into} SELECT {', '.join(names)}{defaults} FROM {source}"
 
 
 def _quoted(dialect: Dialect) -> Callable[[str], str]:

@@ -3,9 +3,7 @@
 Writes queue to one thread, which takes what is waiting and runs it in one transaction: one fsync
 for many writes.  A write is a function of a Tx that may run twice: when one of a batch fails, the
 batch is rolled back and each write runs again in a savepoint of its own, so that a conflict stays
-with its own row.  What many ask for at the same time (creates) is one write of all their items.  Event
-numbers are taken from a counter row inside the transaction, so number order is commit order, on
-PostgreSQL too (the row lock is held until the commit).
+with its own row.  What many ask for at the same time (creates) is one write of all their items.
 """
 
 from __future__ import annotations
@@ -17,20 +15,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, insert, update
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlmodel import Session, select
 
+from broker.store.journal import EVENTS, append
 from broker.store.notices import Notices
-from broker.store.rows import insert_rows
-from broker.tables import Counter, Event, Lease
-from broker.tables.columns import table
+from broker.store.rows import New
+from broker.tables import Lease
 from broker.telemetry import COMMITS, STORE_WRITABLE, log
 
 LEADER = "leader"
-EVENTS = "events"
-"""The counter that numbers events, and who is woken when there are new ones."""
-
 KEPT_S = 0.1
 """A connection that was not used for so long goes back to the pool, which looks whether it still stands
 before it is used again."""
@@ -56,6 +51,8 @@ class Tx:
     now_ms: int
     events: list[dict[str, Any]] = field(default_factory=list)
     woken: set[str] = field(default_factory=set)
+    notices: Notices | None = None
+    _told: set[str] = field(default_factory=set)
     _epoch: int | None = None
 
     def event(
@@ -86,6 +83,21 @@ class Tx:
                 "data": data or {},
             }
         )
+
+    def insert(self, *news: New) -> None:
+        """Write new rows, as `insert_rows` does, with the events so far and the notices of who is woken."""
+        if self.events:
+            self.wake(EVENTS)
+        untold, self._told = self.woken - self._told, set(self.woken)
+        notices = self.notices.texts(untold) if self.notices is not None else ()
+        events, self.events = self.events, []
+        if events or news or notices:
+            append(self.session.connection(), events, *news, notices=notices)
+
+    def finish(self) -> None:
+        """Write all that is still to be written."""
+        self.session.flush()
+        self.insert()
 
     def wake(self, *loops: str) -> None:
         """Wake loops after the commit."""
@@ -250,44 +262,35 @@ class Writer:
     def _together(self, batch: list[Write]) -> set[str]:
         """All in one transaction; any error but Rejected undoes all of them."""
         with self._session() as session, session.begin():
-            tx = Tx(session, self._clock())
+            tx = Tx(session, self._clock(), notices=self._notices)
             for writes in _alike(batch):
                 try:
                     _answer(writes, writes[0].op(tx, [write.item for write in writes]))
                 except Rejected as refusal:
                     _answer(writes, [refusal] * len(writes))
-            session.flush()
-            _number(tx)
-            self._tell(tx)
+            tx.finish()
         return tx.woken
 
     def _apart(self, batch: list[Write]) -> set[str]:
         """One transaction, a savepoint for each: an error undoes its own write only."""
         with self._session() as session, session.begin():
-            tx = Tx(session, self._clock())
+            tx = Tx(session, self._clock(), notices=self._notices)
             for write in batch:
-                woken, epoch = set(tx.woken), tx._epoch
+                woken, told, epoch = set(tx.woken), set(tx._told), tx._epoch
                 try:
                     with session.begin_nested():
                         (answer,) = write.op(tx, [write.item])
                         if isinstance(answer, BaseException):
                             raise answer
-                        session.flush()
-                        _number(tx)
+                        tx.finish()
                     write.answer = answer
                 except OperationalError:
                     raise
                 except Exception as error:
-                    tx.woken, tx._epoch = woken, epoch
+                    tx.woken, tx._told, tx._epoch = woken, told, epoch
                     write.answer = error
                 tx.events.clear()
-            self._tell(tx)
         return tx.woken
-
-    def _tell(self, tx: Tx) -> None:
-        """Other processes' loops are woken by the commit, too."""
-        if tx.woken and self._notices is not None:
-            self._notices.send(tx.session, tx.woken)
 
 
 def _alike(batch: Sequence[Write]) -> Iterable[Sequence[Write]]:
@@ -301,27 +304,3 @@ def _alike(batch: Sequence[Write]) -> Iterable[Sequence[Write]]:
 def _answer(writes: Sequence[Write], answers: Sequence[Any]) -> None:
     for write, answer in zip(writes, answers, strict=True):
         write.answer = answer
-
-
-_COUNTER = table(Counter)
-_TAKE = (
-    update(_COUNTER)
-    .where(_COUNTER.c.name == EVENTS)
-    .values(value=_COUNTER.c.value + bindparam("count"))
-    .returning(_COUNTER.c.value)
-)
-_APPEND = insert(table(Event))
-
-
-def _number(tx: Tx) -> None:
-    """Give the transaction's events the next numbers."""
-    if not tx.events:
-        return
-    tx.wake(EVENTS)
-    connection = tx.session.connection()
-    taken = connection.execute(_TAKE, {"count": len(tx.events)}).scalar_one()
-    first = taken - len(tx.events) + 1
-    rows = [{"seq": first + i, **event} for i, event in enumerate(tx.events)]
-    insert_rows(connection, (Event, [row for row in rows if not row["data"]]))
-    if told := [row for row in rows if row["data"]]:  # anything at all, of any depth
-        connection.execute(_APPEND, told)
