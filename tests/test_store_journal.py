@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
+from sqlalchemy.exc import NoResultFound
 from sqlmodel import Session, col, select
 
-from broker.store import Store, Tx
-from broker.tables import Counter, Event, Tenant
+from broker.store import Store, Tx, checks
+from broker.tables import Counter, Event, Purse, Tenant
 from tests.databases import database
 from tests.test_store_writer import one_batch
 
@@ -70,6 +72,24 @@ async def test_events_that_go_by_another_way_are_numbered_like_the_others(
 
     found = await store.read(odd)
     assert more.items() <= found.model_dump().items()
+
+
+async def test_rows_come_after_what_waits_in_the_session(store: Store) -> None:
+    def op(tx: Tx) -> None:
+        tx.session.add(Tenant(id="a"))
+        tx.insert((Purse, [{"tenant_id": "a", "per_month": False}]))
+
+    await store.write(op)
+    assert await written(store) == (["a"], [])
+
+
+@pytest.mark.parametrize("data", [{}, {"more": 1}])
+async def test_without_its_counter_nothing_is_written(store: Store, data: dict[str, Any]) -> None:
+    await store.write(lambda tx: tx.session.exec(delete(Counter)))
+    with pytest.raises(NoResultFound):
+        await store.write(making, "a", "one", data=data)
+    assert await store.read(lambda session: session.get(Tenant, "a")) is None
+    assert [each.id for each in await store.read(checks.check, store.clock())] == ["events-misnumbered"]
 
 
 async def test_pieces_of_one_transaction_follow_each_other(store: Store) -> None:

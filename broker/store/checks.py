@@ -257,10 +257,10 @@ INVARIANTS = (
     Invariant(
         "events-misnumbered",
         RESTORE,
-        """SELECT 'events', 'the counter says ' || c.value || ', the newest event is '
-        || coalesce(max(e.seq), 0)
-        FROM counter c LEFT JOIN event e ON 1 = 1 WHERE c.name = 'events' GROUP BY c.value
-        HAVING c.value <> coalesce(max(e.seq), 0)""",
+        """SELECT 'events', 'the counter says ' || coalesce(CAST(c.value AS TEXT), 'nothing')
+        || ', the newest event is ' || (SELECT coalesce(max(seq), 0) FROM event)
+        FROM (SELECT 'events' AS name) asked LEFT JOIN counter c ON c.name = asked.name
+        WHERE c.value IS NULL OR c.value <> (SELECT coalesce(max(seq), 0) FROM event)""",
     ),
     Invariant(
         "repeat-without-job",
@@ -347,6 +347,7 @@ class Known:
     nodes: int
     stop_owed: bool
     not_after_ms: int
+    lookup_lag_s: int
 
 
 def known(session: Session, center: CenterId, ended_after_ms: int) -> dict[RunId, Known]:
@@ -364,6 +365,7 @@ def known(session: Session, center: CenterId, ended_after_ms: int) -> dict[RunId
             nodes=row.nodes,
             stop_owed=row.stop_owed_ms is not None,
             not_after_ms=row.not_after_ms,
+            lookup_lag_s=row.lookup_lag_s,
         )
         for row in rows
     }

@@ -15,6 +15,7 @@ from json import dumps
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy.exc import NoResultFound
 
 from broker.store.notices import NOTIFY, notify
 from broker.store.rows import New, as_documents, insert_rows, insertion_of_documents, shape
@@ -42,13 +43,18 @@ _APPEND = insert(table(Event))
 def append(
     connection: Connection, events: Sequence[dict[str, Any]], *news: New, notices: Sequence[str] = ()
 ) -> None:
-    """Write new rows, as `insert_rows` does, and events after them; notices leave with the commit."""
+    """Write new rows, as `insert_rows` does, and events after them; notices leave with the commit.
+
+    Raises NoResultFound when the database has lost its counter.
+    """
     plain = [{"seq": back, **event} for back, event in enumerate(events, 1 - len(events))]
     if plain and connection.dialect.name == "postgresql" and not any(event["data"] for event in events):
         written: list[New] = [*(new for new in news if new[1]), (Event, plain)]
         if (documents := as_documents(written)) is not None:
             statement = insertion_of_documents(connection.dialect, shape(written), _TAKE_AND_TELL)
-            connection.exec_driver_sql(statement, (len(plain), dumps(notices), *documents))
+            written_events = connection.exec_driver_sql(statement, (len(plain), dumps(notices), *documents))
+            if written_events.rowcount != len(plain):
+                raise NoResultFound(f"no row of table {_COUNTER.name} counts the {EVENTS}")
             return
     _one_by_one(connection, plain, *news)
     notify(connection, notices)

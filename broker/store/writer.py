@@ -66,7 +66,7 @@ class Tx:
         actor: str = "",
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Append to the event log; the number is given at the commit.
+        """Append to the event log; the number is given when it is written, at the commit at latest.
 
         `actor` is the person, or what a person used, whose change this is; `tenant` is whom an event
         without a job concerns.
@@ -85,7 +85,9 @@ class Tx:
         )
 
     def insert(self, *news: New) -> None:
-        """Write new rows, as `insert_rows` does, with the events so far and the notices of who is woken."""
+        """Write new rows, as `insert_rows` does, after what waits in the session, with the events so far and
+        the notices of who is woken."""
+        self.session.flush()
         if self.events:
             self.wake(EVENTS)
         untold, self._told = self.woken - self._told, set(self.woken)
@@ -93,11 +95,6 @@ class Tx:
         events, self.events = self.events, []
         if events or news or notices:
             append(self.session.connection(), events, *news, notices=notices)
-
-    def finish(self) -> None:
-        """Write all that is still to be written."""
-        self.session.flush()
-        self.insert()
 
     def wake(self, *loops: str) -> None:
         """Wake loops after the commit."""
@@ -268,7 +265,7 @@ class Writer:
                     _answer(writes, writes[0].op(tx, [write.item for write in writes]))
                 except Rejected as refusal:
                     _answer(writes, [refusal] * len(writes))
-            tx.finish()
+            tx.insert()
         return tx.woken
 
     def _apart(self, batch: list[Write]) -> set[str]:
@@ -282,7 +279,7 @@ class Writer:
                         (answer,) = write.op(tx, [write.item])
                         if isinstance(answer, BaseException):
                             raise answer
-                        tx.finish()
+                        tx.insert()
                     write.answer = answer
                 except OperationalError:
                     raise
