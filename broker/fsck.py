@@ -99,12 +99,14 @@ class Told:
     """What a center says: of the runs that it was asked for, those that it found by name, and the names
     of all that live there, None where it does not list them."""
 
+    asked_ms: int
     seen: Mapping[RunId, Sighting]
     found: Mapping[RunId, RemoteId]
     living: Collection[RunId] | None
 
 
 async def _ask(adapter: Adapter, known: Mapping[RunId, Known]) -> Told:
+    asked_ms = now_ms()
     refs = [RunRef(each.run, each.job, each.remote, each.nodes) for each in known.values() if each.remote]
     seen: dict[RunId, Sighting] = {}
     for first in range(0, len(refs), adapter.traits.max_batch):
@@ -117,7 +119,7 @@ async def _ask(adapter: Adapter, known: Mapping[RunId, Known]) -> Told:
                 if remote is not None:
                     found[each.run] = remote
     listing = runs_of(adapter)
-    return Told(seen, found, None if listing is None else await listing())
+    return Told(asked_ms, seen, found, None if listing is None else await listing())
 
 
 def _differences(
@@ -138,7 +140,9 @@ def _differences(
             detail = f"{here}, and center {center} does not know {now.remote}"
             advice = "the broker sees it, too, and makes it LOST; then: broker resolve JOB --ended …"
             findings.append(Finding("run-unknown-there", run, detail, advice))
-        there = seen is not RemoteState.UNKNOWN and still_there(seen, now.not_after_ms, now_ms())
+        there = seen is not RemoteState.UNKNOWN and still_there(
+            seen, told.asked_ms, not_after_ms=now.not_after_ms, lookup_lag_s=now.lookup_lag_s
+        )
         if there and not now.state.live and not now.stop_owed:
             detail = f"{here}, and {seen} at center {center} as {now.remote}, with no stop owed"
             findings.append(Finding("orphan", run, detail, "stop it at the center's own console"))

@@ -103,15 +103,18 @@ class Track:
         for first in range(0, len(known), adapter.traits.max_batch):
             batch = known[first : first + adapter.traits.max_batch]
             refs = [RunRef(w.run, w.job, w.remote, w.nodes) for w in batch if w.remote is not None]
+            asked_ms = self._store.clock()
             seen = await timed(self._center, "observe", partial(adapter.observe, refs), OBSERVE_TIMEOUT_S)
-            await asyncio.gather(*(self._record(w, seen) for w in batch))
+            await asyncio.gather(*(self._record(w, seen, asked_ms) for w in batch))
 
-    async def _record(self, watched: Watched, seen: Mapping[RunId, Sighting]) -> None:
+    async def _record(self, watched: Watched, seen: Mapping[RunId, Sighting], asked_ms: int) -> None:
         if watched.run not in seen:
             return  # no news
         sighting = readable(seen[watched.run], self._store.clock())
         if not watched.state.live:
-            if not still_there(sighting.state, watched.not_after_ms, self._store.clock()):
+            if not still_there(
+                sighting.state, asked_ms, not_after_ms=watched.not_after_ms, lookup_lag_s=watched.lookup_lag_s
+            ):
                 await self._store.write(debts.settle, watched.run, epoch=self._lease.epoch, stop=True)
             return
         await self._note_checkpoint(watched, sighting)
@@ -221,14 +224,15 @@ class Track:
             await self._store.write(runs.touch_logs, run.run, epoch=self._lease.epoch)
 
 
-def still_there(seen: RemoteState, not_after_ms: int, now_ms: int) -> bool:
-    """Whether a run that is over here may be at work at its center, or begin to.
+def still_there(seen: RemoteState, asked_ms: int, *, not_after_ms: int, lookup_lag_s: int) -> bool:
+    """Whether a run that is over here may be at work at its center, or begin to, as the center said when it
+    was asked.
 
-    What was only created begins with a start of ours alone, and none leaves after `not_after_ms`; some
-    platforms call it created for ever, whatever is asked of it.
+    What was only created begins with a start of ours alone, none leaves after `not_after_ms`, and what one
+    did is seen `lookup_lag_s` later; some platforms call it created for ever, whatever is asked of it.
     """
     if seen is RemoteState.CREATED:
-        return now_ms <= not_after_ms
+        return asked_ms <= not_after_ms + lookup_lag_s * 1000
     return seen in (RemoteState.PENDING, RemoteState.RUNNING, RemoteState.UNKNOWN)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+from unittest.mock import patch
 
 import pytest
 
 from adapters.fake import TRAITS, Fake, Fault, Script
-from broker.core.model import CenterId, FailureKind, JobId
+from broker.adapter import RunRef, Sighting
+from broker.core.model import CenterId, FailureKind, JobId, RunId
 from broker.tables import Outbox, Run
 from tests.harness import Harness, center, harness
 
@@ -148,6 +150,31 @@ async def test_a_refused_start_gives_the_created_run_up(broker: Harness) -> None
     await broker.expect(job, "SUCCEEDED", attempts=2)
     assert len(at(broker).executions) == 1
     assert all(row.stop_owed_ms is None for row in await broker.rows(Run))
+
+
+async def test_a_created_run_is_over_once_no_start_of_it_can_show(broker: Harness) -> None:
+    """By the moment of the question: the answer may be long on its way."""
+    await created(broker)
+    at(broker).fail("start", Fault.NO_CAPACITY)
+    at(broker).fail("stop", *[Fault.THROTTLED] * 3)
+    await broker.send()
+    await broker.send()
+    (run,) = await broker.rows(Run, attempt=1)
+    assert (run.state, run.stop_owed_ms is not None) == ("FAILED", True)
+    last_ms = run.not_after_ms + LAG_S * 1000
+    observe = at(broker).observe
+
+    async def slow(runs: Collection[RunRef]) -> Mapping[RunId, Sighting]:
+        seen = await observe(runs)
+        broker.clock.now_ms += 20_000
+        return seen
+
+    for asked_ms, owed in ((last_ms, True), (last_ms + 1, False)):
+        broker.clock.now_ms = asked_ms
+        with patch.object(at(broker), "observe", slow):
+            await broker.look()
+        (run,) = await broker.rows(Run, attempt=1)
+        assert (run.stop_owed_ms is not None) is owed
 
 
 async def test_a_throttled_start_is_sent_later(broker: Harness) -> None:

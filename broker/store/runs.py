@@ -76,6 +76,7 @@ class Watched:
     nodes: int
     started_ms: int | None
     not_after_ms: int
+    lookup_lag_s: int
     max_run_time_s: int | None
     stop: StopReason | None
     logs_wanted_ms: int | None
@@ -363,7 +364,8 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
     query = (
         columns_of(
             *(col(Run.id), col(Run.job_id), col(Run.state), col(Run.remote_id), col(Run.nodes)),
-            *(col(Run.started_ms), col(Run.not_after_ms), col(Run.stop_reason), col(Run.logs_wanted_ms)),
+            *(col(Run.started_ms), col(Run.not_after_ms), col(Run.lookup_lag_s), col(Run.stop_reason)),
+            col(Run.logs_wanted_ms),
             *(col(Run.missing_ms), col(Run.start_sent_ms), col(Run.address), col(Run.checkpoint_ms)),
             col(Job.request),
         )
@@ -391,6 +393,7 @@ def watched(session: Session, center: CenterId, now_ms: int) -> list[Watched]:
             nodes=run.nodes,
             started_ms=run.started_ms,
             not_after_ms=run.not_after_ms,
+            lookup_lag_s=run.lookup_lag_s,
             max_run_time_s=run.request.get("max_run_time_s"),
             stop=StopReason(run.stop_reason) if run.stop_reason else None,
             logs_wanted_ms=run.logs_wanted_ms,
