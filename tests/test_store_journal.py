@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,25 +11,18 @@ from sqlmodel import Session, col, select
 
 from broker.store import Store, Tx, checks
 from broker.tables import Counter, Event, Purse, Tenant
-from tests.databases import database
-from tests.test_store_writer import one_batch
+from tests.store_fixtures import one_batch, store
+
+__all__ = ["store"]
 
 pytestmark = pytest.mark.both_databases
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(database(tmp_path))
-    await store.open()
-    yield store
-    await store.close()
 
 
 def making(tx: Tx, /, name: str, *events: str, **more: Any) -> None:
     """A row and events, in one piece."""
     for event in events:
         tx.event(event, tenant=name, **more)
-    tx.insert((Tenant, [{"id": name}]))
+    tx.flush((Tenant, [{"id": name}]))
 
 
 async def written(store: Store) -> tuple[list[str], list[str]]:
@@ -77,7 +68,7 @@ async def test_events_that_go_by_another_way_are_numbered_like_the_others(
 async def test_rows_come_after_what_waits_in_the_session(store: Store) -> None:
     def op(tx: Tx) -> None:
         tx.session.add(Tenant(id="a"))
-        tx.insert((Purse, [{"tenant_id": "a", "per_month": False}]))
+        tx.flush((Purse, [{"tenant_id": "a", "per_month": False}]))
 
     await store.write(op)
     assert await written(store) == (["a"], [])

@@ -82,7 +82,7 @@ async def test_what_is_woken_after_rows_were_written_is_woken_too(pair: tuple[St
     def op(tx: Tx) -> None:
         tx.event("something")
         tx.wake("early")
-        tx.insert()
+        tx.flush()
         tx.wake("late")
 
     await one.write(op)

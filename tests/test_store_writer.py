@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,9 @@ from broker.core.model import Role
 from broker.store import LostLease, Rejected, Store, StoreUnavailable, Tx, accounts, lease
 from broker.tables import Counter, Event, Setting, Tenant
 from tests.databases import database
+from tests.store_fixtures import Gate, one_batch, store
+
+__all__ = ["store"]
 
 pytestmark = pytest.mark.both_databases
 
@@ -25,47 +27,8 @@ class Declined(Rejected):
     pass
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(database(tmp_path))
-    await store.open()
-    yield store
-    await store.close()
-
-
 def engine_of(store: Store) -> Engine:
     return store._write_engine
-
-
-class Gate:
-    """Holds the writer so that what is queued meanwhile becomes one batch."""
-
-    def __init__(self, store: Store) -> None:
-        self._open = threading.Event()
-        self._entered = threading.Event()
-        self._held = asyncio.ensure_future(store.write(self._wait))
-
-    def _wait(self, tx: Tx) -> None:
-        self._entered.set()
-        assert self._open.wait(30)
-
-    async def shut(self) -> None:
-        await asyncio.to_thread(self._entered.wait, 30)
-
-    async def open(self) -> None:
-        self._open.set()
-        await self._held
-
-
-async def one_batch(store: Store, *ops: Any) -> list[Any]:
-    """The outcomes of writes that are in one batch, in order."""
-    gate = Gate(store)
-    await gate.shut()
-    tasks = [asyncio.ensure_future(store.write(op)) for op in ops]
-    await asyncio.sleep(0)  # each task queues its write in its first step
-    assert store.backlog == len(ops)
-    await gate.open()
-    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def tenant(name: str) -> Any:

@@ -119,7 +119,7 @@ def create_jobs(tx: Tx, asked: Sequence[Asked]) -> list[JobSummary | Rejected]:
         for _, new in taken:
             tx.event("job.created", job=new.id, actor=new.actor or new.account)
         tx.wake("cycle")
-        tx.insert((Job, rows), (Run, first_runs), *_more(taken, tx.now_ms))
+        tx.flush((Job, rows), (Run, first_runs), *_more(taken, tx.now_ms))
     return answers
 
 

@@ -14,28 +14,23 @@ from collections.abc import Sequence
 from json import dumps
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import NoResultFound
 
 from broker.store.notices import NOTIFY, notify
-from broker.store.rows import New, as_documents, insert_rows, insertion_of_documents, shape
+from broker.store.rows import New, in_json, insert_rows, insertion_of_documents, shape
 from broker.tables import Counter, Event
 from broker.tables.columns import table
 
 EVENTS = "events"
 """The counter that numbers events, and who is woken when there are new ones."""
 
-_COUNTER = table(Counter)
-_TAKE = (
-    update(_COUNTER)
-    .where(_COUNTER.c.name == EVENTS)
-    .values(value=_COUNTER.c.value + bindparam("count"))
-    .returning(_COUNTER.c.value)
-)
-_TAKE_AND_TELL = (
-    f"UPDATE {_COUNTER.name} SET value = value + %s WHERE name = '{EVENTS}'"
-    f" RETURNING value, (SELECT json_agg({NOTIFY.format('payload')}::text)"
-    " FROM json_array_elements_text(%s::json) AS payload)"
+_COUNTER = table(Counter).name
+_COUNT = f"UPDATE {_COUNTER} SET value = value + {{}} WHERE name = '{EVENTS}' RETURNING value"
+_TAKE = text(_COUNT.format(":count"))
+_TAKE_AND_TELL = (  # the notices as one value, since there is one row
+    f"{_COUNT.format('%s')}, (SELECT json_agg({NOTIFY.format('told')}::text)"
+    " FROM json_array_elements_text(%s::json) AS told)"
 )
 _APPEND = insert(table(Event))
 
@@ -47,24 +42,24 @@ def append(
 
     Raises NoResultFound when the database has lost its counter.
     """
-    plain = [{"seq": back, **event} for back, event in enumerate(events, 1 - len(events))]
-    if plain and connection.dialect.name == "postgresql" and not any(event["data"] for event in events):
-        written: list[New] = [*(new for new in news if new[1]), (Event, plain)]
-        if (documents := as_documents(written)) is not None:
+    behind = [{"seq": seq, **event} for seq, event in enumerate(events, 1 - len(events))]  # the counter
+    if behind and connection.dialect.name == "postgresql" and not any(event["data"] for event in events):
+        written: list[New] = [*(new for new in news if new[1]), (Event, behind)]
+        if (documents := in_json(written)) is not None:
             statement = insertion_of_documents(connection.dialect, shape(written), _TAKE_AND_TELL)
-            written_events = connection.exec_driver_sql(statement, (len(plain), dumps(notices), *documents))
-            if written_events.rowcount != len(plain):
-                raise NoResultFound(f"no row of table {_COUNTER.name} counts the {EVENTS}")
+            done = connection.exec_driver_sql(statement, (len(behind), dumps(notices), *documents))
+            if done.rowcount != len(behind):
+                raise NoResultFound(f"no row of table {_COUNTER} counts the {EVENTS}")
             return
-    _one_by_one(connection, plain, *news)
+    _one_by_one(connection, behind, *news)
     notify(connection, notices)
 
 
-def _one_by_one(connection: Connection, events: Sequence[dict[str, Any]], *news: New) -> None:
-    if events:
-        last = connection.execute(_TAKE, {"count": len(events)}).scalar_one()
-        for event in events:
-            event["seq"] += last
+def _one_by_one(connection: Connection, behind: Sequence[dict[str, Any]], *news: New) -> None:
+    events: list[dict[str, Any]] = []
+    if behind:
+        last = connection.execute(_TAKE, {"count": len(behind)}).scalar_one()
+        events = [{**event, "seq": last + event["seq"]} for event in behind]
     insert_rows(connection, *news, (Event, [event for event in events if not event["data"]]))
     if told := [event for event in events if event["data"]]:  # anything at all, of any depth
         connection.execute(_APPEND, told)

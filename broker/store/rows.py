@@ -44,7 +44,7 @@ def insert_rows(connection: Connection, *news: New) -> None:
     if connection.dialect.name == "sqlite":
         for kind, rows in written:
             _insert_values(connection, kind, rows)
-    elif (documents := as_documents(written)) is None:
+    elif (documents := in_json(written)) is None:
         for kind, rows in written:
             connection.execute(insert(table(kind)), [{**_defaults(kind), **row} for row in rows])
     elif written:
@@ -60,7 +60,7 @@ def shape(news: Sequence[New]) -> Shape:
     return tuple((kind, tuple(rows[0])) for kind, rows in news)
 
 
-def as_documents(news: Sequence[New]) -> tuple[str, ...] | None:
+def in_json(news: Sequence[New]) -> tuple[str, ...] | None:
     """The rows of each table as JSON; None where PostgreSQL would not take them out of it."""
     documents = tuple(dumps(rows) for _, rows in news)
     return None if any(map(_ODD.search, documents)) else documents

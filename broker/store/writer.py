@@ -84,8 +84,8 @@ class Tx:
             }
         )
 
-    def insert(self, *news: New) -> None:
-        """Write new rows, as `insert_rows` does, after what waits in the session, with the events so far and
+    def flush(self, *news: New) -> None:
+        """Write what waits in the session, then new rows, as `insert_rows` does, with the events so far and
         the notices of who is woken."""
         self.session.flush()
         if self.events:
@@ -265,7 +265,7 @@ class Writer:
                     _answer(writes, writes[0].op(tx, [write.item for write in writes]))
                 except Rejected as refusal:
                     _answer(writes, [refusal] * len(writes))
-            tx.insert()
+            tx.flush()
         return tx.woken
 
     def _apart(self, batch: list[Write]) -> set[str]:
@@ -279,7 +279,7 @@ class Writer:
                         (answer,) = write.op(tx, [write.item])
                         if isinstance(answer, BaseException):
                             raise answer
-                        tx.insert()
+                        tx.flush()
                     write.answer = answer
                 except OperationalError:
                     raise
