@@ -18,7 +18,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,13 +156,22 @@ async def load(port: int, request: Callable[[], bytes], *, connections: int, sec
 
 def measured(broker: DaemonProcess, request: Callable[[], bytes], options: argparse.Namespace) -> Figure:
     assert broker.process is not None
-    process = psutil.Process(broker.process.pid)
-    asyncio.run(load(broker.port, request, connections=options.connections, seconds=1))  # warm
-    before, began = sum(process.cpu_times()[:2]), time.perf_counter()
-    took = sorted(
-        asyncio.run(load(broker.port, request, connections=options.connections, seconds=options.seconds))
-    )
-    wall, cpu = time.perf_counter() - began, sum(process.cpu_times()[:2]) - before
+    return under_load(broker.port, [broker.process.pid], request, options)
+
+
+def under_load(
+    port: int, pids: Sequence[int], request: Callable[[], bytes], options: argparse.Namespace
+) -> Figure:
+    """The figures of who answers at a port and are these processes."""
+    processes = [psutil.Process(pid) for pid in pids]
+
+    def cpu_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    asyncio.run(load(port, request, connections=options.connections, seconds=1))  # warm
+    before, began = cpu_s(), time.perf_counter()
+    took = sorted(asyncio.run(load(port, request, connections=options.connections, seconds=options.seconds)))
+    wall, cpu = time.perf_counter() - began, cpu_s() - before
     return Figure(
         per_s=len(took) / wall,
         per_cpu_s=len(took) / cpu,

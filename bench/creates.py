@@ -6,6 +6,9 @@ keep-alive connections, each with one `POST /trainjob` on its way.  A create is 
 disk.  Writes that wait are committed together, so beside the rate stand the commits of the writer and what
 a plain loop of fsync reaches on the same disk.
 
+With `--slurmrestd` the same load goes to a real slurmrestd and slurmctld in the same run, as held jobs: these
+are kept in memory, and written now and then.
+
 The jobs name no center that is free: the center is drained and polled as seldom as by default, so that
 creates are measured, and the rounds that look at what came.
 Exit code 1 when an owed figure is missed.
@@ -29,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import http.client
 
-from bench.api import Figure, measured
+from bench.api import Figure, measured, under_load
+from bench.slurm import SUBMIT, NoSlurm, slurmrestd
 from tests import databases, postgres
 from tests.daemon_process import DaemonProcess, daemon, local_center
 
@@ -98,6 +102,23 @@ def measure(broker: DaemonProcess, options: argparse.Namespace) -> tuple[Figure,
     return figure, next_number(drawn) / max(commits(broker) - before, 1)
 
 
+def beside(options: argparse.Namespace) -> None:
+    """Print the figures of slurmrestd.  Raises NoSlurm."""
+    job = {"name": "bench", "hold": True, "current_working_directory": "/tmp"}
+    job |= {"environment": {"PATH": "/bin:/usr/bin"}, "standard_output": "/dev/null"}
+    body = json.dumps({"script": "#!/bin/sh\necho done\n", "job": job})
+    with tempfile.TemporaryDirectory() as name, slurmrestd(Path(name)) as slurm:
+        head = f"POST {SUBMIT} HTTP/1.1\r\nHost: s\r\nConnection: keep-alive\r\n{slurm.headers}"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        request = (head + body).encode()
+        figure = under_load(slurm.port, slurm.pids, lambda: request, options)
+    print(
+        f"{'slurmrestd':16}{figure.per_s:8.0f}{'':14}{figure.per_cpu_s:8.0f}"
+        f"{figure.p50_ms:8.1f}{figure.p99_ms:8.1f}",
+        flush=True,
+    )
+
+
 def next_number(drawn: Iterator[bytes]) -> int:
     """How many bodies have been drawn."""
     return int(json.loads(next(drawn))["jobName"].removeprefix("job-"))
@@ -121,6 +142,7 @@ def main() -> int:
     parser.add_argument("--database", choices=databases.KINDS, help="one of them; without it each")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--slurmrestd", action="store_true", help="also a real slurmrestd, as root")
     options = parser.parse_args()
     postgres.SETTINGS.update(postgres.DURABLE)
     print(
@@ -130,6 +152,12 @@ def main() -> int:
     )
     kinds = [options.database] if options.database else databases.KINDS
     reached = [timed(kind, options) for kind in kinds]
+    if options.slurmrestd:
+        try:
+            beside(options)
+        except NoSlurm as error:
+            print(f"slurmrestd: {error}", file=sys.stderr)
+            return 2
     return 0 if all(reached) else 1
 
 
